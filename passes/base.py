@@ -1,0 +1,128 @@
+"""What a pass is: a frozen dataclass whose fields are its options and whose `run` maps a model to a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import onnx
+
+from passes.model import Model, stubs_as_inputs
+
+
+class PassError(RuntimeError):
+    """A pass could not do its work, or left an invalid graph; the message names the pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One edit: which rule touched which object, and why."""
+
+    rule: str
+    target: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PassResult:
+    """The model after a pass; `modified` is derived from the changes and equals 'the proto differs'."""
+
+    model: Model
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """True when the pass changed the model."""
+        return bool(self.changes)
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A graph transformation: pure, deterministic, valid graph in and valid graph out."""
+
+    @property
+    def name(self) -> str:
+        """A short lower-case name, unique within a pipeline."""
+        ...
+
+    def run(self, model: Model) -> PassResult:
+        """Transforms `model`, which stays as it was."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """What the report keeps of one pass: its name, options, time and edits."""
+
+    name: str
+    options: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    changes: tuple[Change, ...]
+
+
+#: Called after every pass with its record and its result (for dumps and progress).
+Hook = Callable[[PassRecord, Model], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An ordered list of passes; the graph is verified after each one that changed it."""
+
+    passes: tuple[Pass, ...]
+
+    def run(self, model: Model, hook: Hook | None = None) -> tuple[Model, tuple[PassRecord, ...]]:
+        """Runs every pass in order.
+
+        Raises:
+            PassError: a pass left an invalid graph; the message names it and the checker's finding.
+        """
+        records = []
+        for step in self.passes:
+            before = len(model.proto.graph.node)
+            start = time.perf_counter()
+            result = step.run(model)
+            if result.modified:
+                verify(result.model, step.name)
+            model = result.model
+            record = PassRecord(
+                step.name,
+                repr(step),
+                time.perf_counter() - start,
+                before,
+                len(model.proto.graph.node),
+                result.changes,
+            )
+            records.append(record)
+            if hook is not None:
+                hook(record, model)
+        return model, tuple(records)
+
+
+def verify(model: Model, after: str) -> None:
+    """Checks the graph with onnx.checker and our own rule that node names are unique and not empty.
+
+    Raises:
+        PassError: the graph is invalid; `after` names who left it so.
+    """
+    try:
+        onnx.checker.check_model(stubs_as_inputs(model))
+    except onnx.checker.ValidationError as error:
+        raise PassError(f"the graph is invalid after {after}: {error}") from error
+    missing = {t.name for t in model.proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    missing -= set(model.weights)
+    if missing:
+        raise PassError(
+            f"the graph is invalid after {after}: no data for the weights {', '.join(sorted(missing))}"
+        )
+
+
+def count_by_rule(changes: Iterable[Change]) -> dict[str, int]:
+    """Number of changes per rule, in order of first appearance."""
+    counts: dict[str, int] = {}
+    for change in changes:
+        counts[change.rule] = counts.get(change.rule, 0) + 1
+    return counts

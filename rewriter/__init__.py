@@ -1,0 +1,1 @@
+"""Drop-in successor of TF-TRT on ONNX and today's TensorRT."""

@@ -1,0 +1,1 @@
+"""TensorRT in its two packages, behind one protocol."""

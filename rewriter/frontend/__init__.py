@@ -1,0 +1,1 @@
+"""Turns what users have (SavedModel, Keras, functions, ONNX) into a `SourceModel`."""
