@@ -115,9 +115,7 @@ def verify(model: Model, after: str) -> None:
     missing = {t.name for t in model.proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
     missing -= set(model.weights)
     if missing:
-        raise PassError(
-            f"the graph is invalid after {after}: no data for the weights {', '.join(sorted(missing))}"
-        )
+        raise PassError(f"the graph is invalid after {after}: no data for the weights {', '.join(sorted(missing))}")
 
 
 def count_by_rule(changes: Iterable[Change]) -> dict[str, int]:

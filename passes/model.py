@@ -125,9 +125,7 @@ def to_proto(model: Model) -> onnx.ModelProto:
     proto = model.copy_proto()
     for tensor in proto.graph.initializer:
         if is_stub(tensor):
-            tensor.CopyFrom(
-                numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
-            )
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name))
     return proto
 
 
@@ -156,7 +154,7 @@ def write_weights(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, tu
         for name, array in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             start = file.tell()
-            file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.ndim else array.tobytes())
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             places[name] = (start, file.tell() - start)
     return places
 
@@ -206,9 +204,7 @@ def _detachable(tensor: TensorProto) -> bool:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type in _NEVER_DETACHED:
         return False
     elements = int(np.prod(tensor.dims, dtype=np.int64))
-    return _worth_detaching(
-        tensor.data_type, elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    )
+    return _worth_detaching(tensor.data_type, elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _worth_detaching(data_type: int, nbytes: int) -> bool:
@@ -229,9 +225,7 @@ def _map_external(tensor: TensorProto, base_dir: str | Path | None) -> np.ndarra
     if not path.is_relative_to(base):
         raise ValueError(f"initializer {tensor.name!r} points outside the model's folder: {info.location!r}")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"initializer {tensor.name!r} needs the data file {info.location!r}, which is missing"
-        )
+        raise FileNotFoundError(f"initializer {tensor.name!r} needs the data file {info.location!r}, which is missing")
     if tensor.data_type in _NEVER_DETACHED:
         inline = TensorProto()
         inline.CopyFrom(tensor)
