@@ -1,0 +1,77 @@
+"""ONNX Runtime as the native executor: one session, weights handed over without a copy or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from passes.model import Model, is_stub
+from rewriter.errors import missing_dependency
+
+
+class NativeSession:
+    """A model in ONNX Runtime on the CPU.
+
+    Args:
+        model: the graph; its large weights are passed by reference and must not change while the session lives.
+        outputs: graph outputs to compute; default all, in graph order.
+        optimize: False switches ONNX Runtime's graph optimisations off.
+        threads: intra-op threads; 0 for ONNX Runtime's default.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+
+    def __init__(
+        self, model: Model, outputs: Sequence[str] | None = None, *, optimize: bool = True, threads: int = 0
+    ) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # ONNX Runtime reads these buffers for as long as the session lives: keep both arrays and values.
+        self._weights = {t.name: model.weights[t.name] for t in model.proto.graph.initializer if is_stub(t)}
+        self._values = [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(self._weights[t.name]), t.data_type)
+            for t in model.proto.graph.initializer
+            if is_stub(t)
+        ]
+        if self._values:
+            options.add_external_initializers(list(self._weights), self._values)
+        self._session = ort.InferenceSession(
+            model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(outputs or (o.name for o in self._session.get_outputs()))
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Maps ONNX input names to arrays; returns ONNX output name -> array (thread-safe)."""
+        return dict(zip(self.output_names, self._session.run(list(self.output_names), dict(feeds)), strict=True))
+
+
+def evaluate(proto: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs a small self-contained model once, unoptimised: the evaluator that constant folding is given."""
+    return NativeSession(Model(proto), optimize=False, threads=1).run(feeds)
+
+
+def numpy_dtype(onnx_type: int) -> np.dtype[Any]:
+    """The numpy dtype (ml_dtypes for bfloat16 and float8) of an onnx.TensorProto data type."""
+    return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_type))
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_dependency("ONNX Runtime", "cpu", "running models natively") from error
+    return onnxruntime
