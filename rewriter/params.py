@@ -1,0 +1,162 @@
+"""The parameters of a conversion: TF-TRT's names and defaults, validated in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rewriter.errors import InvalidParameterError
+
+#: Default limit of the builder's workspace for each engine, in bytes (1 GiB).
+DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES = 1 << 30
+
+PROFILE_STRATEGY_RANGE = "Range"
+PROFILE_STRATEGY_OPTIMAL = "Optimal"
+PROFILE_STRATEGY_RANGE_OPTIMAL = "Range+Optimal"
+PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE = "ImplicitBatchModeCompatible"
+
+CACHE_FULL_RULES = ("native", "evict")
+
+
+class TrtPrecisionMode:
+    """The words that `precision_mode` takes, in upper or lower case."""
+
+    FP32 = "FP32"
+    FP16 = "FP16"
+    INT8 = "INT8"
+
+    @staticmethod
+    def supported_precision_modes() -> list[str]:
+        """All accepted spellings, as TF-TRT lists them."""
+        modes = [TrtPrecisionMode.FP32, TrtPrecisionMode.FP16, TrtPrecisionMode.INT8]
+        return modes + [mode.lower() for mode in modes]
+
+
+class ConversionParams(NamedTuple):
+    """Parameters of a conversion; immutable, `_replace(...)` gives a changed copy.
+
+    Attributes:
+        rewriter_config_template: None for the default pass pipeline (nothing else is accepted yet).
+        max_workspace_size_bytes: the builder's WORKSPACE pool limit for every engine, in bytes.
+        precision_mode: "FP32" in either case (FP16 and INT8 are not available yet and are refused).
+        minimum_segment_size: effective nodes that a segment must have (Identity and other no-ops don't count);
+            -1 leaves the main graph native and converts only bodies of control flow.
+        is_dynamic_op: True: engines for the shapes that `build()` sees. False: engines at `convert()`, for static
+            shapes and batches 1..max_batch_size.
+        maximum_cached_engines: engines kept in memory for each engine node at run time.
+        use_calibration: INT8 only.
+        max_batch_size: largest batch of engines built with `is_dynamic_op=False`.
+        allow_build_at_runtime: whether a request may build an engine at run time; saved in the artifact.
+    """
+
+    rewriter_config_template: Any = None
+    max_workspace_size_bytes: int = DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES
+    precision_mode: str = TrtPrecisionMode.FP32
+    minimum_segment_size: int = 3
+    is_dynamic_op: bool = True
+    maximum_cached_engines: int = 1
+    use_calibration: bool = True
+    max_batch_size: int = 1
+    allow_build_at_runtime: bool = True
+
+
+DEFAULT_TRT_CONVERSION_PARAMS = ConversionParams()
+
+
+def supported_profile_strategies() -> list[str]:
+    """The names that `dynamic_shape_profile_strategy` takes."""
+    return [
+        PROFILE_STRATEGY_RANGE,
+        PROFILE_STRATEGY_OPTIMAL,
+        PROFILE_STRATEGY_RANGE_OPTIMAL,
+        PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE,
+    ]
+
+
+def check_params(params: ConversionParams) -> ConversionParams:
+    """The same parameters with the precision mode in upper case.
+
+    Raises:
+        InvalidParameterError: a value is not allowed; the message names the parameter and what is.
+    """
+    if not isinstance(params, ConversionParams):
+        raise InvalidParameterError(f"conversion_params must be a ConversionParams, not {type(params).__name__}")
+    if params.rewriter_config_template is not None:
+        raise InvalidParameterError("rewriter_config_template must be None: choosing passes is not available yet")
+    for name, least in (("max_workspace_size_bytes", 1), ("maximum_cached_engines", 1), ("max_batch_size", 1)):
+        _check_integer(name, getattr(params, name), least)
+    size = params.minimum_segment_size
+    if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+        raise InvalidParameterError(
+            f"minimum_segment_size must be a positive integer, or -1 to leave the main graph native, not {size!r}"
+        )
+    for name in ("is_dynamic_op", "use_calibration", "allow_build_at_runtime"):
+        if not isinstance(getattr(params, name), bool):
+            raise InvalidParameterError(f"{name} must be True or False, not {getattr(params, name)!r}")
+    return params._replace(precision_mode=check_precision_mode(params.precision_mode))
+
+
+def check_precision_mode(mode: object) -> str:
+    """The mode in upper case.
+
+    Raises:
+        InvalidParameterError: unknown, or known and not available yet.
+    """
+    known = TrtPrecisionMode.supported_precision_modes()
+    if not isinstance(mode, str) or mode not in known:
+        raise InvalidParameterError(f"precision_mode must be one of {', '.join(known)}, not {mode!r}")
+    if mode.upper() != TrtPrecisionMode.FP32:
+        raise InvalidParameterError(f"precision_mode {mode!r} is not available yet: use 'FP32'")
+    return mode.upper()
+
+
+def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None) -> str:
+    """The profile strategy that a pair of TF-TRT arguments means ("Range" when nothing was said).
+
+    Raises:
+        InvalidParameterError: unknown strategy; or one given although use_dynamic_shape is False.
+    """
+    known = supported_profile_strategies()
+    if strategy is not None and strategy not in known:
+        raise InvalidParameterError(
+            f"dynamic_shape_profile_strategy must be one of {', '.join(known)}, not {strategy!r}"
+        )
+    if use_dynamic_shape is False:
+        if strategy not in (None, PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE):
+            raise InvalidParameterError(
+                f"dynamic_shape_profile_strategy={strategy!r} needs use_dynamic_shape=True (it is False)"
+            )
+        return PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE
+    return strategy or PROFILE_STRATEGY_RANGE
+
+
+def check_names(name: str, value: object) -> tuple[str, ...]:
+    """A sequence of strings as a tuple; one string alone is refused, for it would be read letter by letter.
+
+    Raises:
+        InvalidParameterError: it is no sequence of strings.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        raise InvalidParameterError(f"{name} must be a list of strings, not {value!r}")
+    return tuple(value)
+
+
+def check_patterns(name: str, value: object) -> tuple[str, ...]:
+    """As `check_names`, and each must be a regular expression.
+
+    Raises:
+        InvalidParameterError: it is no list of strings, or one is no regular expression.
+    """
+    patterns = check_names(name, value)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InvalidParameterError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
+    return patterns
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidParameterError(f"{name} must be an integer of at least {least}, not {value!r}")

@@ -1,0 +1,171 @@
+"""What a conversion did, as frozen values that print and serialise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from onnx import TensorProto
+
+from passes.segments import TensorSpec
+from passes.support import Verdict
+
+REPORT_SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineReport:
+    """One segment and its engine.
+
+    Attributes:
+        name: `TRTEngineOp_000` ...
+        scope: where its nodes lie; () for the main graph.
+        nodes: number of nodes.
+        op_counts: op_type -> number of nodes.
+        inputs, outputs: boundary tensors.
+        precision: arithmetic of the engine.
+        built: whether there is an engine.
+        reason: why there is none; "" when built.
+        size: bytes of the serialised engine, 0 when not built.
+        seconds: build time, 0.0 when not built.
+        layers: layers of TensorRT's network, 0 when not built.
+        profiles: per profile: input name -> {"min", "opt", "max"} dims (values for shape tensors).
+    """
+
+    name: str
+    scope: tuple[str, ...]
+    nodes: int
+    op_counts: Mapping[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    built: bool
+    reason: str = ""
+    size: int = 0
+    seconds: float = 0.0
+    layers: int = 0
+    profiles: tuple[Mapping[str, Mapping[str, list[int]]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Something that did not work and was survived: a denied build, an engine that stayed native."""
+
+    stage: str
+    target: str
+    kind: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PassSummary:
+    """One pass in the report: what it was, how long it took and how often each of its rules changed something."""
+
+    name: str
+    options: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    changes: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The whole conversion.
+
+    Attributes:
+        source: one line about where the model came from.
+        engines: one entry a segment.
+        native: one verdict for every node outside segments, each with its reason.
+        coverage: fraction of effective nodes that lie in segments, built or not.
+        built_coverage: fraction that lies in segments with an engine.
+        total_nodes: nodes of the cleaned model, bodies included.
+        verification: largest relative difference from the source framework by output; empty for ONNX sources.
+        failures: what was survived, in order.
+        timings: stage -> seconds.
+        passes: what the pass pipeline did.
+        versions: package -> version; "backend" names TensorRT's flavour and targets.
+        params: the parameters in force.
+    """
+
+    source: str
+    engines: tuple[EngineReport, ...]
+    native: tuple[Verdict, ...]
+    coverage: float
+    built_coverage: float
+    total_nodes: int
+    verification: Mapping[str, float]
+    failures: tuple[Failure, ...]
+    timings: Mapping[str, float]
+    passes: tuple[PassSummary, ...]
+    versions: Mapping[str, str]
+    params: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return {"schema_version": REPORT_SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        """The report as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Reads back what `to_dict` wrote.
+
+        Raises:
+            ValueError: the schema version is not this program's, or a field is missing.
+        """
+        if data.get("schema_version") != REPORT_SCHEMA_VERSION:
+            raise ValueError(f"report schema {data.get('schema_version')!r} is not {REPORT_SCHEMA_VERSION}")
+        try:
+            values = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+            values["engines"] = tuple(_engine(engine) for engine in values["engines"])
+            values["native"] = tuple(Verdict(**verdict) for verdict in values["native"])
+            values["failures"] = tuple(Failure(**failure) for failure in values["failures"])
+            values["passes"] = tuple(PassSummary(**step) for step in values["passes"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the report lacks or misspells a field: {error}") from error
+        return cls(**values)
+
+
+def group_by_reason(verdicts: tuple[Verdict, ...]) -> list[tuple[str, str, Counter[str]]]:
+    """Native nodes grouped for people: (rule, reason, op_type -> count), most nodes first.
+
+    Reasons that differ only in a node's own name are one group; names are replaced by "*".
+    """
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for verdict in verdicts:
+        reason = verdict.reason.replace(f"'{verdict.node}'", "'*'")
+        groups.setdefault((verdict.rule, reason), Counter())[verdict.op_type] += 1
+    rows = [(rule, reason, counts) for (rule, reason), counts in groups.items()]
+    return sorted(rows, key=lambda row: (-row[2].total(), row[0], row[1]))
+
+
+def dtype_name(dtype: int) -> str:
+    """The numpy-like name ("float32") of an onnx.TensorProto data type."""
+    names = {"FLOAT": "float32", "DOUBLE": "float64"}
+    name: str = TensorProto.DataType.Name(dtype)
+    return names.get(name, name.lower())
+
+
+def shape_text(spec: TensorSpec) -> str:
+    """Dims joined by x, as "batchx224x3"; "?" for an unknown one, "*" for unknown rank, "scalar" for rank 0."""
+    if spec.shape is None:
+        return "*"
+    return "x".join("?" if d is None else str(d) for d in spec.shape) or "scalar"
+
+
+def _engine(data: Mapping[str, Any]) -> EngineReport:
+    specs = {
+        side: tuple(
+            TensorSpec(s["name"], s["dtype"], None if s["shape"] is None else tuple(s["shape"]), s["tensor"])
+            for s in data[side]
+        )
+        for side in ("inputs", "outputs")
+    }
+    rest = {"scope": tuple(data["scope"]), "profiles": tuple(data["profiles"])}
+    return EngineReport(**{**data, **specs, **rest})
