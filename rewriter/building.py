@@ -53,7 +53,7 @@ class BuildResult:
 
 @dataclasses.dataclass
 class EngineBuilder:
-    """Builds plans; engines built in an earlier round or call are reused by key.
+    """Builds plans; what an earlier round or call built, or failed to build, is not tried again (by key).
 
     Attributes:
         backend: where TensorRT runs.
@@ -68,7 +68,7 @@ class EngineBuilder:
     options: BuildOptions
     partition: PartitionOptions
     scratch: Path
-    _engines: dict[str, BuiltEngine] = dataclasses.field(default_factory=dict)
+    _outcomes: dict[str, BuiltEngine | BuildFailure] = dataclasses.field(default_factory=dict)
 
     def build(
         self,
@@ -85,7 +85,7 @@ class EngineBuilder:
             observe: gives each segment its profiles; called again when a denial changed the plan.
             progress: reports steps; returning False cancels the engine in work.
         """
-        failures: list[Failure] = []
+        failures: dict[Failure, None] = {}
         extractor = Extractor(model)
         refinements = 0
         while True:
@@ -96,7 +96,7 @@ class EngineBuilder:
                 build = self._build_one(segment, profiles[segment.segment.name], _bind(progress, plan, index))
                 builds[segment.segment.name] = build
                 if isinstance(build.outcome, BuildFailure):
-                    failures.append(_failure(segment, build.outcome))
+                    failures[_failure(segment, build.outcome)] = None
                     denials += self._blame(segment, build, refinements)
             if not denials:
                 return BuildResult(plan, builds, tuple(failures))
@@ -123,12 +123,12 @@ class EngineBuilder:
         if isinstance(profiles, str):
             return SegmentBuild("", (), BuildFailure("profile", profiles))
         key = self.key(segment, profiles)
-        if key in self._engines:
-            return SegmentBuild(key, profiles, self._engines[key])
+        if key in self._outcomes:
+            return SegmentBuild(key, profiles, self._outcomes[key])
         output = self.scratch / f"{key}.engine"
         outcome = compile_segment(self.backend, segment, profiles, self.options, output, progress)
-        if isinstance(outcome, BuiltEngine):
-            self._engines[key] = outcome
+        if isinstance(outcome, BuiltEngine) or outcome.kind != "cancelled":
+            self._outcomes[key] = outcome
         return SegmentBuild(key, profiles, outcome)
 
     def _blame(self, segment: SegmentModel, build: SegmentBuild, refinements: int) -> list[Verdict]:
