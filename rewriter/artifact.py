@@ -1,0 +1,427 @@
+"""The directory that a conversion leaves behind: written whole or not at all, checked when it is read.
+
+    out/ model.onnx  model.onnx.data  engines/<op>/<key>.engine + .json  manifest.json  report.json
+
+`model.onnx` is the spliced model; any ONNX runtime runs it without the engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+
+from passes import model as models
+from passes.model import Model
+from rewriter import manifest as manifests
+from rewriter.errors import ArtifactError
+from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
+from rewriter.source import Signature
+
+__all__ = ["Artifact", "EngineEntry", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact.
+
+    Attributes:
+        path: its directory.
+        model: the spliced model, weights memory mapped from `model.onnx.data`.
+        signature: what the user calls.
+        params: the conversion parameters, as JSON keeps them.
+        engines: one entry an engine; those that cannot be used carry the reason in `problem`.
+        report: the conversion's report.
+        versions: distribution name -> version at conversion.
+        created: UTC time of the conversion, ISO 8601.
+    """
+
+    path: Path
+    model: Model
+    signature: Signature
+    params: Mapping[str, Any]
+    engines: tuple[EngineEntry, ...]
+    report: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created: str
+
+    def engine_path(self, entry: EngineEntry) -> Path:
+        """The file of one of `engines`."""
+        return self.path / entry.file
+
+
+def is_artifact(path: str | Path) -> bool:
+    """True for a directory with the manifest of an artifact, of whatever schema version."""
+    try:
+        data = json.loads((Path(path) / manifests.MANIFEST_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == manifests.FORMAT
+
+
+def save_artifact(
+    directory: str | Path,
+    *,
+    model: Model,
+    signature: Signature,
+    params: Mapping[str, Any],
+    engines: Sequence[tuple[EngineEntry, Path]] = (),
+    report: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Writes an artifact: into a sibling directory first, then renamed into place.
+
+    Whatever goes wrong, `directory` is afterwards what it was before, and nothing is left beside it.
+
+    Args:
+        directory: where to; missing parents are made.
+        model: the spliced model.
+        signature: what the user calls.
+        params: conversion parameters (plain data).
+        engines: entries with the file that holds each engine now: it is hard-linked, or copied in chunks.
+        report: the conversion's report (plain data).
+        overwrite: True replaces an existing artifact; anything else that is not empty is never replaced.
+
+    Returns:
+        The artifact's directory, resolved.
+
+    Raises:
+        ArtifactError: the output exists or cannot be written, an engine is missing or has changed since it was built,
+            the model is too large for one file, or `params` or `report` hold something that JSON cannot.
+    """
+    # A link is followed here, for renaming a directory onto a link would replace the link.
+    target = Path(directory).resolve()
+    _check_output(target, overwrite)
+    with _output_errors(target), _made_parents(target.parent):
+        scratch = _sibling(target, "new")
+        try:
+            files = _write_content(scratch, model, engines, report)
+            content = Manifest(
+                created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                versions=manifests.installed_versions(),
+                signature=signature,
+                params=params,
+                engines=tuple(entry for entry, _ in engines),
+                files=files,
+            )
+            _write_json(scratch / manifests.MANIFEST_FILE, manifests.manifest_to_json(content))
+            _sync_directory(scratch)
+            _install(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    _log.info("saved %s: %d engines, %d files", target, len(engines), len(files) + 1)
+    return target
+
+
+def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
+    """Reads an artifact.
+
+    A damaged or missing engine is no failure, for its segment can run natively: its entry says what is wrong.
+
+    Args:
+        path: the directory.
+        check_hashes: False compares sizes only (for very large artifacts on a trusted disk).
+
+    Raises:
+        ArtifactError: not an artifact, of a newer schema, an unsafe path, or a damaged file; the message names it.
+    """
+    root = Path(path)
+    content = manifests.manifest_from_json(_read_manifest(root), str(root))
+    problems = _examine_files(root, content.files, check_hashes)
+    for name in (manifests.MODEL_FILE, manifests.REPORT_FILE):
+        if name not in content.files:
+            raise ArtifactError(f"{root}: {manifests.MANIFEST_FILE} is damaged: it does not list {name}")
+    model = _read_model(root, content)
+    _check_signature(root, model, content.signature)
+    return Artifact(
+        path=root,
+        model=model,
+        signature=content.signature,
+        params=content.params,
+        engines=tuple(_examined(entry, content.files, problems) for entry in content.engines),
+        report=_read_json(root, manifests.REPORT_FILE),
+        versions=content.versions,
+        created=content.created,
+    )
+
+
+def _check_output(target: Path, overwrite: bool) -> None:
+    """Refuses outputs that must not be replaced, before any work is done."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ArtifactError(f"the output {target} is a file: choose another directory")
+    with _output_errors(target):
+        if not any(target.iterdir()):
+            return
+    if not overwrite:
+        raise ArtifactError(
+            f"the output {target} exists and is not empty: choose another directory, or allow to overwrite it "
+            "(overwrite=True)"
+        )
+    if not is_artifact(target):
+        raise ArtifactError(
+            f"the output {target} is not an artifact of trt-rewriter, so it is not overwritten: choose another "
+            "directory, or empty it first"
+        )
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path) -> Iterator[None]:
+    """Turns what the system or protobuf says while writing into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = f" ({error.filename})" if error.filename else ""
+        raise ArtifactError(f"cannot write the artifact {target}: {reason}{where}") from error
+    except (ValueError, EncodeError) as error:
+        raise ArtifactError(f"cannot write the artifact {target}: {error}") from error
+
+
+@contextlib.contextmanager
+def _made_parents(parent: Path) -> Iterator[None]:
+    """Makes missing parent directories; takes them away again on failure."""
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _sibling(target: Path, purpose: str) -> Path:
+    """A new directory beside `target`, with the permissions that `mkdir` would give."""
+    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{purpose}-", dir=target.parent))
+    probe = path / "mode"
+    probe.mkdir()
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.rmdir()
+    return path
+
+
+def _write_content(
+    scratch: Path, model: Model, engines: Sequence[tuple[EngineEntry, Path]], report: Mapping[str, Any]
+) -> dict[str, FileRecord]:
+    """Writes everything but the manifest; returns the records of the files."""
+    models.save(model, scratch / manifests.MODEL_FILE, manifests.WEIGHTS_FILE)
+    _write_json(scratch / manifests.REPORT_FILE, manifests.plain(report, "report"))
+    written = [manifests.MODEL_FILE, manifests.REPORT_FILE]
+    written += [manifests.WEIGHTS_FILE] if model.weights else []
+    for entry, source in engines:
+        if entry.file in written:
+            raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
+        _place_engine(scratch, entry, source)
+        written += [entry.file, manifests.sidecar_file(entry.file)]
+    files = {name: manifests.hash_file(scratch / name) for name in written}
+    for entry, source in engines:
+        if files[entry.file] != FileRecord(entry.size, entry.sha256):
+            raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
+    return files
+
+
+def _place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
+    """Links or copies an engine into the scratch directory and writes its sidecar."""
+    if not source.is_file():
+        raise ArtifactError(f"the file of engine {entry.op} is gone ({source}): build it again")
+    path = scratch / entry.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, path)
+    _write_json(scratch / manifests.sidecar_file(entry.file), manifests.entry_to_json(entry))
+
+
+def _write_json(path: Path, data: object) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable, where the system lets a directory be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _install(scratch: Path, target: Path) -> None:
+    """Renames `scratch` to `target`; an artifact already there is put aside first and brought back on failure."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    aside = _sibling(target, "old")
+    old = aside / target.name
+    try:
+        target.rename(old)
+        try:
+            scratch.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    finally:
+        # Only what has been replaced may go: if bringing back failed as well, the old artifact stays in `aside`.
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _read_manifest(root: Path) -> object:
+    """The parsed manifest; says what `root` is when it is no artifact."""
+    if root.is_file():
+        what = "an ONNX file" if root.suffix == ".onnx" else "a file"
+        raise ArtifactError(f"{root} is {what}, not an artifact: convert it first (trt-rewriter convert {root} -o OUT)")
+    if not root.is_dir():
+        raise ArtifactError(f"no such artifact: {root}")
+    if not (root / manifests.MANIFEST_FILE).is_file():
+        if (root / "saved_model.pb").is_file() or (root / "saved_model.pbtxt").is_file():
+            raise ArtifactError(
+                f"{root} is a SavedModel, not an artifact: convert it first (trt-rewriter convert {root} -o OUT)"
+            )
+        raise ArtifactError(f"{root} is not an artifact: it has no {manifests.MANIFEST_FILE}")
+    return _read_json(root, manifests.MANIFEST_FILE)
+
+
+def _read_json(root: Path, name: str) -> Any:
+    try:
+        return json.loads((root / name).read_text("utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{root}: cannot read {name}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{root}: {name} is damaged: {error}") from error
+
+
+def _examine_files(root: Path, files: Mapping[str, FileRecord], check_hashes: bool) -> dict[str, str]:
+    """What is wrong with the files of engines, by name; anything wrong with another file is an error."""
+    problems = {}
+    for name, record in files.items():
+        problem = _examine_file(root, name, record, check_hashes)
+        if not problem:
+            continue
+        if not name.startswith(f"{manifests.ENGINES_DIR}/"):
+            raise ArtifactError(f"{root}: {problem}: convert the model again, or copy the artifact again")
+        problems[name] = problem
+        _log.warning("%s: %s; its segment runs natively", root, problem)
+    return problems
+
+
+def _examine_file(root: Path, name: str, record: FileRecord, check_hashes: bool) -> str:
+    """What is wrong with one file, "" for nothing.
+
+    Raises:
+        ArtifactError: a link leads out of the artifact.
+    """
+    path = root / name
+    try:
+        resolved = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return f"{name} is missing"
+    if not resolved.is_relative_to(root.resolve()):
+        raise ArtifactError(f"{root}: {name} is a link that leads out of the artifact: put the file itself there")
+    if not resolved.is_file():
+        return f"{name} is not a file"
+    try:
+        size = resolved.stat().st_size
+        if size != record.size:
+            return f"{name} is damaged: it has {size} bytes instead of {record.size}"
+        if check_hashes and manifests.hash_file(resolved) != record:
+            return f"{name} is damaged: its sha256 is not the one in {manifests.MANIFEST_FILE}"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    return ""
+
+
+def _examined(entry: EngineEntry, files: Mapping[str, FileRecord], problems: Mapping[str, str]) -> EngineEntry:
+    """The entry with what is wrong with it."""
+    problem = ""
+    if files.get(entry.file) != FileRecord(entry.size, entry.sha256):
+        problem = f"{entry.file} is not listed in {manifests.MANIFEST_FILE} as built"
+    for name in (entry.file, manifests.sidecar_file(entry.file)):
+        problem = problem or problems.get(name, "")
+    return dataclasses.replace(entry, problem=problem)
+
+
+def _read_model(root: Path, content: Manifest) -> Model:
+    """The spliced model; only data files that the manifest lists are mapped."""
+    path = root / manifests.MODEL_FILE
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        unlisted = sorted(set(_external_locations(proto)) - set(content.files))
+        if unlisted:
+            raise ArtifactError(f"{root}: {path.name} refers to {unlisted[0]!r}, which the manifest does not list")
+        model = models.from_proto(proto, root)
+    except (DecodeError, ValueError, OSError) as error:
+        raise ArtifactError(f"{root}: {path.name} is damaged: {error}") from error
+    inner = {t.name for t in _tensors(model.proto) if t.data_location == onnx.TensorProto.EXTERNAL}
+    inner -= set(model.weights)
+    if inner:
+        raise ArtifactError(
+            f"{root}: {path.name} keeps {min(inner)!r}, which is not a weight of the main graph, outside"
+        )
+    return model
+
+
+def _external_locations(proto: onnx.ModelProto) -> Iterator[str]:
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield next((item.value for item in tensor.external_data if item.key == "location"), "")
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers and attributes, bodies and functions included."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graph_tensors(graph)
+
+
+def _check_signature(root: Path, model: Model, signature: Signature) -> None:
+    graph = model.proto.graph
+    for kind, specs, values in (("input", signature.inputs, graph.input), ("output", signature.outputs, graph.output)):
+        names = {value.name for value in values}
+        for spec in specs:
+            if spec.tensor not in names:
+                raise ArtifactError(f"{root}: the signature's {kind} {spec.name!r} is not in {manifests.MODEL_FILE}")

@@ -1,0 +1,324 @@
+"""`manifest.json`: what an artifact holds, as values and as JSON.
+
+The manifest is the only index of an artifact: a file that it does not list is not read. Every listed file carries its
+size and sha256, and every path is relative, in POSIX spelling, and stays inside the artifact's directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from onnx import TensorProto
+
+from passes.segments import TensorSpec
+from rewriter.backends.base import InputProfile, Profile
+from rewriter.errors import ArtifactError
+from rewriter.source import Signature
+
+#: What `manifest.json` says it is.
+FORMAT = "trt-rewriter artifact"
+#: Raised whenever an older reader would misread a newer artifact.
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+REPORT_FILE = "report.json"
+ENGINES_DIR = "engines"
+
+_CHUNK = 1 << 20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: Distributions whose versions are worth knowing when an artifact misbehaves later.
+_DISTRIBUTIONS = (
+    "trt-rewriter", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu", "keras",
+    "tf-keras", "tf2onnx", "tensorrt", "tensorrt-rtx-cu13",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and sha256 (hex) of one file of an artifact."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineEntry:
+    """One serialised engine of an artifact.
+
+    Attributes:
+        op: op_type of the engine node that it belongs to, "TRTEngineOp_000".
+        key: the engine's cache key; it names the file.
+        size: bytes.
+        sha256: hex digest of the file.
+        backend: the package that built it, "tensorrt_rtx" or "tensorrt".
+        version: that package's version; engines are bound to it.
+        targets: compute capabilities that it was built for, as "SM89".
+        profiles: optimization profiles, in the engine's order; () for static shapes.
+        precision: the recipe of the segment, "FP32" ...
+        segment_hash: `SegmentModel.content_hash` of the segment.
+        problem: why this engine cannot be used; "" when it can. Never saved: `load_artifact` finds out.
+    """
+
+    op: str
+    key: str
+    size: int
+    sha256: str
+    backend: str
+    version: str
+    targets: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    precision: str = "FP32"
+    segment_hash: str = ""
+    problem: str = ""
+
+    @property
+    def file(self) -> str:
+        """The engine's path inside the artifact."""
+        return engine_file(self.op, self.key)
+
+    @property
+    def usable(self) -> bool:
+        """True when nothing is known against it."""
+        return not self.problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`."""
+
+    created: str
+    versions: Mapping[str, str]
+    signature: Signature
+    params: Mapping[str, Any]
+    engines: tuple[EngineEntry, ...]
+    files: Mapping[str, FileRecord]
+
+
+def engine_file(op: str, key: str) -> str:
+    """Where the engine of node `op` with cache key `key` lies inside an artifact.
+
+    Raises:
+        ArtifactError: a part is no plain file name.
+    """
+    for part in (op, key):
+        if not _SAFE_NAME.fullmatch(part):
+            raise ArtifactError(
+                f"engine {op!r}: {part!r} cannot be a file name; use letters, digits, '_', '-', '.', '+'"
+            )
+    return f"{ENGINES_DIR}/{op}/{key}.engine"
+
+
+def sidecar_file(engine: str) -> str:
+    """The JSON file beside an engine file."""
+    return engine.removesuffix(".engine") + ".json"
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Size and sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return FileRecord(size, digest.hexdigest())
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that matter, read from their metadata; nothing is imported."""
+    versions = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def plain(value: object, where: str) -> Any:
+    """`value` as JSON knows it: tuples become lists, non-finite floats their names.
+
+    Raises:
+        ArtifactError: something that JSON has no word for; the message names where it is.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise ArtifactError(f"{where} is a {type(value).__name__}, which JSON cannot hold: give it as text or numbers")
+
+
+def entry_to_json(entry: EngineEntry) -> dict[str, Any]:
+    """The JSON form of an engine entry: its manifest line and its sidecar."""
+    return {
+        "op": entry.op,
+        "key": entry.key,
+        "file": entry.file,
+        "size": entry.size,
+        "sha256": entry.sha256,
+        "backend": entry.backend,
+        "version": entry.version,
+        "targets": list(entry.targets),
+        "precision": entry.precision,
+        "segment_hash": entry.segment_hash,
+        "profiles": [profile_to_json(profile) for profile in entry.profiles],
+    }
+
+
+def profile_to_json(profile: Profile) -> dict[str, Any]:
+    """The JSON form of an optimization profile (also that of the node attribute `profiles`)."""
+    return {
+        name: {
+            "min": list(item.minimum),
+            "opt": list(item.optimum),
+            "max": list(item.maximum),
+            "values": item.is_values,
+        }
+        for name, item in profile.items()
+    }
+
+
+def profile_from_json(data: Mapping[str, Any]) -> dict[str, InputProfile]:
+    """The inverse of `profile_to_json`."""
+    return {
+        name: InputProfile(
+            *(tuple(int(number) for number in item[bound]) for bound in ("min", "opt", "max")), bool(item["values"])
+        )
+        for name, item in data.items()
+    }
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """The JSON form of a manifest."""
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "created": manifest.created,
+        "versions": dict(manifest.versions),
+        "signature": _signature_to_json(manifest.signature),
+        "params": plain(manifest.params, "params"),
+        "engines": [entry_to_json(entry) for entry in manifest.engines],
+        "files": {name: dataclasses.asdict(record) for name, record in manifest.files.items()},
+    }
+
+
+def manifest_from_json(data: object, where: str) -> Manifest:
+    """Reads a manifest.
+
+    Args:
+        data: the parsed JSON.
+        where: the artifact, for messages.
+
+    Raises:
+        ArtifactError: not a manifest, of a newer schema, an unsafe path, or a field that is missing or of a wrong kind.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ArtifactError(f"{where} is not a trt-rewriter artifact: its {MANIFEST_FILE} is of another kind")
+    schema = data.get("schema_version")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ArtifactError(f"{where}: {MANIFEST_FILE} is damaged: schema_version is {schema!r}")
+    if schema > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where} was written by a newer trt-rewriter (schema {schema}, this one reads up to {SCHEMA_VERSION}): "
+            "upgrade trt-rewriter, or convert the model again"
+        )
+    try:
+        manifest = Manifest(
+            created=str(data["created"]),
+            versions={str(name): str(version) for name, version in data["versions"].items()},
+            signature=_signature_from_json(data["signature"]),
+            params=dict(data["params"]),
+            engines=tuple(_entry_from_json(item) for item in data["engines"]),
+            files={name: _record_from_json(item) for name, item in data["files"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"{where}: {MANIFEST_FILE} is damaged: {detail}") from error
+    for name in manifest.files:
+        check_relative(name, where)
+    return manifest
+
+
+def check_relative(name: str, where: str) -> None:
+    """Refuses a path that is absolute, leaves the directory or is spelled unusually.
+
+    Raises:
+        ArtifactError: it does; the message names the path.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    unsafe = posix.is_absolute() or windows.is_absolute() or windows.drive or "\\" in name or "\0" in name
+    if unsafe or ".." in posix.parts or str(posix) != name or name in ("", "."):
+        raise ArtifactError(f"{where}: unsafe path {name!r} in {MANIFEST_FILE}: only plain relative paths are read")
+
+
+def _signature_to_json(signature: Signature) -> dict[str, Any]:
+    return {
+        "name": signature.name,
+        "inputs": [_spec_to_json(spec) for spec in signature.inputs],
+        "outputs": [_spec_to_json(spec) for spec in signature.outputs],
+    }
+
+
+def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "dtype": TensorProto.DataType.Name(spec.dtype),
+        "shape": None if spec.shape is None else list(spec.shape),
+        "tensor": spec.tensor,
+    }
+
+
+def _signature_from_json(data: Mapping[str, Any]) -> Signature:
+    inputs = tuple(_spec_from_json(item) for item in data["inputs"])
+    outputs = tuple(_spec_from_json(item) for item in data["outputs"])
+    return Signature(inputs, outputs, str(data["name"]))
+
+
+def _spec_from_json(data: Mapping[str, Any]) -> TensorSpec:
+    shape = data["shape"]
+    if shape is not None:
+        for dim in shape:
+            if dim is not None and not isinstance(dim, (int, str)):
+                raise ValueError(f"the shape of {data['name']!r} has the dimension {dim!r}")
+        shape = tuple(shape)
+    return TensorSpec(str(data["name"]), TensorProto.DataType.Value(data["dtype"]), shape, str(data["tensor"]))
+
+
+def _entry_from_json(data: Mapping[str, Any]) -> EngineEntry:
+    record = _record_from_json(data)
+    entry = EngineEntry(
+        op=str(data["op"]),
+        key=str(data["key"]),
+        size=record.size,
+        sha256=record.sha256,
+        backend=str(data["backend"]),
+        version=str(data["version"]),
+        targets=tuple(str(target) for target in data["targets"]),
+        profiles=tuple(profile_from_json(profile) for profile in data["profiles"]),
+        precision=str(data["precision"]),
+        segment_hash=str(data["segment_hash"]),
+    )
+    if entry.file != data["file"]:
+        raise ValueError(f"engine {entry.op!r} names the file {data['file']!r}, expected {entry.file!r}")
+    return entry
+
+
+def _record_from_json(data: Mapping[str, Any]) -> FileRecord:
+    size, digest = data["size"], data["sha256"]
+    if not isinstance(size, int) or size < 0 or not _SHA256.fullmatch(str(digest)):
+        raise ValueError(f"size {size!r} with sha256 {digest!r}")
+    return FileRecord(size, str(digest))
