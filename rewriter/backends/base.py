@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from passes.model import Model
+if TYPE_CHECKING:  # the child process imports this module, and onnx must not come with it
+    from passes.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class ParserError:
         message: the text.
         stage: "check" (all such errors are reported in one pass), "import" (parsing stopped here) or
             "crash" (the parser's process died or hung; `node` is -1).
+        function: name of the parser's own function that failed, "" when unknown; a hint at the operator
+            when `node` is -1 ("importScatterElements").
+        input: name of the graph input that cannot be imported, "" when the error is another one.
     """
 
     node: int
@@ -30,6 +34,8 @@ class ParserError:
     code: str
     message: str
     stage: str
+    function: str = ""
+    input: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Gives every weight a place in a file, so that another process can map it instead of being sent it."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passes.model import Model, is_stub
+
+
+class WeightPlaces:
+    """Places of weights by array identity; arrays that are no file maps are written out once.
+
+    A written file lives as long as its array. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._known: dict[int, Path] = {}
+        self._count = 0
+
+    def of(self, model: Model) -> list[dict[str, Any]]:
+        """For each stub of `model`: name, file, offset and nbytes.
+
+        Raises:
+            KeyError: a stub has no array.
+            OSError: an array cannot be written out.
+        """
+        places = []
+        for tensor in model.proto.graph.initializer:
+            if is_stub(tensor):
+                array = model.weights[tensor.name]
+                file, offset = self._place(array)
+                places.append({"name": tensor.name, "file": file, "offset": offset, "nbytes": int(array.nbytes)})
+        return places
+
+    def close(self) -> None:
+        """Removes the written files; harmless when repeated."""
+        self._known.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _place(self, array: np.ndarray) -> tuple[str, int]:
+        mapped = _file_map(array)
+        if mapped is not None:
+            return mapped
+        key = id(array)
+        if key not in self._known:
+            self._known[key] = self._write(array)
+            weakref.finalize(array, self._forget, key, self._known[key]).atexit = False
+        return str(self._known[key]), 0
+
+    def _write(self, array: np.ndarray) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-weights-")
+        self._count += 1
+        path = Path(self._folder.name) / f"{self._count}.bin"
+        path.write_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return path
+
+    def _forget(self, key: int, path: Path) -> None:
+        if self._known.get(key) == path:
+            del self._known[key]
+        path.unlink(missing_ok=True)
+
+
+def _file_map(array: np.ndarray) -> tuple[str, int] | None:
+    """File and offset of an array that is itself an unchangeable map of a file; None for any other."""
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
+        return None  # a view of a map keeps the offset of the whole: it says nothing about the view
+    if array.mode != "r" or array.filename is None or not array.flags.c_contiguous:
+        return None
+    return str(Path(array.filename).resolve()), int(array.offset)
