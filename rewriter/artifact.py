@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from passes import model as models
 from passes.model import Model
@@ -30,7 +30,7 @@ from rewriter.errors import ArtifactError
 from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
 from rewriter.source import Signature
 
-__all__ = ["Artifact", "EngineEntry", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
+__all__ = ["Artifact", "EngineEntry", "check_output", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def save_artifact(
     """
     # A link is followed here, for renaming a directory onto a link would replace the link.
     target = Path(directory).resolve()
-    _check_output(target, overwrite)
+    check_output(target, overwrite)
     with _output_errors(target), _made_parents(target.parent):
         scratch = _sibling(target, "new")
         try:
@@ -159,9 +159,20 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     )
 
 
-def _check_output(target: Path, overwrite: bool) -> None:
-    """Refuses outputs that must not be replaced, before any work is done."""
+def check_output(directory: str | Path, overwrite: bool = False) -> None:
+    """Refuses an output that `save_artifact` would refuse, before any work is done.
+
+    Raises:
+        ArtifactError: it is a file, not empty and `overwrite` is False, or not an artifact; or no directory can be
+            made there.
+    """
+    target = Path(directory).resolve()
     if not target.exists():
+        parent = next(parent for parent in target.parents if parent.exists())
+        if not parent.is_dir():
+            raise ArtifactError(f"cannot write the artifact {target}: {parent} is a file")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot write the artifact {target}: {parent} is not writable")
         return
     if not target.is_dir():
         raise ArtifactError(f"the output {target} is a file: choose another directory")

@@ -194,12 +194,11 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
 
 def profile_from_json(data: Mapping[str, Any]) -> dict[str, InputProfile]:
     """The inverse of `profile_to_json`."""
-    return {
-        name: InputProfile(
-            *(tuple(int(number) for number in item[bound]) for bound in ("min", "opt", "max")), bool(item["values"])
-        )
-        for name, item in data.items()
-    }
+    profile = {}
+    for name, item in data.items():
+        low, best, high = (tuple(int(number) for number in item[bound]) for bound in ("min", "opt", "max"))
+        profile[name] = InputProfile(low, best, high, bool(item.get("values", False)))
+    return profile
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:

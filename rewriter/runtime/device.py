@@ -1,0 +1,37 @@
+"""Is there an NVIDIA GPU? Asked of the driver's management library, without a package and without a CUDA context."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+
+
+@functools.lru_cache(maxsize=1)
+def installed_gpus() -> int:
+    """Number of NVIDIA GPUs that the driver reports; 0 without a driver.
+
+    NVML is asked, not CUDA: initialising CUDA would spoil every child process that is forked later.
+    """
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    if nvml.nvmlInit_v2() != 0:
+        return 0
+    try:
+        count = ctypes.c_uint(0)
+        return int(count.value) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
+    finally:
+        nvml.nvmlShutdown()
+
+
+def missing_gpu() -> str:
+    """Why no GPU can be used, in a few words; "" when one can."""
+    if not installed_gpus():
+        return "no GPU"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
+        return "no GPU (CUDA_VISIBLE_DEVICES hides all)"
+    return ""

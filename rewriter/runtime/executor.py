@@ -1,0 +1,71 @@
+"""The seam between a converted function and what computes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from passes.model import Model
+from rewriter.runtime.native import NativeSession
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What one run gave.
+
+    Attributes:
+        outputs: ONNX output name -> array.
+        engine_runs: engine nodes that TensorRT computed.
+        fallbacks: reason -> number of engine nodes that ran as their native segment for it.
+    """
+
+    outputs: Mapping[str, Any]
+    engine_runs: int = 0
+    fallbacks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Computes a spliced model. Implementations are thread-safe."""
+
+    @property
+    def provider(self) -> str:
+        """Where the native nodes run: "cpu" or "cuda"."""
+        ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Execution:
+        """Maps ONNX input names to arrays; the caller keeps ownership of them."""
+        ...
+
+    def close(self) -> None:
+        """Frees sessions and engines; harmless when repeated."""
+        ...
+
+
+class NativeExecutor:
+    """Everything in one ONNX Runtime session on the CPU: each engine node runs as its native segment.
+
+    Args:
+        model: the spliced model.
+        outputs: ONNX output names to compute.
+        fallbacks: reason -> number of engine nodes that are not run by TensorRT for it (the same for every run).
+    """
+
+    provider = "cpu"
+
+    def __init__(self, model: Model, outputs: Sequence[str], fallbacks: Mapping[str, int]) -> None:
+        self._session: NativeSession | None = NativeSession(model, tuple(dict.fromkeys(outputs)))
+        self._fallbacks = dict(fallbacks)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Execution:
+        """One run of the session."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("the executor is closed")
+        return Execution(session.run(feeds), 0, self._fallbacks)
+
+    def close(self) -> None:
+        """Drops the session; a run in another thread finishes with it."""
+        self._session = None

@@ -1,0 +1,224 @@
+"""`ConvertedFunction`: a converted model that is called like the TensorFlow signature it came from."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from passes.model import Model
+from passes.segments import TensorSpec
+from rewriter.artifact import EngineEntry, load_artifact
+from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, SourceError
+from rewriter.runtime import device
+from rewriter.runtime.executor import Execution, Executor, NativeExecutor
+from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_feeds
+from rewriter.source import Signature
+
+logger = logging.getLogger(__name__)
+
+#: What `provider` may be.
+PROVIDERS = ("auto", "cpu", "cuda")
+
+
+class ConvertedFunction:
+    """A spliced model as a function. Thread-safe, and a context manager.
+
+    Call it with arrays in the order of the signature, with one dict, tuple or list of them, or with keywords. It
+    takes numpy arrays, TensorFlow tensors, anything with `__array__` or DLPack in CPU memory, and Python numbers and
+    lists. It returns the signature's outputs by name, in its order: numpy arrays, or TensorFlow tensors when one of
+    the inputs was one.
+
+    Args:
+        model: the spliced model; its weights must not change while this object lives.
+        signature: names, order, dtypes and shapes.
+        engines: what is known of the engines of the model's engine nodes.
+        provider: "auto", "cpu" (no engine is used) or "cuda" (an error where no GPU can be used).
+        strict: True raises where an engine would not be used, instead of running its segment natively.
+
+    Attributes:
+        signature: what it was made with.
+        engines: likewise.
+        provider: what it runs on: "cpu" or "cuda".
+        structured_input_signature: ((), {input name: TensorSpec}), as TensorFlow has it.
+        structured_outputs: {output name: TensorSpec}.
+
+    Raises:
+        InvalidParameterError: an unknown provider.
+        ConversionError: "cuda" without a usable GPU; `strict` although an engine cannot be used; or ONNX Runtime
+            refuses the model.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        signature: Signature,
+        engines: Sequence[EngineEntry] = (),
+        *,
+        provider: str = "auto",
+        strict: bool = False,
+    ) -> None:
+        self.signature = signature
+        self.engines = tuple(engines)
+        self.structured_input_signature: tuple[tuple[()], dict[str, TensorSpec]] = (
+            (),
+            {spec.name: spec for spec in signature.inputs},
+        )
+        self.structured_outputs: dict[str, TensorSpec] = {spec.name: spec for spec in signature.outputs}
+        self._strict = strict
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._engine_calls = 0
+        self._fallbacks: collections.Counter[str] = collections.Counter()
+        self._said: set[str] = set()
+        self._executor: Executor | None = _make_executor(model, signature, self.engines, provider, strict)
+        self.provider = self._executor.provider
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Computes the outputs.
+
+        Returns:
+            Public output name -> array (or tensor), in signature order; the caller owns them.
+
+        Raises:
+            InputError: the inputs do not fit the signature.
+            ConverterStateError: the function is closed.
+            ConversionError: the model failed on these inputs; or `strict`, and an engine was not used.
+        """
+        executor = self._executor
+        if executor is None:
+            raise ConverterStateError("this function is closed: load the artifact again")
+        values = bind(self.signature, args, kwargs)
+        execution = self._run(executor, to_feeds(self.signature, values))
+        self._count(execution)
+        outputs = {spec.name: execution.outputs[spec.tensor] for spec in self.signature.outputs}
+        if any(is_tensorflow(value) for value in values.values()):
+            convert = sys.modules["tensorflow"].convert_to_tensor
+            outputs = {name: convert(array) for name, array in outputs.items()}
+        return outputs
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the function was made.
+
+        Returns:
+            calls: finished calls.
+            engine_calls: calls in which TensorRT computed at least one engine node.
+            native_calls: the other ones.
+            fallbacks: reason -> how often an engine node ran as its native segment for it.
+            engines: number of engines.
+            unusable_engines: engine node -> why its engine can never be used.
+            provider: "cpu" or "cuda".
+        """
+        with self._lock:
+            return {
+                "calls": self._calls,
+                "engine_calls": self._engine_calls,
+                "native_calls": self._calls - self._engine_calls,
+                "fallbacks": dict(self._fallbacks),
+                "engines": len(self.engines),
+                "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
+                "provider": self.provider,
+            }
+
+    def close(self) -> None:
+        """Frees sessions and engines; harmless when repeated."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.close()
+
+    def __enter__(self) -> ConvertedFunction:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.inputs)
+        outputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.outputs)
+        state = "closed" if self._executor is None else self.provider
+        return f"<ConvertedFunction ({inputs}) -> ({outputs}), {len(self.engines)} engines, {state}>"
+
+    def _run(self, executor: Executor, feeds: Mapping[str, Any]) -> Execution:
+        try:
+            return executor.run(feeds)
+        except ConversionError:
+            raise
+        except Exception as error:
+            if self._executor is None:
+                raise ConverterStateError("this function was closed during the call") from error
+            shapes = ", ".join(f"{spec.name} {list(feeds[spec.tensor].shape)}" for spec in self.signature.inputs)
+            raise ConversionError(f"the model failed on the inputs {shapes}: {error}") from error
+
+    def _count(self, execution: Execution) -> None:
+        """Counts one call; says each new reason for a fallback once."""
+        with self._lock:
+            self._calls += 1
+            self._engine_calls += execution.engine_runs > 0
+            self._fallbacks.update(execution.fallbacks)
+            news = [reason for reason in execution.fallbacks if reason not in self._said]
+            self._said.update(news)
+        for reason in news:
+            logger.warning("%d engine nodes run natively: %s", execution.fallbacks[reason], reason)
+        if self._strict and execution.fallbacks:
+            raise ConversionError(f"strict: an engine was not used: {next(iter(execution.fallbacks))}")
+
+
+def load(path: str | Path, *, provider: str = "auto", strict: bool = False) -> ConvertedFunction:
+    """Loads an artifact, ready to be called.
+
+    Args:
+        path: the directory that `Converter.save` wrote.
+        provider: "auto" (GPU where one can be used, else CPU), "cpu" or "cuda".
+        strict: True raises where an engine would not be used, instead of running its segment natively.
+
+    Raises:
+        ArtifactError: not an artifact, or a damaged one.
+        InvalidParameterError, ConversionError, MissingDependencyError: as `ConvertedFunction` raises them.
+    """
+    check_provider(provider)
+    artifact = load_artifact(path)
+    return ConvertedFunction(artifact.model, artifact.signature, artifact.engines, provider=provider, strict=strict)
+
+
+def check_provider(provider: str) -> None:
+    """Refuses an unknown provider.
+
+    Raises:
+        InvalidParameterError: it is unknown; the message lists the known ones.
+    """
+    if provider not in PROVIDERS:
+        raise InvalidParameterError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+
+
+def _make_executor(
+    model: Model, signature: Signature, engines: Sequence[EngineEntry], provider: str, strict: bool
+) -> Executor:
+    """Chooses what computes the model; each engine that will not be used has its reason."""
+    check_provider(provider)
+    blocked = _why_no_engines(provider)
+    if provider == "cuda":
+        raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
+    fallbacks = collections.Counter(entry.problem or blocked for entry in engines)
+    if strict and engines:
+        first = engines[0]
+        reason = first.problem or blocked
+        raise ConversionError(f"strict: {len(engines)} engines would not be used; {first.op}: {reason}")
+    try:
+        return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks)
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise SourceError(f"ONNX Runtime refuses the model: {error}") from error
+
+
+def _why_no_engines(provider: str) -> str:
+    """Why engines run natively here, in a few words."""
+    if provider == "cpu":
+        return "provider 'cpu' was asked for"
+    return device.missing_gpu() or "this version of trt-rewriter has no GPU executor"

@@ -1,0 +1,215 @@
+"""From what a user passes to ONNX feeds: binding to the signature, conversion to numpy, checks with clear words."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from passes.segments import TensorSpec
+from rewriter.errors import InputError
+from rewriter.runtime.native import numpy_dtype
+from rewriter.source import Signature
+
+_PLAIN = (bool, int, float, complex, str, bytes)
+
+
+def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives each input of the signature its value, as a Python function's call does.
+
+    One positional argument may hold all inputs: a dict by name; a tuple in the order of the signature; a list, when
+    the signature has several inputs or when one of its elements is an array (other lists are data).
+
+    Returns:
+        Public input name -> value, in signature order.
+
+    Raises:
+        InputError: too many, missing, unknown or repeated inputs; the message names them.
+    """
+    names = [spec.name for spec in signature.inputs]
+    given: Mapping[str, Any] = {}
+    if len(args) == 1 and isinstance(args[0], Mapping) and names:
+        given, args = args[0], ()
+    elif len(args) == 1 and _is_sequence_of_inputs(args[0], len(names)):
+        args = tuple(args[0])
+    if len(args) > len(names):
+        raise InputError(f"{len(args)} inputs were given, the signature has {_listed(names)}")
+    bound = dict(zip(names, args, strict=False))
+    for name, value in (*given.items(), *kwargs.items()):
+        if name not in names:
+            raise InputError(f"unknown input {name!r}{_similar(name, names)}: the signature has {_listed(names)}")
+        if name in bound:
+            raise InputError(f"input {name!r} was given twice")
+        bound[name] = value
+    missing = [spec for spec in signature.inputs if spec.name not in bound]
+    if missing:
+        wanted = ", ".join(f"{spec.name!r} ({describe(spec)})" for spec in missing)
+        raise InputError(f"missing input{'s' if len(missing) > 1 else ''} {wanted}")
+    return {name: bound[name] for name in names}
+
+
+def to_feeds(signature: Signature, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Bound values (see `bind`) as arrays by ONNX input name.
+
+    Raises:
+        InputError: a value does not fit; see `to_array`.
+    """
+    return {spec.tensor: to_array(values[spec.name], spec) for spec in signature.inputs}
+
+
+def sample_feeds(signature: Signature, samples: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds for the items that an `input_fn` yields: each an array, a tuple or list of inputs, or a dict by name.
+
+    Raises:
+        InputError: an item does not fit; the message says which one.
+    """
+    for number, sample in enumerate(samples):
+        try:
+            yield to_feeds(signature, bind(signature, (sample,), {}))
+        except InputError as error:
+            raise InputError(f"sample {number}: {error}") from error
+
+
+def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
+    """One input as an array, without a copy where it already lies in CPU memory.
+
+    Takes numpy arrays, tensors (TensorFlow, or anything with `__array__` or DLPack), and Python numbers, strings and
+    nested lists of them. Only the latter are converted to the wanted dtype, and only when no value changes its kind
+    or overflows.
+
+    Raises:
+        InputError: wrong dtype, rank or static dimension, or nothing that an array can be made of.
+    """
+    python = isinstance(value, (*_PLAIN, list, tuple)) and not isinstance(value, np.generic)
+    array = _from_python(value, spec) if python else _from_tensor(value, spec)
+    _check_dtype(array, spec)
+    _check_shape(array, spec)
+    return array
+
+
+def is_tensorflow(value: Any) -> bool:
+    """True for a tensor of TensorFlow; TensorFlow is not imported for the question."""
+    module = sys.modules.get("tensorflow")
+    kind = getattr(module, "Tensor", None)
+    return kind is not None and isinstance(value, kind)
+
+
+def describe(spec: TensorSpec) -> str:
+    """Dtype and shape for people: `float32 [batch, 8, 8]`."""
+    return f"{numpy_dtype(spec.dtype).name} {describe_shape(spec)}"
+
+
+def describe_shape(spec: TensorSpec) -> str:
+    """The shape for people: `[batch, ?, 8]`."""
+    if spec.shape is None:
+        return "of any shape"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in spec.shape) + "]"
+
+
+def _is_sequence_of_inputs(value: Any, inputs: int) -> bool:
+    if isinstance(value, list):
+        return inputs != 1 or any(not isinstance(item, (*_PLAIN, list, tuple)) for item in value)
+    return isinstance(value, tuple)
+
+
+def _from_python(value: Any, spec: TensorSpec) -> np.ndarray:
+    """Numbers, strings and nested lists, converted when each value keeps its kind and fits."""
+    dtype = numpy_dtype(spec.dtype)
+    try:
+        natural = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"input {spec.name!r}: no array can be made of this {type(value).__name__}: {error}"
+        ) from error
+    if dtype.kind == "O":
+        if natural.size and natural.dtype.kind not in "SU":
+            raise InputError(f"input {spec.name!r} holds {natural.dtype.name} values, expected strings")
+        return np.asarray(value, dtype=object)
+    if natural.size and not _keeps_kind(natural, dtype):
+        raise InputError(
+            f"input {spec.name!r} holds {natural.dtype.name} values that do not fit {dtype.name}: expected "
+            f"{describe(spec)}"
+        )
+    return natural.astype(dtype)
+
+
+def _keeps_kind(natural: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """True when Python values may become `dtype`: bool < int < float < complex, integers within range."""
+    order = "biufcV"
+    kind = dtype.kind if dtype.kind in "biufc" else "f"  # bfloat16 and float8 of ml_dtypes have the kind "V"
+    if natural.dtype.kind not in order:
+        return False
+    if natural.dtype.kind in "iu" and kind in "iu":
+        limits = np.iinfo(dtype)
+        return int(natural.min()) >= limits.min and int(natural.max()) <= limits.max
+    if natural.dtype.kind in "iu" and kind == "b":
+        return False
+    return order.index(natural.dtype.kind) <= order.index(kind)
+
+
+def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
+    """An array over the memory of a tensor of another library."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"input {spec.name!r} is a masked array: fill it first (.filled(...))")
+    try:
+        if isinstance(value, (np.ndarray, np.generic)):
+            array = np.asarray(value)
+        elif hasattr(value, "__array__"):
+            array = np.asarray(value.__array__())
+        elif hasattr(value, "__dlpack__"):
+            array = np.from_dlpack(value)
+        else:
+            raise InputError(
+                f"input {spec.name!r} is a {type(value).__name__}, expected an array or a tensor: {describe(spec)}"
+            )
+    except (TypeError, ValueError, RuntimeError, BufferError, NotImplementedError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"input {spec.name!r}: this {type(value).__name__} cannot be read as an array: {_first_line(error)}"
+        ) from error
+    if array.dtype.kind == "S":
+        return array.astype(object)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _check_dtype(array: np.ndarray, spec: TensorSpec) -> None:
+    dtype = numpy_dtype(spec.dtype)
+    if array.dtype == dtype or (dtype.kind == "O" and array.dtype.kind in "OU"):
+        return
+    raise InputError(
+        f"input {spec.name!r} has dtype {array.dtype.name}, expected {dtype.name}: convert it first, dtypes are never "
+        "changed silently"
+    )
+
+
+def _check_shape(array: np.ndarray, spec: TensorSpec) -> None:
+    if spec.shape is None:
+        return
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"input {spec.name!r} has shape {list(array.shape)}, expected rank {len(spec.shape)}: "
+            f"{describe_shape(spec)}"
+        )
+    for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(wanted, int) and size != wanted:
+            raise InputError(
+                f"input {spec.name!r} has shape {list(array.shape)}, expected {describe_shape(spec)}: dimension {axis} "
+                f"must be {wanted}"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) if names else "no inputs"
+
+
+def _similar(name: str, names: Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(name), names, n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
