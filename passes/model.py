@@ -23,6 +23,9 @@ DETACH_MIN_INTEGER_BYTES = 65536
 #: Written data begin on this boundary (bytes), so that they can be memory mapped by page.
 ALIGNMENT = 4096
 
+#: Arrays of stubs by name, while a pass collects them.
+Weights = dict[str, np.ndarray]
+
 _NEVER_DETACHED = {
     TensorProto.STRING,
     TensorProto.UINT4,
@@ -108,6 +111,19 @@ def from_proto(proto: onnx.ModelProto, base_dir: str | Path | None = None) -> Mo
         else:
             light.graph.initializer.append(numpy_helper.from_array(array, tensor.name))
     return Model(light, weights)
+
+
+def stow(tensor: TensorProto, weights: dict[str, np.ndarray]) -> TensorProto:
+    """What to store as main-graph initializer for `tensor`: itself, or a stub when it is large.
+
+    The data of a large tensor go into `weights` under the tensor's name.
+    """
+    if is_stub(tensor) or not _detachable(tensor):
+        return tensor
+    array = numpy_helper.to_array(tensor)
+    array.flags.writeable = False
+    weights[tensor.name] = array
+    return make_stub(tensor.name, tensor.data_type, tensor.dims)
 
 
 def load(path: str | Path) -> Model:
