@@ -97,15 +97,38 @@ def check_params(params: ConversionParams) -> ConversionParams:
     return params._replace(precision_mode=check_precision_mode(params.precision_mode))
 
 
+def merge_params(whole: ConversionParams | None, single: ConversionParams) -> ConversionParams:
+    """`conversion_params` when given, else what the single arguments say; checked.
+
+    Raises:
+        InvalidParameterError: a value is not allowed; or both are given and a single argument is not at its default.
+    """
+    if whole is None:
+        return check_params(single)
+    for name, value in single._asdict().items():
+        if value != getattr(DEFAULT_TRT_CONVERSION_PARAMS, name):
+            raise InvalidParameterError(f"{name} and conversion_params are both given: set {name} in conversion_params")
+    return check_params(whole)
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> str:
+    """The value when it is one of the known words.
+
+    Raises:
+        InvalidParameterError: it is not.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise InvalidParameterError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
 def check_precision_mode(mode: object) -> str:
     """The mode in upper case.
 
     Raises:
         InvalidParameterError: unknown, or known and not available yet.
     """
-    known = TrtPrecisionMode.supported_precision_modes()
-    if not isinstance(mode, str) or mode not in known:
-        raise InvalidParameterError(f"precision_mode must be one of {', '.join(known)}, not {mode!r}")
+    mode = check_choice("precision_mode", mode, TrtPrecisionMode.supported_precision_modes())
     if mode.upper() != TrtPrecisionMode.FP32:
         raise InvalidParameterError(f"precision_mode {mode!r} is not available yet: use 'FP32'")
     return mode.upper()
@@ -117,11 +140,8 @@ def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None)
     Raises:
         InvalidParameterError: unknown strategy; or one given although use_dynamic_shape is False.
     """
-    known = supported_profile_strategies()
-    if strategy is not None and strategy not in known:
-        raise InvalidParameterError(
-            f"dynamic_shape_profile_strategy must be one of {', '.join(known)}, not {strategy!r}"
-        )
+    if strategy is not None:
+        check_choice("dynamic_shape_profile_strategy", strategy, supported_profile_strategies())
     if use_dynamic_shape is False:
         if strategy not in (None, PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE):
             raise InvalidParameterError(

@@ -1,0 +1,70 @@
+"""The command line: parses arguments, runs one command, turns errors into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rewriter.errors import ConversionError
+
+#: command -> what it does; `rewriter.commands.<command>` implements it.
+COMMANDS = {
+    "convert": "convert a model and save the artifact",
+    "inspect": "show what is in an artifact: engines, native nodes with reasons, sizes",
+    "run": "run an artifact on inputs from a file",
+    "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",
+    "demo": "the whole road on a small model, end to end",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; building it imports no heavy package."""
+    parser = argparse.ArgumentParser(prog="trt-rewriter", description=__doc__.split(":")[0] if __doc__ else None)
+    parser.description = "Converts TensorFlow, Keras and ONNX models into models with TensorRT engines spliced in."
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, purpose in COMMANDS.items():
+        module = importlib.import_module(f"rewriter.commands.{name}")
+        module.add_arguments(commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 done, 1 a comparison failed, 2 a usage or conversion error (told in one line on stderr).
+    """
+    arguments = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.ERROR, format="%(name)s: %(message)s")
+    if not arguments.debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    module = importlib.import_module(f"rewriter.commands.{arguments.command}")
+    try:
+        status: int = module.run(arguments)
+    except ConversionError as error:
+        if arguments.debug:
+            raise
+        print(f"trt-rewriter: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trt-rewriter: interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("trt-rewriter")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

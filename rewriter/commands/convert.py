@@ -1,0 +1,60 @@
+"""`trt-rewriter convert SRC -o OUT`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.add_argument("source", metavar="SRC", help="SavedModel directory, .keras, .h5 or .onnx file")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write the artifact to")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing artifact")
+    parser.add_argument("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
+    parser.add_argument("--signature", help="signature key (default serving_default)")
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        default=[],
+        metavar="NAME:SHAPE[,SHAPE...]",
+        help="sample shapes of an input that the engines must cover, as image:1x224x224x3,8x224x224x3; "
+        "once an input; default: batches 1 and 8, other unknown dimensions as in the check against TensorFlow",
+    )
+    parser.add_argument("--no-engines", action="store_true", help="save without building engines")
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converts, builds, saves and prints the summary."""
+    from rich.console import Console
+
+    from rewriter.artifact import check_output
+    from rewriter.commands.screen import StageScreen, title
+    from rewriter.converter import Converter
+    from rewriter.summary import print_report
+
+    console = Console()
+    shapes = parse_shapes(arguments.shapes)
+    output = Path(arguments.output)
+    check_output(output, overwrite=arguments.overwrite)
+    title(console, f"Converting {arguments.source}")
+    with Converter(
+        model=arguments.source,
+        input_saved_model_tags=words(arguments.tags) if arguments.tags else None,
+        input_saved_model_signature_key=arguments.signature,
+        progress=StageScreen(console),
+        **conversion_arguments(arguments),
+    ) as converter:
+        converter.convert()
+        if not arguments.no_engines:
+            converter.build(converter.sample_input_fn(shapes))
+        converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)
+        print_report(console, converter.report)
+        verification = converter.report.verification
+    if verification:
+        console.print(f"Largest relative difference from TensorFlow: {max(verification.values()):.1e}", highlight=False)
+    console.print(f"Saved to {output}", highlight=False)
+    return 0

@@ -1,0 +1,166 @@
+"""`trt-rewriter demo`: a TensorFlow model becomes an artifact, is loaded again, run, and compared with TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewriter.commands.options import add_conversion_options, conversion_arguments
+from rewriter.errors import InvalidParameterError, missing_dependency
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+#: Largest relative difference from TensorFlow that the demo accepts.
+TOLERANCE = 1e-4
+DIGITS = "digits"
+_BATCHES = (1, 8, 32)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.add_argument(
+        "--model",
+        default=DIGITS,
+        help="digits (default: a trained classifier that ships here) or a Keras application, for example resnet50",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="keep the artifact in this folder (default: a temporary one)"
+    )
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo; 1 when the outputs differ from TensorFlow's."""
+    from rich.console import Console
+
+    from rewriter.artifact import check_output
+
+    console = Console()
+    if arguments.output:
+        check_output(Path(arguments.output), overwrite=False)
+        return _demo(console, arguments, Path(arguments.output))
+    with tempfile.TemporaryDirectory(prefix="trt-rewriter-demo-") as folder:
+        return _demo(console, arguments, Path(folder) / "artifact")
+
+
+def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
+    from rewriter.commands.screen import StageScreen, title
+    from rewriter.converter import Converter
+    from rewriter.summary import print_report
+
+    model, call, images, labels = _digits() if arguments.model == DIGITS else _application(arguments.model)
+    title(console, f"1. Convert {arguments.model}, a TensorFlow model")
+    start = time.perf_counter()
+    with Converter(model=model, progress=StageScreen(console), **conversion_arguments(arguments)) as converter:
+        converter.convert()
+        name = converter.signature.inputs[0].name
+        converter.build(converter.sample_input_fn({name: [(batch, *images.shape[1:]) for batch in _BATCHES]}))
+        converter.save(output)
+        report = converter.report
+    console.print(f"  in all     {time.perf_counter() - start:7.2f} s", highlight=False)
+    title(console, "2. What TensorRT took, and what stays native")
+    print_report(console, report)
+    title(console, "3. Load the artifact and run it")
+    return _compare(console, output, call, images, labels)
+
+
+def _compare(
+    console: Console,
+    output: Path,
+    call: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    images: np.ndarray,
+    labels: np.ndarray | None,
+) -> int:
+    """Runs the saved artifact and TensorFlow on the same inputs and prints how they compare."""
+    import numpy as np
+
+    from rewriter.runtime.function import load
+    from rewriter.summary import human_size
+
+    expected = call(images)
+    with load(output) as function:
+        actual = function(images)
+        stats = function.stats()
+    worst = 0.0
+    for name, reference in expected.items():
+        difference = np.abs(np.asarray(actual[name], np.float64) - reference).max()
+        relative = float(difference / max(np.abs(reference).max(), 1e-30))
+        worst = max(worst, relative)
+        console.print(f"  {name}: largest relative difference from TensorFlow {relative:.1e}", highlight=False)
+    if labels is not None:
+        hits = [float((np.asarray(run["digit"]) == labels).mean()) for run in (expected, actual)]
+        console.print(
+            f"  accuracy on {len(labels)} test images: TensorFlow {hits[0]:.1%}, converted {hits[1]:.1%}",
+            highlight=False,
+        )
+    for reason, count in stats["fallbacks"].items():
+        console.print(f"  {count} engine call(s) ran natively: {reason}", highlight=False)
+    sizes = {
+        kind: sum(p.stat().st_size for p in output.rglob(pattern) if p.is_file())
+        for kind, pattern in (("model.onnx + weights", "model.onnx*"), ("engines", "*.engine"), ("all files", "*"))
+    }
+    console.print("  " + ", ".join(f"{kind} {human_size(size)}" for kind, size in sizes.items()), highlight=False)
+    passed = worst <= TOLERANCE
+    verdict = "[bold green]PASSED[/]" if passed else "[bold red]FAILED[/]"
+    console.print(
+        f"{verdict}: the converted model computes what TensorFlow computes (limit {TOLERANCE:.0e}).", highlight=False
+    )
+    console.print("Next: trt-rewriter convert YOUR_SAVED_MODEL -o OUT, then trt-rewriter inspect OUT", highlight=False)
+    return 0 if passed else 1
+
+
+def _digits() -> tuple[Any, Callable[[np.ndarray], Mapping[str, np.ndarray]], np.ndarray, np.ndarray | None]:
+    """The shipped classifier with its test images and labels."""
+    from rewriter.demo import digits_path, load_digits_test
+
+    tf = _tensorflow()
+    loaded = tf.saved_model.load(str(digits_path()))
+    signature = loaded.signatures["serving_default"]
+    images, labels = load_digits_test()
+
+    def call(batch: np.ndarray) -> Mapping[str, np.ndarray]:
+        outputs = signature(**{next(iter(signature.structured_input_signature[1])): tf.constant(batch)})
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    call.keep = loaded  # type: ignore[attr-defined]  # the signature dies with its SavedModel
+    return digits_path(), call, images, labels
+
+
+def _application(name: str) -> tuple[Any, Callable[[np.ndarray], Mapping[str, np.ndarray]], np.ndarray, None]:
+    """A Keras application with random weights (nothing is downloaded) and random images."""
+    import numpy as np
+
+    tf = _tensorflow()
+    applications = {
+        key.lower(): value
+        for key, value in vars(tf.keras.applications).items()
+        if key[:1].isupper() and callable(value)
+    }
+    if name.lower() not in applications:
+        raise InvalidParameterError(
+            f"--model must be {DIGITS} or one of {', '.join(sorted(applications))}, not {name!r}"
+        )
+    tf.keras.utils.set_random_seed(0)
+    model = applications[name.lower()](weights=None)
+    shape = tuple(model.inputs[0].shape[1:])
+    images = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+
+    def call(batch: np.ndarray) -> Mapping[str, np.ndarray]:
+        output = model(batch, training=False)
+        return {"output_0": output.numpy()}
+
+    return model, call, images, None
+
+
+def _tensorflow() -> Any:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise missing_dependency("TensorFlow", "tf", "the demo") from error
+    return tf

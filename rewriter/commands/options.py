@@ -1,0 +1,79 @@
+"""The options that conversion commands share: parameter names with dashes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rewriter import params as parameters
+from rewriter.errors import InvalidParameterError
+
+Shapes = dict[str, tuple[tuple[int, ...], ...]]
+
+
+def add_conversion_options(parser: argparse.ArgumentParser) -> None:
+    """Adds one option a conversion parameter."""
+    defaults = parameters.DEFAULT_TRT_CONVERSION_PARAMS
+    add = parser.add_argument
+    add("--precision-mode", default=defaults.precision_mode, help="FP32 (default)")
+    add("--minimum-segment-size", type=int, default=defaults.minimum_segment_size, help="effective nodes (default 3)")
+    add(
+        "--max-workspace-size-bytes",
+        type=int,
+        default=defaults.max_workspace_size_bytes,
+        help="workspace limit of each engine (default 1073741824)",
+    )
+    add("--maximum-cached-engines", type=int, default=defaults.maximum_cached_engines)
+    add("--no-build-at-runtime", action="store_true", help="requests never build engines")
+    add("--dynamic-shape-profile-strategy", choices=parameters.supported_profile_strategies())
+    add("--backend", default="auto", choices=("auto", "tensorrt_rtx", "tensorrt"))
+    add("--targets", default="", help="GPU architectures, as sm80,sm89 (default: all the backend supports)")
+    add("--op-denylist", default="", help="operator types that stay native, separated by commas")
+    add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
+    add("--allow-double", action="store_true", help="let TensorRT compute float64 in float32")
+
+
+def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parsed options as keyword arguments of `Converter`."""
+    return {
+        "precision_mode": arguments.precision_mode,
+        "minimum_segment_size": arguments.minimum_segment_size,
+        "max_workspace_size_bytes": arguments.max_workspace_size_bytes,
+        "maximum_cached_engines": arguments.maximum_cached_engines,
+        "allow_build_at_runtime": not arguments.no_build_at_runtime,
+        "dynamic_shape_profile_strategy": arguments.dynamic_shape_profile_strategy,
+        "backend": arguments.backend,
+        "targets": words(arguments.targets),
+        "op_denylist": words(arguments.op_denylist),
+        "node_denylist": tuple(arguments.node_denylist),
+        "allow_double": arguments.allow_double,
+    }
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Splits at commas; empty pieces are dropped."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def parse_shapes(texts: list[str]) -> Shapes:
+    """Reads "image:1x224x224x3,8x224x224x3": input name -> sample shapes, in order. "scalar" is rank 0.
+
+    Raises:
+        InvalidParameterError: it is written otherwise.
+    """
+    shapes: Shapes = {}
+    for text in texts:
+        name, colon, rest = text.rpartition(":")
+        if not colon or not name:
+            raise InvalidParameterError(
+                f"--shapes {text!r}: write NAME:DIMxDIM,DIMxDIM, for example image:1x8x8,32x8x8"
+            )
+        try:
+            shapes[name] = tuple(
+                () if shape == "scalar" else tuple(int(dim) for dim in shape.split("x")) for shape in words(rest)
+            )
+        except ValueError as error:
+            raise InvalidParameterError(f"--shapes {text!r}: a dimension is no number") from error
+        if not shapes[name] or any(dim < 0 for shape in shapes[name] for dim in shape):
+            raise InvalidParameterError(f"--shapes {text!r}: give at least one shape, and no negative dimension")
+    return shapes

@@ -1,0 +1,45 @@
+"""`trt-rewriter run OUT --inputs in.npz --outputs out.npz`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.add_argument("artifact", metavar="OUT", help="folder of an artifact")
+    parser.add_argument("--inputs", required=True, metavar="IN.npz", help="one array an input, named as the signature")
+    parser.add_argument("--outputs", metavar="OUT.npz", help="file to write the outputs to")
+    parser.add_argument("--provider", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--strict", action="store_true", help="fail when an engine would not be used")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the artifact once and prints its outputs' shapes and ranges."""
+    import numpy as np
+    from rich.console import Console
+
+    from rewriter.errors import InputError
+    from rewriter.runtime.function import load
+
+    try:
+        with np.load(arguments.inputs, allow_pickle=False) as file:
+            feeds = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the inputs {arguments.inputs!r} as an .npz file: {error}") from error
+    console = Console()
+    with load(arguments.artifact, provider=arguments.provider, strict=arguments.strict) as function:
+        outputs = function(**feeds)
+        stats = function.stats()
+    for name, array in outputs.items():
+        span = f" {array.min():.6g} .. {array.max():.6g}" if array.size and array.dtype.kind in "iuf" else ""
+        console.print(f"{name}: {array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}{span}", highlight=False)
+    for reason, count in stats["fallbacks"].items():
+        console.print(f"native: {count} engine call(s): {reason}", highlight=False)
+    if arguments.outputs:
+        try:
+            np.savez(Path(arguments.outputs), **outputs)
+        except OSError as error:
+            raise InputError(f"cannot write the outputs to {arguments.outputs!r}: {error}") from error
+    return 0

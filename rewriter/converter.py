@@ -1,0 +1,401 @@
+"""`Converter`: TF-TRT's verbs, in order: convert, build, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from passes.base import PassRecord
+from passes.model import Model, spool
+from passes.partition import PartitionOptions
+from passes.pipeline import default_pipeline
+from passes.splice import splice
+from rewriter import params as parameters
+from rewriter.artifact import save_artifact
+from rewriter.backends import open_backend
+from rewriter.backends.base import Backend, BuildOptions
+from rewriter.backends.oracle import ParserOracle
+from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.engines import engine_attributes, engine_entries
+from rewriter.errors import ConverterStateError, InvalidParameterError
+from rewriter.frontend import load_source
+from rewriter.params import ConversionParams
+from rewriter.planning import make_plan
+from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
+from rewriter.report import Report
+from rewriter.reporting import make_report, params_to_json
+from rewriter.runtime.function import ConvertedFunction
+from rewriter.runtime.native import evaluate
+from rewriter.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.shapes import Observer
+from rewriter.source import Signature, SourceModel
+from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
+
+
+class Converter:
+    """Turns a model into one with TensorRT engines spliced in.
+
+    Call `convert()`, then `build()` with sample inputs, then `save()`. Nothing heavy happens before `convert()`.
+    A converter holds a temporary folder and a child process: use it as a context manager, or `close()` it, to free
+    them early; otherwise they go with the object.
+
+    Args:
+        input_saved_model_dir: a TensorFlow SavedModel directory (or give `model`).
+        input_saved_model_tags: tags of its graph; default ("serve",).
+        input_saved_model_signature_key: signature to convert; default "serving_default".
+        use_dynamic_shape: None or True: engines cover ranges of shapes. False: profiles as TF-TRT's implicit batch
+            mode made them ("ImplicitBatchModeCompatible").
+        dynamic_shape_profile_strategy: one of `supported_profile_strategies()`; default "Range".
+        max_workspace_size_bytes: limit of the builder's workspace for each engine, bytes.
+        precision_mode: arithmetic of the engines; see `ConversionParams`.
+        minimum_segment_size: effective nodes a segment must have; -1 leaves the main graph native.
+        maximum_cached_engines: engines in memory for each engine node at run time.
+        use_calibration: INT8 only.
+        allow_build_at_runtime: whether requests may build engines at run time; saved in the artifact.
+        conversion_params: all of these (and three more) as one value; then none of them may be given beside it.
+        model: instead of a directory: a path (SavedModel, .keras, .h5, .onnx), a Keras model, a ConcreteFunction, a
+            tf.function or an ONNX ModelProto.
+        inputs: not available yet (frozen GraphDef).
+        outputs: not available yet (frozen GraphDef).
+        backend: "auto", "tensorrt_rtx", "tensorrt", or an open `Backend`, which the caller closes.
+        targets: GPU architectures to build for, for example ["sm80", "sm89"]; default: all that the backend names.
+        op_denylist: operator types that stay native.
+        node_denylist: regular expressions; nodes whose name one of them finds stay native.
+        cache_full: what a full engine cache does at run time: "native" or "evict".
+        engine_cache_dir: not available yet.
+        progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
+        samples: sample inputs (dicts by signature name, arrays or tuples) for checking the export against
+            TensorFlow; default: random ones.
+        allow_double: let TensorRT take float64 nodes, which it computes in float32.
+        verify: False skips the comparison with TensorFlow after the export.
+
+    Raises:
+        InvalidParameterError: a parameter has a value that is not allowed.
+        MissingDependencyError: no TensorRT package is installed.
+    """
+
+    def __init__(
+        self,
+        input_saved_model_dir: str | Path | None = None,
+        input_saved_model_tags: Iterable[str] | None = None,
+        input_saved_model_signature_key: str | None = None,
+        use_dynamic_shape: bool | None = None,
+        dynamic_shape_profile_strategy: str | None = None,
+        max_workspace_size_bytes: int = parameters.DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES,
+        precision_mode: str = parameters.TrtPrecisionMode.FP32,
+        minimum_segment_size: int = 3,
+        maximum_cached_engines: int = 1,
+        use_calibration: bool = True,
+        allow_build_at_runtime: bool = True,
+        conversion_params: ConversionParams | None = None,
+        *,
+        model: Any = None,
+        inputs: Iterable[str] | None = None,
+        outputs: Iterable[str] | None = None,
+        backend: str | Backend = "auto",
+        targets: Iterable[str] | None = None,
+        op_denylist: Iterable[str] = (),
+        node_denylist: Iterable[str] = (),
+        cache_full: str = "native",
+        engine_cache_dir: str | Path | None = None,
+        progress: ProgressCallback | bool | None = None,
+        samples: Iterable[Any] | None = None,
+        allow_double: bool = False,
+        verify: bool = True,
+    ) -> None:
+        single = ConversionParams(
+            max_workspace_size_bytes=max_workspace_size_bytes,
+            precision_mode=precision_mode,
+            minimum_segment_size=minimum_segment_size,
+            maximum_cached_engines=maximum_cached_engines,
+            use_calibration=use_calibration,
+            allow_build_at_runtime=allow_build_at_runtime,
+        )
+        self.params = parameters.merge_params(conversion_params, single)
+        self._strategy = parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy)
+        self._origin = _one_source(input_saved_model_dir, model)
+        self._tags = None if input_saved_model_tags is None else tuple(input_saved_model_tags)
+        self._signature_key = input_saved_model_signature_key
+        _refuse("inputs", inputs)
+        _refuse("outputs", outputs)
+        _refuse("engine_cache_dir", engine_cache_dir)
+        self._op_denylist = parameters.check_names("op_denylist", op_denylist)
+        self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
+        self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
+        self._samples = None if samples is None else list(samples)
+        self._allow_double = allow_double
+        self._verify = verify
+        self._stages = Stages(resolve(progress))
+        self._owns_backend = isinstance(backend, str)
+        self._backend = open_backend(backend, tuple(targets or ())) if isinstance(backend, str) else backend
+        self._targets = tuple(targets or ())
+        self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
+        self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
+        self._source: SourceModel | None = None
+        self._model: Model | None = None
+        self._records: tuple[PassRecord, ...] = ()
+        self._result: BuildResult | None = None
+        self._builder: EngineBuilder | None = None
+        self._input_fns: list[Callable[[], Iterable[Any]]] = []
+
+    def convert(self, calibration_input_fn: Callable[[], Iterable[Any]] | None = None) -> ConvertedFunction:
+        """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
+
+        Args:
+            calibration_input_fn: INT8 only, so not accepted yet.
+
+        Returns:
+            The spliced model as a function (engines appear in it once saved and loaded).
+
+        Raises:
+            ConverterStateError: called twice.
+            SourceError, ExportError, VerificationError: the model cannot be read, expressed or reproduced.
+        """
+        if self._source is not None:
+            raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
+        if calibration_input_fn is not None:
+            raise InvalidParameterError(
+                "calibration_input_fn is only for precision_mode='INT8', which is not available yet"
+            )
+        source = load_source(
+            self._origin, tags=self._tags, signature_key=self._signature_key, samples=self._samples, verify=self._verify
+        )
+        for stage, seconds in source.timings.items():
+            self._stages.add(stage, seconds)
+        with self._stages.stage("passes"):
+            model, self._records = default_pipeline(evaluate).run(source.model)
+            model = spool(model, Path(self._scratch.name) / "weights.data")
+        oracle = self._oracle()
+        with self._stages.stage("support"):
+            support = oracle.examine(model)
+        with self._stages.stage("partition"):
+            plan = make_plan(model, support, oracle, self._partition_options())
+        self._source = _without_weights(source)
+        self._model = model
+        self._result = BuildResult(plan, {}, ())
+        if not self.params.is_dynamic_op:
+            self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
+        return self._function()
+
+    def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
+        """Builds the engines for the shapes of sample inputs.
+
+        Args:
+            input_fn: takes nothing and yields inputs: an array, a tuple in signature order, or a dict by name. It
+                may be called more than once. None is enough for a model whose input shapes are all fixed. Calling
+                `build` again adds to the shapes seen before.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            InvalidParameterError: no input_fn although a dimension is unknown; the message names it.
+            InputError: an input does not fit the signature.
+        """
+        source, _ = self._converted("build")
+        if input_fn is None:
+            unknown = unknown_dimensions(source.signature)
+            if unknown:
+                raise InvalidParameterError(
+                    f"build() needs an input_fn that yields sample inputs, for {unknown[0]} is not fixed"
+                )
+            input_fn = shaped_input_fn(source.signature, {}, source.samples)
+        elif not callable(input_fn):
+            raise InvalidParameterError(
+                f"input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
+            )
+        self._build(input_fn)
+
+    def sample_input_fn(self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None) -> InputFn:
+        """An `input_fn` for `build()` that makes inputs up.
+
+        Args:
+            shapes: input name -> sample shapes, for example {"image": [(1, 224, 224, 3), (8, 224, 224, 3)]}; default:
+                batches 1 and 8, other unknown dimensions as in the check against TensorFlow.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            InvalidParameterError: a shape does not fit, or a dimension stays unknown; the message names it.
+        """
+        source, _ = self._converted("sample_input_fn")
+        return shaped_input_fn(source.signature, shapes or {}, source.samples)
+
+    def save(
+        self,
+        output_saved_model_dir: str | Path,
+        save_gpu_specific_engines: bool = True,
+        options: Any = None,
+        *,
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes the artifact: `rewriter.load()` reads it back.
+
+        Args:
+            output_saved_model_dir: folder to make; it must not exist, or be empty.
+            save_gpu_specific_engines: False leaves the engines out.
+            options: TF-TRT's SaveOptions have no meaning here; anything but None is refused.
+            overwrite: replace an existing artifact (never anything else).
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            ArtifactError: the folder exists or cannot be written.
+        """
+        source, model = self._converted("save")
+        if options is not None:
+            raise InvalidParameterError(
+                "options must be None: SaveOptions of TensorFlow have no meaning for an artifact"
+            )
+        assert self._result is not None  # noqa: S101 - set together with the source
+        builds: Mapping[str, SegmentBuild] = self._result.builds if save_gpu_specific_engines else {}
+        with self._stages.stage("save"):
+            return save_artifact(
+                output_saved_model_dir,
+                model=splice(
+                    model, self._result.plan.segmentation, engine_attributes(self._result, builds, self._backend)
+                ),
+                signature=source.signature,
+                params=self._params_json(),
+                engines=engine_entries(builds, self._backend),
+                report=self.report.to_dict(),
+                overwrite=overwrite,
+            )
+
+    def summary(
+        self, line_length: int = 160, detailed: bool = True, print_fn: Callable[[str], object] | None = None
+    ) -> None:
+        """Prints engines, native nodes with reasons, and coverage.
+
+        Args:
+            line_length: characters a line, at least 80.
+            detailed: with op counts and shapes.
+            print_fn: called with each line; default `print`.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            InvalidParameterError: line_length is too small.
+        """
+        if line_length < MINIMUM_LINE_LENGTH:
+            raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {line_length!r}")
+        print_with(print_fn or print, render_summary(self.report, line_length, detailed))
+
+    @property
+    def signature(self) -> Signature:
+        """Names, dtypes and shapes of the model's inputs and outputs.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+        """
+        return self._converted("signature")[0].signature
+
+    @property
+    def report(self) -> Report:
+        """What the conversion did so far.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+        """
+        source, model = self._converted("report")
+        assert self._result is not None  # noqa: S101 - set together with the source
+        return make_report(
+            source,
+            model,
+            self._result.plan,
+            self._result.builds,
+            records=self._records,
+            failures=self._result.failures,
+            timings=self._stages.timings,
+            backend=self._backend,
+            targets=self._targets or self._backend.default_targets,
+            params=self._params_json(),
+        )
+
+    def close(self) -> None:
+        """Ends TensorRT's child process and removes the temporary folder; harmless when repeated."""
+        self._finalizer()
+
+    def __enter__(self) -> Converter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _converted(self, verb: str) -> tuple[SourceModel, Model]:
+        if self._source is None or self._model is None:
+            raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
+        if not self._finalizer.alive:
+            raise ConverterStateError(f"{verb} came too late: this converter is closed")
+        return self._source, self._model
+
+    def _oracle(self) -> ParserOracle:
+        return ParserOracle(
+            self._backend,
+            op_denylist=self._op_denylist,
+            node_denylist=self._node_denylist,
+            allow_double=self._allow_double,
+        )
+
+    def _function(self) -> ConvertedFunction:
+        source, model = self._converted("convert")
+        assert self._result is not None  # noqa: S101 - set together with the source
+        attributes = engine_attributes(self._result, {}, self._backend)
+        return ConvertedFunction(splice(model, self._result.plan.segmentation, attributes), source.signature)
+
+    def _partition_options(self) -> PartitionOptions:
+        return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
+
+    def _params_json(self) -> dict[str, Any]:
+        return params_to_json(
+            self.params,
+            dynamic_shape_profile_strategy=self._strategy,
+            op_denylist=self._op_denylist,
+            node_denylist=self._node_denylist,
+            cache_full=self._cache_full,
+            allow_double=self._allow_double,
+            targets=self._targets,
+        )
+
+    def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
+        source, model = self._converted("build")
+        assert self._result is not None  # noqa: S101 - set together with the source
+        self._input_fns.append(input_fn)
+        observer = Observer(model, source.signature, tuple(self._input_fns), self._strategy)
+        options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes, targets=self._targets)
+        if self._builder is None:
+            self._builder = EngineBuilder(
+                self._backend, self._oracle(), options, self._partition_options(), Path(self._scratch.name)
+            )
+        with self._stages.stage("build"):
+            result = self._builder.build(model, self._result.plan, observer, self._build_progress)
+        self._result = result
+
+    def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
+        return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))
+
+
+def _one_source(directory: str | Path | None, model: Any) -> Any:
+    if (directory is None) == (model is None):
+        raise InvalidParameterError("give exactly one of input_saved_model_dir and model")
+    return directory if model is None else model
+
+
+def _refuse(name: str, value: object) -> None:
+    if value is not None:
+        raise InvalidParameterError(f"{name} is not available yet: leave it out")
+
+
+def _without_weights(source: SourceModel) -> SourceModel:
+    """Frees the exported weights: from here on the cleaned, spooled model is used."""
+    return dataclasses.replace(source, model=Model(onnx.ModelProto()))
+
+
+def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:
+    if backend is not None:
+        backend.close()
+    scratch.cleanup()

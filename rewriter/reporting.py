@@ -1,0 +1,111 @@
+"""Makes the report out of the values of a conversion."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from passes.base import PassRecord, count_by_rule
+from passes.graph_index import iter_scopes
+from passes.model import Model
+from passes.segments import SegmentModel
+from rewriter.backends.base import Backend, BuiltEngine
+from rewriter.building import SegmentBuild, profile_to_json
+from rewriter.params import ConversionParams
+from rewriter.planning import Plan
+from rewriter.report import EngineReport, Failure, PassSummary, Report
+from rewriter.source import SourceModel
+
+NOT_BUILT = "not built yet: build() has not run"
+_PACKAGES = (
+    "trt-rewriter",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorflow-cpu",
+    "tensorflow",
+    "tf2onnx",
+    "numpy",
+)
+
+
+def make_report(
+    source: SourceModel,
+    model: Model,
+    plan: Plan,
+    builds: Mapping[str, SegmentBuild],
+    *,
+    records: Iterable[PassRecord],
+    failures: Iterable[Failure],
+    timings: Mapping[str, float],
+    backend: Backend,
+    targets: tuple[str, ...],
+    params: Mapping[str, Any],
+) -> Report:
+    """Collects everything that a user may ask about a conversion (see `Report`)."""
+    engines = tuple(_engine(segment, builds.get(segment.segment.name)) for segment in plan.segments)
+    built = {e.name for e in engines if e.built}
+    inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
+    total = plan.segmentation.effective_nodes
+    return Report(
+        source=source.origin,
+        engines=engines,
+        native=plan.segmentation.native,
+        coverage=plan.segmentation.coverage,
+        built_coverage=inside / total if total else 1.0,
+        total_nodes=sum(len(graph.node) for _, graph in iter_scopes(model.proto)),
+        verification=dict(source.verification.max_rel_diff) if source.verification else {},
+        failures=tuple(failures),
+        timings=dict(timings),
+        passes=tuple(
+            PassSummary(r.name, r.options, r.seconds, r.nodes_before, r.nodes_after, count_by_rule(r.changes))
+            for r in records
+        ),
+        versions={
+            **installed_versions(),
+            "backend": f"{backend.flavour} {backend.version}",
+            "targets": " ".join(targets),
+        },
+        params=dict(params),
+    )
+
+
+def params_to_json(params: ConversionParams, **more: Any) -> dict[str, Any]:
+    """Parameters as plain values, with the keyword arguments that TF-TRT did not have."""
+    return {**params._asdict(), **more}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that shape a conversion; absent ones are left out."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _engine(segment: SegmentModel, build: SegmentBuild | None) -> EngineReport:
+    nodes = segment.model.proto.graph.node
+    outcome = build.outcome if build else None
+    engine = outcome if isinstance(outcome, BuiltEngine) else None
+    reason = "" if engine else (f"{outcome.kind}: {outcome.reason}" if outcome else NOT_BUILT)  # type: ignore[union-attr]
+    return EngineReport(
+        name=segment.segment.name,
+        scope=segment.segment.scope,
+        nodes=len(nodes),
+        op_counts=dict(sorted(Counter(n.op_type for n in nodes).items(), key=lambda item: (-item[1], item[0]))),
+        inputs=segment.inputs,
+        outputs=segment.outputs,
+        precision="FP32",
+        built=engine is not None,
+        reason=reason,
+        size=engine.size if engine else 0,
+        seconds=engine.seconds if engine else 0.0,
+        layers=engine.layers if engine else 0,
+        profiles=tuple(profile_to_json(p) for p in build.profiles) if build else (),
+    )

@@ -1,0 +1,151 @@
+"""Made-up inputs for building engines: shapes from the user or the signature, values from the export's own check."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from passes.segments import TensorSpec
+from rewriter.errors import InvalidParameterError
+from rewriter.runtime.native import numpy_dtype
+from rewriter.source import Signature
+
+#: Batches built for when the user names no shapes.
+DEFAULT_BATCHES = (1, 8)
+_SEED = 7
+
+Sample = dict[str, np.ndarray]
+InputFn = Callable[[], Iterator[Sample]]
+
+
+def shaped_input_fn(
+    signature: Signature,
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    samples: Sequence[Mapping[str, object]] = (),
+) -> InputFn:
+    """Samples of the given shapes.
+
+    1. The i-th sample takes the i-th shape of every named input; an input with one shape keeps it throughout.
+    2. A symbolic dimension has one size in a sample: what a named input says holds for all that share the symbol.
+    3. What stays unknown: a first dimension takes `DEFAULT_BATCHES` when no shapes are given at all; any other
+       takes its size in `samples[0]`.
+
+    Args:
+        signature: the inputs.
+        shapes: input name -> shapes; may be empty.
+        samples: known good inputs by name; their values are repeated or cut to the new shapes.
+
+    Raises:
+        InvalidParameterError: unknown input, wrong rank, a fixed dimension contradicted, numbers of shapes that
+            differ, one symbol with two sizes, or a dimension that nothing fixes.
+    """
+    specs = {spec.name: spec for spec in signature.inputs}
+    for name, given in shapes.items():
+        if name not in specs:
+            raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(specs)}")
+        for shape in given:
+            _check_fits(specs[name], shape)
+    counts = {len(given) for given in shapes.values()} - {1}
+    if len(counts) > 1:
+        raise InvalidParameterError(f"inputs must have the same number of shapes (or one): {sorted(counts)} are given")
+    base = dict(samples[0]) if samples else {}
+    batches = (None,) * max(counts, default=1) if shapes else DEFAULT_BATCHES
+    plans = [
+        _resolve(signature, {n: g[i % len(g)] for n, g in shapes.items()}, base, batch)
+        for i, batch in enumerate(batches)
+    ]
+    plans = [plan for plan, _ in itertools.groupby(plans)]
+    return lambda: ({spec.name: _values(spec, plan[spec.name], base) for spec in signature.inputs} for plan in plans)
+
+
+def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[Mapping[str, object]] = ()) -> InputFn:
+    """Samples of batch 1 and `max_batch_size` for static engines; the batch is an unknown first dimension.
+
+    Raises:
+        InvalidParameterError: a dimension other than the batch is unknown; the message names it.
+    """
+    for spec in signature.inputs:
+        for axis, dim in enumerate(spec.shape or (None, None)):
+            if axis > 0 and not isinstance(dim, int):
+                raise InvalidParameterError(
+                    f"is_dynamic_op=False needs fixed shapes, but dimension {axis} ({dim or 'unknown'}) of input "
+                    f"{spec.name!r} is not: use is_dynamic_op=True and build()"
+                )
+    base = dict(samples[0]) if samples else {}
+    plans = [_resolve(signature, {}, base, batch) for batch in sorted({1, max_batch_size})]
+    return lambda: ({spec.name: _values(spec, plan[spec.name], base) for spec in signature.inputs} for plan in plans)
+
+
+def unknown_dimensions(signature: Signature) -> list[str]:
+    """Words for every input dimension without a fixed size, in signature order."""
+    return [
+        f"dimension {axis} ({dim or 'unknown'}) of input {spec.name!r}"
+        for spec in signature.inputs
+        for axis, dim in enumerate(spec.shape if spec.shape is not None else (None,))
+        if not isinstance(dim, int)
+    ]
+
+
+def _check_fits(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    wanted = spec.shape
+    if wanted is None:
+        return
+    if len(wanted) != len(shape) or any(isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)):
+        text = "x".join("?" if d is None else str(d) for d in wanted) or "scalar"
+        raise InvalidParameterError(f"shape {'x'.join(map(str, shape))} does not fit input {spec.name!r} ({text})")
+
+
+def _resolve(
+    signature: Signature, given: Mapping[str, tuple[int, ...]], base: Mapping[str, object], batch: int | None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every input in one sample."""
+    sizes: dict[str, int] = {}
+    for spec in signature.inputs:
+        for dim, size in zip(spec.shape or (), given.get(spec.name, ()), strict=False):
+            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                raise InvalidParameterError(
+                    f"dimension {dim!r} has two sizes in one sample: {sizes[dim]} and {size} (input {spec.name!r})"
+                )
+    shapes = {}
+    for spec in signature.inputs:
+        known = tuple(np.shape(base[spec.name])) if spec.name in base else None  # type: ignore[arg-type]
+        shapes[spec.name] = given.get(spec.name) or _shape(spec, sizes, known, batch)
+    return shapes
+
+
+def _shape(
+    spec: TensorSpec, sizes: Mapping[str, int], known: tuple[int, ...] | None, batch: int | None
+) -> tuple[int, ...]:
+    if spec.shape is None and known is not None:
+        return known
+    shape = []
+    for axis, dim in enumerate(spec.shape if spec.shape is not None else (None,)):
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif isinstance(dim, str) and dim in sizes:
+            shape.append(sizes[dim])
+        elif axis == 0 and batch is not None:
+            shape.append(batch)
+        elif known is not None and spec.shape is not None:
+            shape.append(known[axis])
+        else:
+            what = f"dimension {axis} ({dim or 'unknown'}) of input {spec.name!r}"
+            raise InvalidParameterError(f"{what} is not fixed: give its shapes, for example --shapes {spec.name}:...")
+    return tuple(shape)
+
+
+def _values(spec: TensorSpec, shape: tuple[int, ...], base: Mapping[str, Any]) -> np.ndarray:
+    known = base.get(spec.name)
+    if known is not None and np.size(known):
+        return np.resize(np.asarray(known), shape)
+    if spec.dtype == TensorProto.STRING:
+        return np.full(shape, "sample", dtype=object)
+    dtype = numpy_dtype(spec.dtype)
+    random = np.random.default_rng(_SEED)
+    if dtype.kind in "iub":
+        return random.integers(0, 2, shape).astype(dtype)
+    return random.standard_normal(shape).astype(dtype)

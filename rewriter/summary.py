@@ -1,0 +1,125 @@
+"""The report as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from passes.segments import TensorSpec
+from rewriter.report import EngineReport, Report, dtype_name, group_by_reason, shape_text
+
+#: Narrower lines than this break the tables (TF-TRT's rule too).
+MINIMUM_LINE_LENGTH = 80
+
+
+def render_summary(report: Report, line_length: int = 160, detailed: bool = True) -> str:
+    """Engines, native nodes by reason and coverage as text.
+
+    Args:
+        report: what to show.
+        line_length: characters a line, at least `MINIMUM_LINE_LENGTH`.
+        detailed: with op counts and shapes of every engine; False prints the engine table in short.
+    """
+    console = Console(
+        file=io.StringIO(), width=max(line_length, MINIMUM_LINE_LENGTH), color_system=None, legacy_windows=False
+    )
+    print_report(console, report, detailed=detailed)
+    file = console.file
+    assert isinstance(file, io.StringIO)  # noqa: S101 - narrows the type
+    return file.getvalue().rstrip("\n")
+
+
+def print_report(console: Console, report: Report, *, detailed: bool = True) -> None:
+    """Prints the same to a console (with colours where it has them)."""
+    console.print(_engine_table(report, detailed))
+    console.print(_native_table(report))
+    console.print(coverage_line(report), highlight=False)
+
+
+def print_with(print_fn: Callable[[str], object], text: str) -> None:
+    """Hands text to `print_fn` line by line, as TF-TRT's summary() does."""
+    for line in text.split("\n"):
+        print_fn(line)
+
+
+def coverage_line(report: Report) -> str:
+    """One line: nodes, coverage, engines built."""
+    if not report.engines:
+        return f"No engine: all {report.total_nodes} nodes run natively (reasons above)."
+    built = sum(e.built for e in report.engines)
+    native = len(report.native)
+    return (
+        f"{report.total_nodes} nodes: {report.coverage:.1%} of the effective ones in {len(report.engines)} segment(s), "
+        f"{built} with an engine ({report.built_coverage:.1%}); {native} node(s) native."
+    )
+
+
+def human_size(size: int) -> str:
+    """Bytes with a unit, for example 1.2 MB (decimal units)."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def profile_texts(engine: EngineReport) -> list[str]:
+    """One line a profile and input: "image: 1x8x8 .. 4x8x8 .. 32x8x8"."""
+    lines = []
+    for profile in engine.profiles:
+        for name, ranges in profile.items():
+            parts = ["x".join(map(str, ranges[key])) or "scalar" for key in ("min", "opt", "max")]
+            lines.append(f"{name}: {parts[0] if len(set(parts)) == 1 else ' .. '.join(parts)}")
+    return lines
+
+
+def _engine_table(report: Report, detailed: bool) -> Table:
+    table = Table(title="Engines", box=box.SIMPLE_HEAD, title_justify="left", expand=False)
+    for column in ("engine", "nodes", "ops", "inputs", "outputs", "precision", "layers", "size", "build s", "state"):
+        table.add_column(column, justify="right" if column in ("nodes", "layers", "size", "build s") else "left")
+    for engine in report.engines:
+        state = "built" if engine.built else engine.reason
+        if detailed and engine.built:
+            state = "\n".join(["built for", *profile_texts(engine)]) if engine.profiles else state
+        where = f"\n(in {'/'.join(engine.scope)})" if engine.scope else ""
+        table.add_row(
+            engine.name + where,
+            str(engine.nodes),
+            _ops(engine.op_counts.items(), None if detailed else 3),
+            _specs(engine.inputs),
+            _specs(engine.outputs),
+            engine.precision,
+            str(engine.layers or "-"),
+            human_size(engine.size) if engine.built else "-",
+            f"{engine.seconds:.1f}" if engine.built else "-",
+            state,
+        )
+    if not report.engines:
+        table.add_row("none", *[""] * 9)
+    return table
+
+
+def _native_table(report: Report) -> Table:
+    table = Table(title="Native nodes, by reason", box=box.SIMPLE_HEAD, title_justify="left", expand=False)
+    for column in ("nodes", "ops", "rule", "reason"):
+        table.add_column(column, justify="right" if column == "nodes" else "left")
+    for rule, reason, counts in group_by_reason(report.native):
+        table.add_row(str(counts.total()), _ops(counts.most_common(), None), rule, reason)
+    if not report.native:
+        table.add_row("0", "", "", "every node lies in a segment")
+    return table
+
+
+def _ops(counts: Iterable[tuple[str, int]], most: int | None) -> str:
+    items = list(counts)
+    text = ", ".join(f"{op} x{count}" if count > 1 else op for op, count in items[:most])
+    return f"{text}, ..." if most is not None and len(items) > most else text
+
+
+def _specs(specs: tuple[TensorSpec, ...]) -> str:
+    return "\n".join(f"{s.name}: {dtype_name(s.dtype)} {shape_text(s)}" for s in specs)

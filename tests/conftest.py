@@ -1,0 +1,24 @@
+"""One skip rule for what a machine lacks, and TensorFlow kept quiet."""
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+#: marker -> (is it there?, reason of the skip)
+NEEDS = {
+    "tensorflow": (importlib.util.find_spec("tensorflow") is not None, "TensorFlow is not installed: the [tf] extra"),
+    "rtx": (importlib.util.find_spec("tensorrt_rtx") is not None, "TensorRT-RTX is not installed: the [rtx] extra"),
+    "gpu": (shutil.which("nvidia-smi") is not None, "no NVIDIA GPU on this machine"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker, (present, reason) in NEEDS.items():
+            if not present and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

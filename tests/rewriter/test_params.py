@@ -1,0 +1,84 @@
+import pytest
+
+from rewriter import ConversionParams, InvalidParameterError, TrtPrecisionMode, supported_profile_strategies
+from rewriter import params as parameters
+
+
+def test_defaults_are_tf_trts():
+    params = ConversionParams()
+    assert params == (None, 1 << 30, "FP32", 3, True, 1, True, 1, True)
+    assert params._replace(minimum_segment_size=7).minimum_segment_size == 7
+    with pytest.raises(AttributeError):
+        params.max_batch_size = 2
+
+
+def test_precision_modes_in_both_cases():
+    assert TrtPrecisionMode.supported_precision_modes() == ["FP32", "FP16", "INT8", "fp32", "fp16", "int8"]
+    assert parameters.check_params(ConversionParams(precision_mode="fp32")).precision_mode == "FP32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision_mode": "FP64"}, "precision_mode must be one of FP32, FP16"),
+        ({"precision_mode": "int8"}, "'int8' is not available yet"),
+        ({"precision_mode": None}, "precision_mode must be one of"),
+        ({"minimum_segment_size": 0}, "minimum_segment_size must be a positive integer, or -1"),
+        ({"minimum_segment_size": -2}, "not -2"),
+        ({"minimum_segment_size": True}, "not True"),
+        ({"max_workspace_size_bytes": 0}, "max_workspace_size_bytes must be an integer of at least 1"),
+        ({"max_workspace_size_bytes": 1e9}, "max_workspace_size_bytes must be an integer"),
+        ({"maximum_cached_engines": 0}, "maximum_cached_engines must be an integer of at least 1"),
+        ({"max_batch_size": "8"}, "max_batch_size must be an integer of at least 1, not '8'"),
+        ({"is_dynamic_op": 1}, "is_dynamic_op must be True or False"),
+        ({"allow_build_at_runtime": None}, "allow_build_at_runtime must be True or False"),
+        ({"rewriter_config_template": object()}, "rewriter_config_template must be None"),
+    ],
+)
+def test_wrong_values_are_named(change, message):
+    with pytest.raises(InvalidParameterError, match=message.replace("(", r"\(")):
+        parameters.check_params(ConversionParams(**change))
+
+
+def test_params_must_be_params():
+    with pytest.raises(InvalidParameterError, match="must be a ConversionParams, not dict"):
+        parameters.check_params({"precision_mode": "FP32"})
+
+
+def test_single_arguments_beside_conversion_params_are_a_contradiction():
+    whole = ConversionParams(minimum_segment_size=5)
+    assert parameters.merge_params(whole, ConversionParams()) == whole
+    with pytest.raises(InvalidParameterError, match="minimum_segment_size and conversion_params are both given"):
+        parameters.merge_params(whole, ConversionParams(minimum_segment_size=4))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "strategy", "meaning"),
+    [
+        (None, None, "Range"),
+        (True, "Optimal", "Optimal"),
+        (None, "Range+Optimal", "Range+Optimal"),
+        (False, None, "ImplicitBatchModeCompatible"),
+        (False, "ImplicitBatchModeCompatible", "ImplicitBatchModeCompatible"),
+    ],
+)
+def test_profile_strategy(dynamic, strategy, meaning):
+    assert parameters.check_profile_strategy(dynamic, strategy) == meaning
+
+
+def test_wrong_profile_strategies():
+    with pytest.raises(InvalidParameterError, match="must be one of Range, Optimal"):
+        parameters.check_profile_strategy(True, "range")
+    with pytest.raises(InvalidParameterError, match="needs use_dynamic_shape=True"):
+        parameters.check_profile_strategy(False, "Optimal")
+    assert len(supported_profile_strategies()) == 4
+
+
+def test_lists_of_names_and_patterns():
+    assert parameters.check_names("op_denylist", ["Conv"]) == ("Conv",)
+    assert parameters.check_patterns("node_denylist", ("^a",)) == ("^a",)
+    for bad in ("Conv", [1], 3):
+        with pytest.raises(InvalidParameterError, match="op_denylist must be a list of strings"):
+            parameters.check_names("op_denylist", bad)
+    with pytest.raises(InvalidParameterError, match="is not a regular expression"):
+        parameters.check_patterns("node_denylist", ["("])

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from onnx import TensorProto as T
+
+from passes.segments import TensorSpec
+from rewriter.errors import InvalidParameterError
+from rewriter.sampling import batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.source import Signature
+
+TOKENS = TensorSpec("tokens", T.INT32, ("batch", "length"))
+IMAGE = TensorSpec("image", T.FLOAT, ("batch", 4, 4, 3))
+SIGNATURE = Signature((TOKENS, IMAGE), ())
+BASE = ({"tokens": np.arange(10, dtype=np.int32).reshape(2, 5), "image": np.ones((2, 4, 4, 3), np.float32)},)
+
+
+def shapes_of(input_fn):
+    return [{name: value.shape for name, value in sample.items()} for sample in input_fn()]
+
+
+def test_default_is_batches_one_and_eight_with_the_known_length():
+    found = shapes_of(shaped_input_fn(SIGNATURE, {}, BASE))
+    assert found == [
+        {"tokens": (1, 5), "image": (1, 4, 4, 3)},
+        {"tokens": (8, 5), "image": (8, 4, 4, 3)},
+    ]
+
+
+def test_a_symbol_has_one_size_in_a_sample():
+    found = shapes_of(shaped_input_fn(SIGNATURE, {"tokens": [(3, 7), (6, 9)]}, ()))
+    assert found == [{"tokens": (3, 7), "image": (3, 4, 4, 3)}, {"tokens": (6, 9), "image": (6, 4, 4, 3)}]
+    with pytest.raises(InvalidParameterError, match="'batch' has two sizes in one sample: 3 and 2"):
+        shaped_input_fn(SIGNATURE, {"tokens": [(3, 7)], "image": [(2, 4, 4, 3)]})
+
+
+def test_values_come_from_the_known_sample():
+    (sample,) = shaped_input_fn(SIGNATURE, {"tokens": [(4, 5)]}, BASE)()
+    assert sample["tokens"].dtype == np.int32
+    assert sample["tokens"].max() == 9
+    np.testing.assert_array_equal(sample["tokens"][:2], BASE[0]["tokens"])
+
+
+def test_made_up_values_have_the_right_dtype():
+    signature = Signature(tuple(TensorSpec(f"i{t}", t, (2,)) for t in (T.BOOL, T.UINT8, T.FLOAT16, T.STRING)), ())
+    (sample,) = shaped_input_fn(signature, {})()
+    assert [v.dtype.name for v in sample.values()] == ["bool", "uint8", "float16", "object"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"images": [(1, 4, 4, 3)]}, "names? the input 'images', the signature has tokens, image"),
+        ({"image": [(1, 4, 4, 1)]}, r"shape 1x4x4x1 does not fit input 'image' \(batchx4x4x3\)"),
+        ({"image": [(1, 4)]}, "does not fit"),
+        ({"tokens": [(1, 2), (2, 2)], "image": [(1, 4, 4, 3)] * 3}, "same number of shapes"),
+        ({"image": [(1, 4, 4, 3)]}, r"dimension 1 \(length\) of input 'tokens' is not fixed"),
+    ],
+)
+def test_wrong_shapes_are_named(shapes, message):
+    with pytest.raises(InvalidParameterError, match=message):
+        shaped_input_fn(SIGNATURE, shapes)
+
+
+def test_static_batches():
+    signature = Signature((IMAGE,), ())
+    assert shapes_of(batch_input_fn(signature, 4)) == [{"image": (1, 4, 4, 3)}, {"image": (4, 4, 4, 3)}]
+    assert shapes_of(batch_input_fn(signature, 1)) == [{"image": (1, 4, 4, 3)}]
+    with pytest.raises(InvalidParameterError, match=r"dimension 1 \(length\) of input 'tokens'"):
+        batch_input_fn(SIGNATURE, 4)
+
+
+def test_unknown_dimensions_are_told_in_order():
+    assert unknown_dimensions(SIGNATURE) == [
+        "dimension 0 (batch) of input 'tokens'",
+        "dimension 1 (length) of input 'tokens'",
+        "dimension 0 (batch) of input 'image'",
+    ]

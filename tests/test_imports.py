@@ -1,0 +1,71 @@
+"""Import rules: heavy packages only inside functions, `passes` never imports `rewriter`, few public names."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = tuple(
+    "tensorflow tf_keras keras tf2onnx tensorrt tensorrt_rtx onnxruntime torch polygraphy cuda sklearn".split()
+)
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("passes", "rewriter")
+    for path in (ROOT / package).rglob("*.py")
+    if "demo" not in path.parts or path.name == "__init__.py"
+)
+BLOCKED = """
+import importlib, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {heavy!r}:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Refuse())
+for module in {modules!r}:
+    importlib.import_module(module)
+"""
+
+
+def test_every_module_imports_without_heavy_packages():
+    code = BLOCKED.format(heavy=HEAVY, modules=[m for m in MODULES if not m.endswith("__main__")])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "passes").rglob("*.py")), ids=lambda p: p.name)
+def test_passes_import_only_their_own_kind(path):
+    allowed = {"numpy", "onnx", "onnx_graphsurgeon", "ml_dtypes", "passes"} | set(sys.stdlib_module_names)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found.add(node.module.split(".")[0])
+    assert found <= allowed
+
+
+def test_public_names_are_these():
+    import rewriter
+
+    assert set(rewriter.__all__) == {
+        "DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES", "ArtifactError", "BackendError", "ConversionError", "ConversionParams",
+        "ConvertedFunction", "Converter", "ConverterStateError", "ExportError", "InputError", "InvalidParameterError",
+        "MissingDependencyError", "ProgressEvent", "Report", "SourceError", "TrtConversionParams", "TrtGraphConverterV2",
+        "TrtPrecisionMode", "VerificationError", "load", "supported_profile_strategies",
+    }  # fmt: skip
+    assert all(hasattr(rewriter, name) for name in rewriter.__all__)
+    assert rewriter.TrtGraphConverterV2 is rewriter.Converter
+
+
+def test_help_needs_no_heavy_package():
+    code = (
+        BLOCKED.format(heavy=HEAVY, modules=["rewriter.cli"])
+        + "sys.exit(sys.modules['rewriter.cli'].main(['convert', '-h']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--minimum-segment-size" in done.stdout
