@@ -1,0 +1,252 @@
+"""What the node tests of the onnx package say about the whole pipeline.
+
+Every case (about 1 900, with data) is converted with `minimum_segment_size=1`: passes, oracle, partition, extraction,
+check, build, splice, save, load. The spliced model is run in plain ONNX Runtime and must give what the original gives
+there. Not one case may be wrong, crash or hang; the exit status is 1 otherwise. Prints what became of the cases, why
+nodes were denied, and, on request, everything as JSON.
+
+    python benchmarks/onnx_node_tests.py [--filter REGEX] [--limit N --seed S] [--no-build] [--jobs 2] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from _common import add_project_to_path, format_table, write_json
+from _node_case import BAD, CaseResult, load_cases, run_case
+
+#: Order and meaning of the outcomes in the table.
+OUTCOMES = {
+    "built": "every node is in an engine",
+    "accepted": "segments accepted, building not asked for",
+    "partly built": "some nodes in engines, the others native with a reason",
+    "build failed": "the parser takes it, the builder does not; native",
+    "denied": "native, with a reason for every node",
+    "no nodes": "folded into constants or nothing but no-ops",
+    "refused": "a clear error although ONNX Runtime runs the original",
+    "not runnable": "ONNX Runtime does not run the original; answered without a crash",
+    "wrong": "other values than the original",
+    "error": "an exception that is not the program's own",
+    "crash": "the process died",
+    "hang": "no answer in time",
+}
+#: Seconds for one case.
+TIMEOUT = 180.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    started = time.perf_counter()
+    names = [case.name for case in load_cases(options.filter)]
+    if options.limit and options.limit < len(names):
+        names = sorted(random.Random(options.seed).sample(names, options.limit))  # noqa: S311 - a sample, no secret
+    results = []
+    for result in run_all(names, jobs=options.jobs, build=not options.no_build, timeout=options.timeout):
+        results.append(result)
+        if len(results) % 100 == 0 or result.outcome in BAD:
+            note = f"{result.name}: {result.outcome}: {result.detail}" if result.outcome in BAD else ""
+            print(f"{len(results)}/{len(names)} {note}", file=sys.stderr, flush=True)
+    results.sort(key=lambda r: r.name)
+    text = render(results, time.perf_counter() - started)
+    print(text)
+    if options.table:
+        Path(options.table).write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        write_json(options.json, {"cases": [dataclasses.asdict(r) for r in results]})
+    return 1 if any(r.outcome in BAD or r.without_reason for r in results) else 0
+
+
+def run_all(names: Sequence[str], *, jobs: int, build: bool, timeout: float) -> Iterator[CaseResult]:
+    """Runs the cases in `jobs` processes; one that dies or hangs costs its case and is replaced."""
+    queue = list(reversed(names))
+    workers: list[_Worker] = []
+    try:
+        workers = [_Worker(build) for _ in range(min(jobs, len(names)))]
+        while True:
+            for worker in workers:
+                if worker.case is None and queue:
+                    worker.start(queue.pop())
+            busy = [w for w in workers if w.case is not None]
+            if not busy:
+                return
+            wait([w.connection for w in busy], timeout=1.0)
+            for worker in busy:
+                result = worker.poll(timeout)
+                if result is not None:
+                    yield result
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process that runs cases one by one with a backend of its own."""
+
+    def __init__(self, build: bool) -> None:
+        self._build = build
+        self.case: str | None = None
+        self._started = 0.0
+        self._spawn()
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._build), daemon=False)
+        self._process.start()
+        theirs.close()
+
+    def start(self, name: str) -> None:
+        self.case, self._started = name, time.monotonic()
+        self.connection.send(name)
+
+    def poll(self, timeout: float) -> CaseResult | None:
+        """The result of the case in work, None when there is none yet."""
+        assert self.case is not None
+        name, seconds = self.case, time.monotonic() - self._started
+        outcome, detail = "crash", ""
+        if self.connection.poll():
+            try:
+                result = self.connection.recv()
+            except (EOFError, ConnectionResetError):
+                self._process.join()
+                detail = f"the process ended with status {self._process.exitcode}"
+            else:
+                self.case = None
+                return result
+        elif seconds > timeout:
+            outcome, detail = "hang", f"no answer after {timeout:.0f} s"
+        else:
+            return None
+        self.stop()
+        self.case = None
+        self._spawn()
+        return CaseResult(name, outcome, detail, seconds=seconds)
+
+    def stop(self) -> None:
+        """Asks the process to end, so that it closes its backend; kills it when it does not."""
+        self.connection.close()
+        self._process.join(5 if self.case is None else 0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, build: bool) -> None:
+    """The worker's loop: a case name in, a `CaseResult` out, until the other side closes."""
+    add_project_to_path()
+    import logging
+
+    from rewriter.backends import open_backend
+
+    logging.getLogger("rewriter").setLevel(logging.ERROR)  # every failed build is in the results
+    cases = {case.name: case for case in load_cases()}
+    backend = open_backend("auto", ())
+    try:
+        while True:
+            try:
+                name = connection.recv()
+            except (EOFError, ConnectionResetError):
+                return
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory(prefix="node-test-") as folder:
+                result = run_case(cases[name], backend, Path(folder), build=build)
+            connection.send(dataclasses.replace(result, seconds=time.perf_counter() - started))
+    finally:
+        backend.close()
+
+
+def render(results: Sequence[CaseResult], seconds: float) -> str:
+    """The tables: outcomes, then reasons of native nodes, then what else is worth knowing."""
+    outcomes = Counter(r.outcome for r in results)
+    rows: list[dict[str, Any]] = [
+        {"outcome": name, "cases": outcomes[name], "meaning": meaning}
+        for name, meaning in OUTCOMES.items()
+        if outcomes[name] or name in BAD
+    ]
+    rows.append({"outcome": "all", "cases": len(results), "meaning": f"{seconds:.0f} s"})
+    parts = [format_table(rows), _facts(results), "Native nodes by reason:", format_table(_reasons(results))]
+    for outcome in ("refused", "not runnable"):
+        chosen = Counter((_error_kind(r.detail)) for r in results if r.outcome == outcome)
+        if chosen:
+            table = [{"cases": count, "reason": reason} for reason, count in chosen.most_common(15)]
+            parts += [f"{outcome.capitalize()} by reason (at most 15):", format_table(table)]
+    bad = [r for r in results if r.outcome in BAD or r.without_reason]
+    if bad:
+        table = [{"case": r.name, "outcome": r.outcome, "detail": r.detail or str(r.without_reason)} for r in bad]
+        parts += ["What must not happen:", format_table(table)]
+    return "\n\n".join(parts)
+
+
+def _facts(results: Sequence[CaseResult]) -> str:
+    """One line on how closely the outputs agree."""
+    judged = [r for r in results if r.outcome not in ("not runnable", "refused", *BAD)]
+    compared = [r for r in judged if not r.random]
+    rounded = [r for r in compared if not r.exact]
+    worst = max((r.difference for r in rounded), default=0.0)
+    nodes, inside = sum(r.nodes for r in judged), sum(r.engine_nodes for r in judged)
+    return (
+        f"{len(compared)} cases compared with the original in ONNX Runtime: {len(compared) - len(rounded)} bit-equal, "
+        f"{len(rounded)} within rounding (largest relative difference {worst:.1e}); {len(judged) - len(compared)} draw "
+        f"random numbers, so dtypes and shapes were compared; in {sum(r.as_expected is False for r in compared)} cases "
+        f"ONNX Runtime itself does not give what the test expects. {inside} of {nodes} nodes are in engines."
+    )
+
+
+def _reasons(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """Lines of the table of native nodes, most cases first."""
+    cases: Counter[tuple[str, str]] = Counter()
+    nodes: Counter[tuple[str, str]] = Counter()
+    ops: dict[tuple[str, str], Counter[str]] = {}
+    for result in results:
+        for key in {(rule, reason) for rule, reason, _, _ in result.denials}:
+            cases[key] += 1
+        for rule, reason, op, count in result.denials:
+            nodes[rule, reason] += count
+            ops.setdefault((rule, reason), Counter())[op] += count
+    return [
+        {"rule": rule, "reason": reason, "cases": count, "nodes": nodes[rule, reason], "ops": _few(ops[rule, reason])}
+        for (rule, reason), count in sorted(cases.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _few(ops: Counter[str]) -> str:
+    names = [op for op, _ in ops.most_common(4)]
+    return ", ".join(names) + (f" and {len(ops) - 4} more" if len(ops) > 4 else "")
+
+
+def _error_kind(detail: str) -> str:
+    """An error text without the names and numbers of its case."""
+    from _node_case import generalise
+
+    return generalise(detail, "")[:120]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--filter", default="", metavar="REGEX", help="cases whose name matches")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="a random sample of N cases")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--no-build", action="store_true", help="stop at the accepted segments")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one case (default %(default)s)")
+    parser.add_argument("--json", metavar="PATH", help="write all results there")
+    parser.add_argument("--table", metavar="PATH", help="write what is printed there too")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
