@@ -1,0 +1,261 @@
+"""Convex clusters of supported nodes in a DAG, in plain integers and near-linear time.
+
+Sources of the ideas: levels as in longest-path layering; Pearce and Kelly, "A dynamic topological sort algorithm for
+directed acyclic graphs" (2006). The algorithm:
+
+1. Every node gets an *epoch* that never falls along an edge and rises on every edge from a supported to an
+   unsupported node.
+2. Supported neighbours of equal epoch are joined. All these contractions together are acyclic: a cycle of the
+   contracted graph would have one epoch throughout, so no edge from supported to unsupported, so it would be all
+   supported (then its edges were contracted) or all unsupported (then the DAG had a cycle). The argument never uses
+   that a cluster is connected, so any clusters of one epoch may be joined as well.
+3. *Absorb*: clusters below the minimum join the largest one of their epoch.
+4. *Refine*: neighbouring clusters of different epochs are joined where no second way leads from one to the other, in a
+   topological order of the contracted graph that is repaired after every join.
+
+The number of non-empty epochs is the least possible number of clusters, connected or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+
+#: A search of step 4 that meets more groups than this gives up, and the two clusters stay apart.
+SEARCH_CAP = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Dag:
+    """A DAG whose nodes are numbered in topological order.
+
+    Attributes:
+        preds: per node the nodes it reads from, each with a smaller number.
+        succs: per node the nodes that read from it.
+        supported: per node whether it may lie in a cluster.
+        weights: per node how much it counts towards the minimum, at least 0.
+    """
+
+    preds: Sequence[Sequence[int]]
+    succs: Sequence[Sequence[int]]
+    supported: Sequence[bool]
+    weights: Sequence[int]
+
+    @classmethod
+    def of(cls, preds: Sequence[Sequence[int]], supported: Sequence[bool], weights: Sequence[int] | None = None) -> Dag:
+        """A DAG from its predecessor lists alone; every weight is 1 by default.
+
+        Raises:
+            ValueError: lengths differ, or a node reads from a later one.
+        """
+        count = len(preds)
+        if len(supported) != count or (weights is not None and len(weights) != count):
+            raise ValueError(f"{count} nodes need as many support flags and weights")
+        succs: list[list[int]] = [[] for _ in range(count)]
+        for node, sources in enumerate(preds):
+            for source in sources:
+                if not 0 <= source < node:
+                    raise ValueError(f"node {node} reads from {source}: nodes must be in topological order")
+                succs[source].append(node)
+        return cls(preds, succs, supported, [1] * count if weights is None else weights)
+
+
+def cluster(dag: Dag, minimum: int = 1, *, absorb: bool = True) -> tuple[tuple[int, ...], ...]:
+    """Clusters the supported nodes of a DAG.
+
+    Args:
+        dag: the graph.
+        minimum: weight below which a cluster is worth joining to an unconnected one; smaller clusters may remain and
+            are for the caller to drop.
+        absorb: False keeps every cluster connected, at the price of more and smaller ones.
+
+    Returns:
+        Ascending node numbers per cluster, clusters in topological order of the contracted graph, every supported node
+        in exactly one. Each is convex, and contracting all of them (or any subset) at once gives no cycle.
+    """
+    epoch = epochs(dag)
+    if not absorb:
+        epoch = late_epochs(dag, epoch)
+    label = _connected(dag, epoch)
+    if absorb:
+        _absorb(dag, epoch, label, minimum)
+    return _Refiner(dag, label).run()
+
+
+def epochs(dag: Dag) -> list[int]:
+    """The earliest epoch of every node."""
+    found: list[int] = []
+    for node, sources in enumerate(dag.preds):
+        bump = not dag.supported[node]
+        found.append(max((found[s] + (bump and dag.supported[s]) for s in sources), default=0))
+    return found
+
+
+def late_epochs(dag: Dag, early: Sequence[int]) -> list[int]:
+    """The latest epochs that keep the rule, with every sink where it was: better when clusters must be connected."""
+    found = list(early)
+    for node in range(len(found) - 1, -1, -1):
+        rise = dag.supported[node]
+        followers = dag.succs[node]
+        if followers:
+            found[node] = min(found[s] - (rise and not dag.supported[s]) for s in followers)
+    return found
+
+
+def _find(parent: list[int], node: int) -> int:
+    root = node
+    while parent[root] != root:
+        root = parent[root]
+    while parent[node] != root:
+        parent[node], node = root, parent[node]
+    return root
+
+
+def _connected(dag: Dag, epoch: Sequence[int]) -> list[int]:
+    """Node -> the smallest node of its cluster after step 2; unsupported nodes are alone."""
+    parent = list(range(len(epoch)))
+    for node, sources in enumerate(dag.preds):
+        if not dag.supported[node]:
+            continue
+        for source in sources:
+            if dag.supported[source] and epoch[source] == epoch[node]:
+                a, b = _find(parent, source), _find(parent, node)
+                if a != b:
+                    parent[max(a, b)] = min(a, b)
+    return [_find(parent, node) for node in range(len(parent))]
+
+
+def _absorb(dag: Dag, epoch: Sequence[int], label: list[int], minimum: int) -> None:
+    """Step 3, in place. Clusters without any weight stay as they are: they would only be passed through."""
+    size: dict[int, int] = {}
+    for node, root in enumerate(label):
+        if dag.supported[node]:
+            size[root] = size.get(root, 0) + dag.weights[node]
+    largest: dict[int, int] = {}
+    for root, weight in size.items():
+        best = largest.get(epoch[root])
+        if best is None or weight > size[best]:
+            largest[epoch[root]] = root
+    target = {root: largest[epoch[root]] for root, weight in size.items() if 0 < weight < minimum}
+    for node, root in enumerate(label):
+        if root in target and dag.supported[node]:
+            label[node] = target[root]
+
+
+class _Refiner:
+    """Step 4 on the contracted graph; groups are numbered densely, `order` is a topological order of them."""
+
+    def __init__(self, dag: Dag, label: Sequence[int]) -> None:
+        self._dag = dag
+        numbers: dict[int, int] = {}
+        self._group = [numbers.setdefault(root, len(numbers)) for root in label]
+        count = len(numbers)
+        self._alive = [True] * count
+        self._joinable = [False] * count
+        self._ins: list[set[int]] = [set() for _ in range(count)]
+        self._outs: list[set[int]] = [set() for _ in range(count)]
+        for node, sources in enumerate(dag.preds):
+            group = self._group[node]
+            self._joinable[group] = self._joinable[group] or dag.supported[node]
+            for source in sources:
+                other = self._group[source]
+                if other != group:
+                    self._outs[other].add(group)
+                    self._ins[group].add(other)
+        self._parent = list(range(count))
+        self._order = self._topological(count)
+
+    def _topological(self, count: int) -> list[int]:
+        """Group -> position, by Kahn's algorithm; ties go to the group that was met first."""
+        waiting = [len(s) for s in self._ins]
+        ready = deque(group for group in range(count) if not waiting[group])
+        position = [0] * count
+        placed = 0
+        while ready:
+            group = ready.popleft()
+            position[group] = placed
+            placed += 1
+            for follower in sorted(self._outs[group]):
+                waiting[follower] -= 1
+                if not waiting[follower]:
+                    ready.append(follower)
+        assert placed == count, "clusters of one epoch never form a cycle"  # noqa: S101 - the proof of step 2
+        return position
+
+    def run(self) -> tuple[tuple[int, ...], ...]:
+        joinable, order = self._joinable, self._order
+        pairs = [(a, b) for a in range(len(joinable)) if joinable[a] for b in self._outs[a] if joinable[b]]
+        queue = deque(sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]])))
+        while queue:
+            first, second = queue.popleft()
+            # A pair whose end was joined to something else was queued again under its new name.
+            if not (self._alive[first] and self._alive[second]) or second not in self._outs[first]:
+                continue
+            if self._between(first, second):
+                joined = self._join(first, second)
+                queue.extend((p, joined) for p in sorted(self._ins[joined], key=order.__getitem__) if joinable[p])
+                queue.extend((joined, s) for s in sorted(self._outs[joined], key=order.__getitem__) if joinable[s])
+        members: dict[int, list[int]] = {}
+        for node, group in enumerate(self._group):
+            if self._dag.supported[node]:
+                members.setdefault(_find(self._parent, group), []).append(node)
+        return tuple(tuple(members[g]) for g in sorted(members, key=order.__getitem__))
+
+    def _between(self, first: int, second: int) -> bool:
+        """Repairs the order so that the two can be joined; False when a second way leads from one to the other."""
+        order = self._order
+        low, high = order[first], order[second]
+        if high - low == 1:
+            return True
+        after = self._reach(self._outs, first, second, low, high)
+        if after is None:
+            return False
+        before = self._reach(self._ins, second, first, low, high)
+        if before is None:
+            return False
+        # In the positions they hold together: what leads to `second`, then both, then what `first` leads to.
+        sequence = [*sorted(before, key=order.__getitem__), first, second, *sorted(after, key=order.__getitem__)]
+        for group, place in zip(sequence, sorted(order[g] for g in sequence), strict=True):
+            order[group] = place
+        return True
+
+    def _reach(self, edges: list[set[int]], start: int, goal: int, low: int, high: int) -> list[int] | None:
+        """Groups strictly between the positions that `start` reaches; None when `goal` is one, or there are too many."""
+        order = self._order
+        seen = {start}
+        stack = [g for g in edges[start] if g != goal and low < order[g] < high]
+        seen.update(stack)
+        found = list(stack)
+        while stack:
+            for group in edges[stack.pop()]:
+                if group == goal:
+                    return None
+                if group not in seen and low < order[group] < high:
+                    seen.add(group)
+                    found.append(group)
+                    stack.append(group)
+            if len(found) > SEARCH_CAP:
+                return None
+        return found
+
+    def _join(self, first: int, second: int) -> int:
+        """Contracts the edge; the group with more neighbours survives, at `second`'s or `first`'s position."""
+        ins, outs = self._ins, self._outs
+        keep, drop = first, second
+        if len(ins[drop]) + len(outs[drop]) > len(ins[keep]) + len(outs[keep]):
+            keep, drop = drop, keep
+        for other in ins[drop]:
+            outs[other].discard(drop)
+            outs[other].add(keep)
+        for other in outs[drop]:
+            ins[other].discard(drop)
+            ins[other].add(keep)
+        ins[keep] |= ins[drop]
+        outs[keep] |= outs[drop]
+        for neighbours in (ins, outs):
+            neighbours[keep] -= {keep, drop}
+            neighbours[drop] = set()
+        self._alive[drop] = False
+        self._parent[drop] = keep
+        return keep

@@ -1,0 +1,216 @@
+"""Proposes segments: which supported nodes become one engine. Pure: no TensorRT, and nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from onnx import GraphProto, NodeProto, ValueInfoProto
+
+from passes.boundary import boundary, constant_names
+from passes.clustering import Dag, cluster
+from passes.effective import effective_weight, is_effective
+from passes.graph_index import GraphIndex, Scope, bodies_of, iter_graphs
+from passes.model import Model
+from passes.segments import Segment, Segmentation
+from passes.support import SupportMap, Verdict
+from passes.value_types import collect_infos
+
+#: `minimum_segment_size` that leaves the main graph native, and the minimum that bodies get then.
+BODIES_ONLY = -1
+BODIES_ONLY_MINIMUM = 3
+#: Engine nodes are numbered behind this: TRTEngineOp_000, TRTEngineOp_001 ...
+ENGINE_PREFIX = "TRTEngineOp_"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionOptions:
+    """How to cut.
+
+    Attributes:
+        minimum_segment_size: effective nodes that a segment needs, at least 1; -1 leaves the main graph native and cuts
+            only inside control-flow bodies, with a minimum of 3.
+        absorb: clusters that are too small may join one that they are not connected to.
+
+    Raises:
+        ValueError: the size is neither -1 nor at least 1.
+    """
+
+    minimum_segment_size: int = 3
+    absorb: bool = True
+
+    def __post_init__(self) -> None:
+        if self.minimum_segment_size != BODIES_ONLY and self.minimum_segment_size < 1:
+            raise ValueError(f"minimum_segment_size is -1 or at least 1, not {self.minimum_segment_size}")
+
+    @property
+    def minimum(self) -> int:
+        """The effective nodes that a segment needs, wherever it lies."""
+        return BODIES_ONLY_MINIMUM if self.minimum_segment_size == BODIES_ONLY else self.minimum_segment_size
+
+
+def propose(model: Model, support: SupportMap, options: PartitionOptions | None = None) -> Segmentation:
+    """Cuts a model into segments and native nodes.
+
+    1. In every graph the supported nodes are clustered (`passes.clustering`); contracting all segments of a graph at
+       once leaves it acyclic. A control-flow node counts as supported when it is and nothing in its bodies is denied;
+       what its bodies capture are its inputs.
+    2. Pass-through nodes (Identity, Dropout, Cast to the same type) that would only carry a value through
+       the engine, or out of it to native nodes alone, are given back.
+    3. Clusters with fewer effective nodes than the minimum, without a data input, or whose results nobody reads, stay
+       native. A node counts 1, a control-flow node 1 and all that is in its bodies, a pass-through node 0.
+    4. Bodies of native control-flow nodes are cut in the same way; bodies inside segments belong to these.
+
+    Args:
+        model: a canonical model (unique node and value names).
+        support: the verdicts; a node without one is native.
+        options: default `PartitionOptions()`.
+
+    Returns:
+        Segments in topological order, main graph before bodies; one verdict, with its reason, for every native node of
+        every graph that lies in no segment.
+
+    Raises:
+        PassError: the graph has a cycle or node names are not unique.
+    """
+    return _Proposer(model, support, options or PartitionOptions()).run()
+
+
+class _Proposer:
+    """One walk over all graphs; collects segments and native verdicts."""
+
+    def __init__(self, model: Model, support: SupportMap, options: PartitionOptions) -> None:
+        self._model = model
+        self._support = support
+        self._options = options
+        self._constants = constant_names(model.proto)
+        self._infos: Mapping[str, ValueInfoProto] = collect_infos(model.proto)
+        self._segments: list[Segment] = []
+        self._native: list[Verdict] = []
+
+    def run(self) -> Segmentation:
+        total = 0
+        stack: list[tuple[Scope, GraphProto]] = [((), self._model.proto.graph)]
+        while stack:
+            scope, graph = stack.pop()
+            index = GraphIndex.of(graph)
+            if not scope and self._options.minimum_segment_size == BODIES_ONLY:
+                reason = "minimum_segment_size is -1, so the main graph stays native"
+                self._native += [self._denial(node, "main_graph_native", reason) for node in index.nodes]
+                inside: set[int] = set()
+            else:
+                inside = self._cut(scope, index)
+            inner = []
+            for number, node in enumerate(index.nodes):
+                if number in inside:
+                    total += effective_weight(node, self._infos)
+                else:
+                    total += is_effective(node, self._infos)
+                    inner += [((*scope, entry), body) for entry, body in bodies_of(node)]
+            stack.extend(reversed(inner))
+        return Segmentation(tuple(self._segments), tuple(self._native), total)
+
+    def _cut(self, scope: Scope, index: GraphIndex) -> set[int]:
+        """Proposes the segments of one graph; returns the nodes that lie in them."""
+        denials = {i: denial for i, node in enumerate(index.nodes) if (denial := self._refusal(node)) is not None}
+        weights = [0 if i in denials else effective_weight(node, self._infos) for i, node in enumerate(index.nodes)]
+        supported = [i not in denials for i in range(len(index.nodes))]
+        minimum = self._options.minimum
+        clusters = []
+        for members in cluster(Dag(index.preds, index.succs, supported, weights), minimum, absorb=self._options.absorb):
+            weight = sum(weights[m] for m in members)
+            if weight >= minimum:
+                clusters.append(members)
+            else:
+                reason = f"the group it fits in has {_count(weight)}, fewer than the minimum of {minimum}"
+                denials.update((m, self._denial(index.nodes[m], "min_segment", reason)) for m in members)
+        inside: set[int] = set().union(*clusters)
+        for members in clusters:
+            kept = _trim(index, members, weights, inside)
+            reason = "it would only carry a value through the edge of an engine"
+            dropped = sorted(set(members) - set(kept))
+            denials.update((m, self._denial(index.nodes[m], "pass_through", reason)) for m in dropped)
+            inside.difference_update(dropped)
+            self._keep(scope, index, kept, sum(weights[m] for m in kept), inside, denials)
+        self._native += [denials[i] for i in sorted(denials)]
+        return inside
+
+    def _keep(
+        self,
+        scope: Scope,
+        index: GraphIndex,
+        members: Sequence[int],
+        weight: int,
+        inside: set[int],
+        denials: dict[int, Verdict],
+    ) -> None:
+        """Adds a segment, or denies its nodes when it could have no inputs or no outputs."""
+        inputs, weights, outputs = boundary(index, members, self._constants)
+        if not inputs or not outputs:
+            rule, reason = ("dead_end", "nothing reads the results of its group")
+            if outputs:
+                rule, reason = ("constant", "its group reads constants only, and an engine needs a data input")
+            denials.update((m, self._denial(index.nodes[m], rule, reason)) for m in members)
+            inside.difference_update(members)
+            return
+        name = f"{ENGINE_PREFIX}{len(self._segments):03d}"
+        nodes = tuple(index.nodes[m].name for m in members)
+        self._segments.append(Segment(name, scope, nodes, inputs, weights, outputs, weight))
+
+    def _refusal(self, node: NodeProto) -> Verdict | None:
+        """Why a node cannot lie in a segment; None when it can."""
+        verdict = self._support.verdicts.get(node.name)
+        if verdict is None:
+            return self._denial(node, "unexamined", "no verdict was given on it")
+        if not verdict.supported:
+            return verdict
+        for _, body in bodies_of(node) if node.attribute else ():
+            for graph in iter_graphs(body):
+                for inner in graph.node:
+                    found = self._support.verdicts.get(inner.name)
+                    if found is not None and not found.supported:
+                        reason = f"node {inner.name!r} in its body is not supported: {found.reason}"
+                        return self._denial(node, found.rule, reason)
+        return None
+
+    def _denial(self, node: NodeProto, rule: str, reason: str) -> Verdict:
+        known = self._support.verdicts.get(node.name)
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
+        return Verdict(node.name, known.op_type if known else f"{domain}{node.op_type}", False, rule, reason)
+
+
+def _trim(index: GraphIndex, members: Sequence[int], weights: Sequence[int], inside: set[int]) -> tuple[int, ...]:
+    """Members without the pass-through nodes that do nothing for the segment; what is left is still convex.
+
+    Dropped are: pass-through nodes that no effective member leads to or follows from (their value would enter the
+    engine only to leave it), and those at the end whose value is read by native nodes alone. A graph output keeps its
+    Identity in the engine, for a native node behind the engine would cost more.
+
+    Args:
+        index: the graph.
+        members: the cluster, ascending.
+        weights: effective weight by node.
+        inside: all nodes in clusters.
+    """
+    if all(weights[m] for m in members):
+        return tuple(members)
+    own = frozenset(members)
+    kept = set(members)
+    fed: set[int] = set()
+    for m in members:
+        if weights[m] or any(p in fed for p in index.preds[m] if p in kept):
+            fed.add(m)
+    used: set[int] = set()
+    for m in reversed(members):
+        if weights[m] or any(s in used for s in index.succs[m] if s in kept):
+            used.add(m)
+            continue
+        final = any(name in index.output_names for name in index.nodes[m].output)
+        handed_on = any(s in kept or (s in inside and s not in own) for s in index.succs[m])
+        if m not in fed or not (final or handed_on):
+            kept.discard(m)
+    return tuple(sorted(kept))
+
+
+def _count(weight: int) -> str:
+    return f"{weight} effective node{'' if weight == 1 else 's'}"
