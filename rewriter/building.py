@@ -16,6 +16,7 @@ from passes.segments import SegmentModel
 from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.compile import blame, compile_segment
+from rewriter.manifest import profile_to_json
 from rewriter.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.report import Failure
 
@@ -141,17 +142,6 @@ class EngineBuilder:
         if found and refinements >= MAX_REFINEMENTS:
             return whole(segment, found)
         return list(found)
-
-
-def profile_to_json(profile: Profile) -> dict[str, dict[str, object]]:
-    """One profile as plain values: input -> {"min", "opt", "max"}, with "values": true for shape tensors."""
-    return {
-        name: {
-            "min": list(p.minimum), "opt": list(p.optimum), "max": list(p.maximum),
-            **({"values": True} if p.is_values else {}),
-        }
-        for name, p in sorted(profile.items())
-    }  # fmt: skip
 
 
 def _bind(progress: BuildProgress | None, plan: Plan, index: int) -> Progress | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,23 +12,14 @@ from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.segments import SegmentModel
 from rewriter.backends.base import Backend, BuiltEngine
-from rewriter.building import SegmentBuild, profile_to_json
+from rewriter.building import SegmentBuild
+from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
 from rewriter.planning import Plan
 from rewriter.report import EngineReport, Failure, PassSummary, Report
 from rewriter.source import SourceModel
 
 NOT_BUILT = "not built yet: build() has not run"
-_PACKAGES = (
-    "trt-rewriter",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorflow-cpu",
-    "tensorflow",
-    "tf2onnx",
-    "numpy",
-)
 
 
 def make_report(
@@ -65,6 +55,7 @@ def make_report(
             for r in records
         ),
         versions={
+            "python": platform.python_version(),
             **installed_versions(),
             "backend": f"{backend.flavour} {backend.version}",
             "targets": " ".join(targets),
@@ -76,17 +67,6 @@ def make_report(
 def params_to_json(params: ConversionParams, **more: Any) -> dict[str, Any]:
     """Parameters as plain values, with the keyword arguments that TF-TRT did not have."""
     return {**params._asdict(), **more}
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that shape a conversion; absent ones are left out."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _engine(segment: SegmentModel, build: SegmentBuild | None) -> EngineReport:

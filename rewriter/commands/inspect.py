@@ -32,9 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(f"  {side:<7}{spec.name}: {dtype_name(spec.dtype)} {shape_text(spec)}", highlight=False)
     print_report(console, report, detailed=not arguments.short)
     for entry in artifact.engines:
-        state = "" if not entry.unusable else f"  UNUSABLE: {entry.unusable}"
+        state = "" if entry.usable else f"  UNUSABLE: {entry.problem}"
+        built_with = f"{entry.backend} {entry.version}, {' '.join(entry.targets)}"
         console.print(
-            f"  {entry.file}: {human_size(entry.size)}, {entry.backend} {entry.version}, {' '.join(entry.targets)}{state}",
+            f"  {entry.file}: {human_size(entry.size)}, {built_with}{state}",
             highlight=False,
         )
     files = [path for path in artifact.path.rglob("*") if path.is_file()]

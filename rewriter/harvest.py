@@ -1,0 +1,270 @@
+"""Shapes at segment boundaries, seen by running the native model on sample inputs.
+
+Values of the main graph get a `Shape` node each, whose result is fetched beside the model's outputs (with the values
+themselves where they are few integers, for they may be shapes). Values inside the bodies of If, Loop and Scan cannot
+be fetched; their shapes are read from ONNX Runtime's own record of the nodes that it ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+
+from passes.graph_index import find_graph
+from passes.model import Model
+from passes.segments import Segment, Segmentation, TensorSpec
+from passes.value_types import collect_infos, spec_of
+from rewriter.errors import ConversionError, InputError
+from rewriter.runtime.native import NativeSession
+
+logger = logging.getLogger(__name__)
+
+#: Integer tensors of rank 0 or 1 with at most so many elements are kept with their values.
+MAX_VALUES = 64
+_VALUE_DTYPES = (TensorProto.INT32, TensorProto.INT64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """One tensor as it was seen.
+
+    Attributes:
+        shape: its dims.
+        values: its elements, flattened, for small integer tensors of rank 0 or 1 in the main graph; else None.
+    """
+
+    shape: tuple[int, ...]
+    values: tuple[int, ...] | None = None
+
+
+#: What one execution of a segment read: ONNX input name -> tensor.
+InputSet = Mapping[str, Observed]
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentObservations:
+    """What the executions of one segment read.
+
+    Attributes:
+        sets: the different input sets, in order of first appearance.
+        counts: how often each was seen.
+        reason: why nothing was seen ("" when something was).
+    """
+
+    sets: tuple[InputSet, ...] = ()
+    counts: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """Segment name -> observations, over `samples` runs of the model."""
+
+    segments: Mapping[str, SegmentObservations]
+    samples: int
+
+
+def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[str, np.ndarray]]) -> Observations:
+    """Runs the native model once for each sample and notes what every segment reads.
+
+    Args:
+        model: the cleaned model that `segmentation` cuts, not yet spliced.
+        segmentation: the segments.
+        inputs: feeds by ONNX input name, one mapping a sample.
+
+    Raises:
+        InputError: there is no sample.
+        ConversionError: the model fails on a sample; the message says on which.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    probe = _Probe(model, segmentation.segments)
+    found: dict[str, dict[tuple[Any, ...], tuple[InputSet, int]]] = {s.name: {} for s in segmentation.segments}
+    samples = 0
+    for sets in probe.run(inputs):
+        samples += 1
+        for name, seen in sets:
+            key = tuple(sorted((tensor, item.shape, item.values) for tensor, item in seen.items()))
+            first, count = found[name].get(key, (seen, 0))
+            found[name][key] = (first, count + 1)
+    if not samples:
+        raise InputError("input_fn yielded nothing: shapes are learnt from at least one sample input")
+    return Observations({s.name: _summary(found[s.name], probe.blind.get(s.name, "")) for s in probe.segments}, samples)
+
+
+def _summary(found: Mapping[Any, tuple[InputSet, int]], blind: str) -> SegmentObservations:
+    if not found:
+        return SegmentObservations(reason=blind or "its branch or loop body was not entered by any sample input")
+    return SegmentObservations(tuple(s for s, _ in found.values()), tuple(count for _, count in found.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fetch:
+    """Extra graph outputs for one main-graph value; `values` is "" where the elements are not wanted."""
+
+    shape: str
+    values: str
+
+
+class _Probe:
+    """One session that tells what the segments read.
+
+    Attributes:
+        segments: all segments.
+        blind: segment name -> why it cannot be watched.
+    """
+
+    def __init__(self, model: Model, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self.blind: dict[str, str] = {}
+        self._infos = collect_infos(model.proto)
+        self._main = {i.name for i in model.proto.graph.input}
+        self._main.update(name for node in model.proto.graph.node for name in node.output)
+        self._witnesses: dict[str, dict[str, tuple[str, int, int]]] = {}
+        for segment in segments:
+            if segment.scope:
+                self._find_witnesses(model, segment)
+        wanted = {name for s in segments for name in s.inputs if name in self._main and s.name not in self.blind}
+        self._fetches: dict[str, _Fetch] = {}
+        self._model = self._extend(model, sorted(wanted))
+
+    def run(self, inputs: Iterable[Mapping[str, np.ndarray]]) -> Iterator[list[tuple[str, InputSet]]]:
+        """Per sample the (segment name, input set) of every execution of a segment."""
+        traced = any(self._witnesses.values())
+        names = [name for fetch in self._fetches.values() for name in (fetch.shape, fetch.values) if name]
+        with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
+            session = NativeSession(
+                self._model,
+                names or None,
+                optimize=not traced,  # fused nodes would be missing in the record
+                profile=Path(folder) / "trace" if traced else None,
+            )
+            fetched = [self._decode(_run(session, number, feeds)) for number, feeds in enumerate(inputs)]
+            traces = _read_trace(session.end_profiling(), len(fetched)) if traced else [{} for _ in fetched]
+        for values, trace in zip(fetched, traces, strict=True):
+            yield [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
+
+    def _sets(
+        self, segment: Segment, values: Mapping[str, Observed], trace: Mapping[str, list[list[tuple[int, ...]]]]
+    ) -> Iterator[InputSet]:
+        """The input sets of one segment in one run of the model."""
+        if segment.name in self.blind:
+            return
+        if not segment.scope:
+            yield {name: values[name] for name in segment.inputs}
+            return
+        witnesses = self._witnesses[segment.name]
+        # Each node of a segment runs once per execution of the segment, so the n-th records belong together.
+        for number in range(len(trace.get(segment.nodes[0], ()))):
+            seen = {}
+            for name in segment.inputs:
+                if name in self._main:
+                    seen[name] = values[name]
+                    continue
+                node, index, arity = witnesses[name]
+                shapes = trace[node][number]
+                if len(shapes) != arity:
+                    self.blind[segment.name] = f"ONNX Runtime's record of {node!r} does not show all of its inputs"
+                    return
+                seen[name] = Observed(shapes[index])
+            yield seen
+
+    def _find_witnesses(self, model: Model, segment: Segment) -> None:
+        """For each value that cannot be fetched: a node of the segment that reads it, and at which place."""
+        inside = set(segment.nodes)
+        nodes = [node for node in find_graph(model.proto, segment.scope).node if node.name in inside]
+        places: dict[str, tuple[str, int, int]] = {}
+        for node in nodes:
+            read = [name for name in node.input if name]
+            for index, name in enumerate(read):
+                places.setdefault(name, (node.name, index, len(read)))
+        hidden = [name for name in segment.inputs if name not in self._main and name not in places]
+        if hidden:
+            self.blind[segment.name] = f"the shape of {hidden[0]!r} inside {segment.scope[-1]!r} cannot be observed"
+        # A segment that reads main-graph values only still needs its number of executions.
+        self._witnesses[segment.name] = places
+
+    def _extend(self, model: Model, wanted: Sequence[str]) -> Model:
+        """The model with `Shape` (and `Identity`) nodes behind the wanted values."""
+        proto = model.copy_proto()
+        graph = proto.graph
+        taken = {name for node in graph.node for name in (node.name, *node.output)} | set(self._infos)
+        for value in wanted:
+            spec = spec_of(self._infos[value]) if value in self._infos else TensorSpec(value, 0, None)
+            fetch = _Fetch(_fresh("shape", taken), _fresh("values", taken) if _may_be_shape(spec) else "")
+            self._fetches[value] = fetch
+            graph.node.append(_node("Shape", value, fetch.shape))
+            graph.output.append(helper.make_tensor_value_info(fetch.shape, TensorProto.INT64, [None]))
+            if fetch.values:
+                graph.node.append(_node("Identity", value, fetch.values))
+                output = ValueInfoProto()
+                output.CopyFrom(self._infos[value])
+                output.name = fetch.values
+                graph.output.append(output)
+        return model.with_proto(proto)
+
+    def _decode(self, results: Mapping[str, np.ndarray]) -> dict[str, Observed]:
+        seen = {}
+        for value, fetch in self._fetches.items():
+            shape = tuple(int(size) for size in results[fetch.shape])
+            values = results[fetch.values] if fetch.values else None
+            kept = None if values is None or values.size > MAX_VALUES else tuple(int(v) for v in values.reshape(-1))
+            seen[value] = Observed(shape, kept)
+        return seen
+
+
+def _may_be_shape(spec: TensorSpec) -> bool:
+    return spec.dtype in _VALUE_DTYPES and spec.shape is not None and len(spec.shape) <= 1
+
+
+def _fresh(purpose: str, taken: set[str]) -> str:
+    """A name that nothing in the model has."""
+    number = len(taken)
+    while (name := f"trt_rewriter_{purpose}_{number}") in taken:
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _node(op_type: str, value: str, output: str) -> NodeProto:
+    return helper.make_node(op_type, [value], [output], name=output)
+
+
+def _run(session: NativeSession, number: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    try:
+        return session.run(feeds)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
+        raise ConversionError(f"sample {number}: the native model fails on the inputs {shapes}: {error}") from error
+
+
+def _read_trace(path: Path, runs: int) -> list[dict[str, list[list[tuple[int, ...]]]]]:
+    """Per run: node name -> per execution the shapes of the node's inputs, from ONNX Runtime's record.
+
+    Raises:
+        ConversionError: the record does not hold the runs (it ends after a million events).
+    """
+    traces: list[dict[str, list[list[tuple[int, ...]]]]] = []
+    current: dict[str, list[list[tuple[int, ...]]]] = {}
+    suffix = "_kernel_time"
+    for event in json.loads(path.read_text("utf-8")):
+        name, args = event.get("name", ""), event.get("args", {})
+        if event.get("cat") == "Session" and name == "model_run":
+            traces.append(current)
+            current = {}
+        elif name.endswith(suffix) and "input_type_shape" in args:
+            shapes = [tuple(int(d) for d in dims) for item in args["input_type_shape"] for dims in item.values()]
+            current.setdefault(name.removesuffix(suffix), []).append(shapes)
+    if len(traces) != runs:
+        raise ConversionError(
+            f"ONNX Runtime recorded {len(traces)} of {runs} sample runs, so shapes inside loops are unknown: give fewer "
+            "sample inputs"
+        )
+    return traces
