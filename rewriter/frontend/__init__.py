@@ -1,1 +1,121 @@
-"""Turns what users have (SavedModel, Keras, functions, ONNX) into a `SourceModel`."""
+"""Every kind of source model becomes a `SourceModel`; TensorFlow lives behind this door only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from rewriter.errors import InvalidParameterError, SourceError
+from rewriter.source import SourceModel
+
+__all__ = ["load_source"]
+
+_KINDS = (
+    "a SavedModel directory, a .keras, .h5 or .onnx file, a Keras or tf-keras model, a ConcreteFunction, a tf.function "
+    "or an onnx.ModelProto"
+)
+
+
+def load_source(
+    source: Any,
+    *,
+    tags: str | Sequence[str] | None = None,
+    signature_key: str | None = None,
+    samples: Sequence[Any] | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+) -> SourceModel:
+    """Reads a model and returns it as ONNX, with the signature that its user knows.
+
+    TensorFlow sources are run on samples, frozen, exported and compared with TensorFlow's own results; the object
+    given is not changed. ONNX sources need no TensorFlow and are not compared with anything.
+
+    Args:
+        source: a SavedModel directory, a .keras, .h5 or .onnx file, a Keras 3 or tf-keras model, a ConcreteFunction,
+            a tf.function, a loaded SavedModel or an onnx.ModelProto.
+        tags: SavedModel only: its tag set ("serve", "serve,gpu" or a sequence); default "serve" or the only one.
+        signature_key: SavedModel only: default "serving_default" or the only one.
+        samples: sample inputs, each a dict by public input name, a tuple in signature order or a single array;
+            default: made up until TensorFlow takes them. They also trace a tf.function without a signature.
+        verify: False skips the comparison with TensorFlow.
+        tolerance: largest max|difference| / max|reference| per output; default 1e-4, or 1e-2 for graphs that
+            compute in float16 or bfloat16. Integers, booleans and strings must be equal.
+
+    Raises:
+        SourceError: the source cannot be read.
+        ExportError: it cannot be expressed in ONNX; the message names the ops.
+        VerificationError: the export computes something else; the message names the outputs.
+        InputError: `samples` do not fit the signature.
+        MissingDependencyError: TensorFlow, tf2onnx or ONNX Runtime is needed and not installed.
+    """
+    if samples is not None and len(samples) == 0:
+        raise InvalidParameterError("samples is an empty list: pass at least one sample, or None")
+    if isinstance(source, ModelProto):
+        from rewriter.frontend import onnx as onnx_source
+
+        return onnx_source.from_proto(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.suffix.lower() == ".onnx" and path.is_file():
+            from rewriter.frontend import onnx as onnx_source
+
+            return onnx_source.load(path)
+    from rewriter.frontend.tensorflow import Clock, Options, convert
+
+    clock = Clock()
+    with clock.stage("load"):
+        if isinstance(source, (str, os.PathLike)):
+            callee = _from_path(Path(source), tags, signature_key, samples)
+        else:
+            callee = _from_object(source, signature_key, samples)
+    return convert(callee, Options(samples, verify, tolerance), clock)
+
+
+def _from_path(path: Path, tags: Any, signature_key: str | None, samples: Sequence[Any] | None) -> Any:
+    if not path.exists():
+        raise SourceError(f"no such file or directory: {path}")
+    if path.is_dir():
+        from rewriter.frontend import saved_model
+
+        return saved_model.load(path, tags, signature_key)
+    suffix = path.suffix.lower()
+    if suffix in (".keras", ".h5", ".hdf5"):
+        from rewriter.frontend import keras
+
+        return keras.load(path, samples)
+    if path.name == "saved_model.pb":
+        raise SourceError(f"{path} is a part of a SavedModel: pass its directory {str(path.parent)!r}")
+    if suffix in (".pb", ".pbtxt"):
+        raise SourceError(
+            f"{path} looks like a frozen GraphDef, which is not read yet: pass tf.compat.v1.wrap_function(...) of it, "
+            "pruned to its inputs and outputs"
+        )
+    raise SourceError(f"{path} is of no known kind: pass {_KINDS}")
+
+
+def _from_object(source: Any, signature_key: str | None, samples: Sequence[Any] | None) -> Any:
+    from rewriter.frontend import keras
+
+    if keras.kind_of(source) is not None:
+        return keras.from_model(source, samples)
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    if type(source).__module__.split(".")[0] == "tensorflow":
+        from rewriter.frontend import callee, saved_model
+
+        if hasattr(source, "structured_input_signature") and hasattr(source, "captured_inputs"):
+            return callee.from_concrete_function(source, f"ConcreteFunction {_name_of(source)}")
+        if hasattr(source, "get_concrete_function") and hasattr(source, "input_signature"):
+            return callee.from_function(source, samples)
+        if hasattr(source, "signatures"):
+            return saved_model.from_loaded(source, "loaded SavedModel", signature_key)
+    raise SourceError(f"an object of type {kind} cannot be converted: pass {_KINDS}")
+
+
+def _name_of(function: Any) -> str:
+    """The Python name behind a ConcreteFunction's, as far as it shows."""
+    name = function.name
+    return (name.decode() if isinstance(name, bytes) else str(name)).removeprefix("__inference_")

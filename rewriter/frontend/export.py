@@ -1,0 +1,101 @@
+"""From a frozen GraphDef to ONNX, through tf2onnx with our handlers, patches and naming."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto
+
+from rewriter.errors import ExportError
+from rewriter.frontend import patches
+from rewriter.frontend.callee import import_tensorflow
+from rewriter.frontend.freeze import Frozen
+from rewriter.frontend.handlers import handlers
+from rewriter.frontend.noise import quiet
+from rewriter.frontend.samples import one_line
+
+_LOG = logging.getLogger(__name__)
+OPSET = 18
+
+
+def export(frozen: Frozen, origin: str) -> ModelProto:
+    """The ONNX model; its inputs and outputs carry the frozen graph's tensor names, in order.
+
+    The converter's optimizers work in place (its own way is to copy the graph, weights included, before each of
+    about 50 runs); if one raises, the export is repeated in the slow, copying way.
+
+    Raises:
+        ExportError: an op that ONNX has no word for, or the converter failed.
+    """
+    with quiet():
+        try:
+            proto = _convert(frozen, copy=False)
+        except Exception as first:  # noqa: BLE001 - converters raise anything; the second try decides
+            _LOG.debug("export in place failed (%s), again with copies", one_line(first), exc_info=True)
+            try:
+                proto = _convert(frozen, copy=True)
+            except Exception as error:  # noqa: BLE001 - as above
+                raise ExportError(f"the converter to ONNX failed on {origin}: {one_line(error)}") from error
+    unknown = list(unknown_nodes(proto))
+    if unknown:
+        raise ExportError(_no_word_for(unknown, origin))
+    return proto
+
+
+def _convert(frozen: Frozen, copy: bool) -> ModelProto:
+    """What tf2onnx's command does after freezing."""
+    tf = import_tensorflow()
+    from tf2onnx import optimizer, tfonnx
+
+    with tf.Graph().as_default() as graph, patches.applied():
+        tf.import_graph_def(frozen.graph_def, name="")
+        converted = tfonnx.process_tf_graph(
+            graph,
+            continue_on_error=True,
+            opset=OPSET,
+            custom_op_handlers=handlers(),
+            input_names=list(frozen.inputs),
+            output_names=list(frozen.outputs),
+            initialized_tables=dict(frozen.tables),
+        )
+        converted = optimizer.optimize_graph(converted, catch_errors=copy)
+        proto: ModelProto = converted.make_model("trt-rewriter")
+    return proto
+
+
+def unknown_nodes(proto: ModelProto) -> Iterator[tuple[str, str]]:
+    """(op, node name) of every node, in bodies and functions too, whose op no schema of its opset describes."""
+    versions = {o.domain: o.version for o in proto.opset_import}
+    local = {(f.domain, f.name) for f in proto.functions}
+    for node in _nodes(proto.graph):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (node.domain, node.op_type) in local or domain == "com.microsoft":
+            continue
+        if not onnx.defs.has(node.op_type, versions.get(domain, 1), domain):
+            yield (f"{domain}::{node.op_type}" if domain else node.op_type), node.name
+
+
+def _nodes(graph: GraphProto) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from _nodes(body)
+
+
+def _no_word_for(unknown: list[tuple[str, str]], origin: str) -> str:
+    """One line that names the ops and, for each, up to three nodes."""
+    names: dict[str, list[str]] = {}
+    for op, name in unknown:
+        names.setdefault(op, []).append(name)
+    told = ", ".join(
+        f"{op} ({', '.join(n[:3])}{' and ' + str(len(n) - 3) + ' more' if len(n) > 3 else ''})"
+        for op, n in names.items()
+    )
+    return (
+        f"{origin} uses ops that ONNX has no word for: {told}. Convert the part of the model without them "
+        "(preprocessing usually stays in TensorFlow) or replace them"
+    )

@@ -1,0 +1,166 @@
+"""Our own translations of TensorFlow ops that tf2onnx 1.17 does not know or gets wrong.
+
+They are handed to one export at a time (`custom_op_handlers`), so a user's own use of tf2onnx does not change.
+A handler is `handler(graph, node, name, arguments)` and replaces `node` in tf2onnx's graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_UNSIGNED = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64)
+
+
+def handlers() -> dict[str, tuple[Any, list[Any]]]:
+    """TensorFlow op -> (handler, arguments), as tf2onnx wants them."""
+    table = {
+        "Erfc": erfc,
+        "FloorDiv": floor_div,
+        "FloorMod": floor_mod,
+        "FakeQuantWithMinMaxArgs": fake_quant,
+        "FakeQuantWithMinMaxVars": fake_quant,
+        "FakeQuantWithMinMaxVarsPerChannel": fake_quant,
+    }
+    return {op: (handler, []) for op, handler in table.items()}
+
+
+def erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Erfc(x) = 1 - Erf(x); Keras 3 writes exact GELU with it."""
+    make = _Maker(graph, node)
+    one = make.const(1.0)
+    make.finish("Sub", [one, make("Erf", node.input[0])])
+
+
+def floor_div(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Division rounded towards minus infinity, as Python's `//`.
+
+    Integers: ONNX Div truncates, so with r = Mod(x, y) (sign of y) the exact quotient is Div(x - r, y); unsigned
+    needs no correction. x - r wraps only where x is within |y| of the smallest value, and then x // y does not
+    change: instead of subtracting, 1 is taken off where r != 0 and the signs differ.
+    """
+    make = _Maker(graph, node)
+    x, y = node.input
+    if make.dtype in _FLOATS:
+        make.finish("Floor", [make("Div", x, y)])
+        return
+    if make.dtype in _UNSIGNED:
+        make.finish("Div", [x, y])
+        return
+    quotient = make("Div", x, y)
+    rest = make("Sub", x, make("Mul", quotient, y))
+    zero = make.const(0)
+    inexact = make("Not", make("Equal", rest, zero, kind=TensorProto.BOOL), kind=TensorProto.BOOL)
+    signs_differ = make(
+        "Xor",
+        make("Less", rest, zero, kind=TensorProto.BOOL),
+        make("Less", y, zero, kind=TensorProto.BOOL),
+        kind=TensorProto.BOOL,
+    )
+    wrong = make("And", inexact, signs_differ, kind=TensorProto.BOOL)
+    make.finish("Sub", [quotient, make("Cast", wrong, to=make.dtype)])
+
+
+def floor_mod(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """The remainder with the sign of the divisor, as Python's `%`.
+
+    Integers: ONNX Mod with fmod=0 is just that. Floats: x - floor(x / y) * y loses digits for large quotients, so
+    TensorFlow's own rule is used: m = fmod(x, y), plus y where m is not zero and its sign is not that of y.
+    """
+    make = _Maker(graph, node)
+    x, y = node.input
+    if make.dtype not in _FLOATS:
+        make.finish("Mod", [x, y], fmod=0)
+        return
+    rest = make("Mod", x, y, fmod=1)
+    zero = make.const(0)
+    signs_differ = make(
+        "Xor",
+        make("Less", rest, zero, kind=TensorProto.BOOL),
+        make("Less", y, zero, kind=TensorProto.BOOL),
+        kind=TensorProto.BOOL,
+    )
+    inexact = make("Not", make("Equal", rest, zero, kind=TensorProto.BOOL), kind=TensorProto.BOOL)
+    wrong = make("And", inexact, signs_differ, kind=TensorProto.BOOL)
+    make.finish("Where", [wrong, make("Add", rest, y), rest])
+
+
+def fake_quant(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """FakeQuant in float arithmetic, bit for bit as TensorFlow's CPU kernels.
+
+    The range is nudged so that zero lies on the grid (all in float32):
+    1. scale = (max - min) / (quant_max - quant_min); zero = quant_min - min / scale.
+    2. zero point = quant_min, quant_max, or zero rounded half away from zero, whichever clamps.
+    3. nudged range = (quant_min - zero point) * scale .. (quant_max - zero point) * scale.
+    4. y = floor((clip(x) - nudged min) * (1 / scale) + 0.5) * scale + nudged min.
+    QuantizeLinear rounds half to even and is up to one quantum off.
+    """
+    make = _Maker(graph, node)
+    bits, narrow = node.get_attr_value("num_bits", 8), bool(node.get_attr_value("narrow_range", 0))
+    if node.type == "FakeQuantWithMinMaxArgs":
+        low = np.float32(node.get_attr_value("min", -6.0))
+        high = np.float32(node.get_attr_value("max", 6.0))
+    else:
+        for index in (1, 2):
+            if not node.inputs[index].is_const():
+                raise ValueError(f"{node.type} {name} computes its range at run time")
+        low, high = (np.asarray(node.inputs[i].get_tensor_value(as_list=False), np.float32) for i in (1, 2))
+    scale, inverse, lowest, highest, degenerate = nudge(low, high, bits, narrow)
+    if np.all(degenerate):
+        make.finish("Mul", [node.input[0], make.const(0.0)])
+        return
+    # Opset 18's Min and Max broadcast, and clip per channel as Clip cannot.
+    clipped = make("Max", make("Min", node.input[0], make.const(highest)), make.const(lowest))
+    steps = make("Mul", make("Sub", clipped, make.const(lowest)), make.const(inverse))
+    level = make("Floor", make("Add", steps, make.const(0.5)))
+    make.finish("Add", [make("Mul", level, make.const(scale)), make.const(lowest)])
+
+
+def nudge(low: Any, high: Any, bits: int, narrow: bool) -> tuple[Any, Any, Any, Any, Any]:
+    """(scale, 1 / scale, nudged minimum, nudged maximum, range is empty) of a FakeQuant, in float32."""
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    quant_low, quant_high = np.float32(1 if narrow else 0), np.float32((1 << bits) - 1)
+    degenerate = (low == 0) & (high == 0)
+    safe_high = np.where(degenerate, np.float32(1), high).astype(np.float32)
+    scale = ((safe_high - low) / (quant_high - quant_low)).astype(np.float32)
+    inverse = ((quant_high - quant_low) / (safe_high - low)).astype(np.float32)
+    zero = (quant_low - low / scale).astype(np.float32)
+    rounded = np.where(zero < quant_low, quant_low, np.where(zero > quant_high, quant_high, np.floor(zero + 0.5)))
+    rounded = rounded.astype(np.float32)
+    lowest = ((quant_low - rounded) * scale).astype(np.float32)
+    highest = ((quant_high - rounded) * scale).astype(np.float32)
+    return scale, inverse, lowest, highest, degenerate
+
+
+class _Maker:
+    """Makes nodes of one replacement in the dtype of the node's first input."""
+
+    def __init__(self, graph: Any, node: Any) -> None:
+        from tf2onnx import utils
+
+        self._graph, self._node, self._unique = graph, node, utils.make_name
+        self.dtype: int = graph.get_dtype(node.input[0])
+        self._numpy = utils.map_onnx_to_numpy_type(self.dtype)
+
+    def __call__(self, op: str, *inputs: str, kind: int | None = None, **attributes: Any) -> str:
+        made = self._graph.make_node(
+            op, list(inputs), attr=attributes, op_name_scope=self._node.name, name=self._unique(op)
+        )
+        self._graph.set_dtype(made.output[0], kind or self.dtype)
+        return str(made.output[0])
+
+    def const(self, value: Any) -> str:
+        made = self._graph.make_const(self._unique(self._node.name + "_const"), np.asarray(value, self._numpy))
+        return str(made.output[0])
+
+    def finish(self, op: str, inputs: list[str], **attributes: Any) -> None:
+        """The last node takes over the name and the output of the replaced one."""
+        node = self._node
+        shapes, dtypes = node.output_shapes, node.output_dtypes
+        self._graph.remove_node(node.name)
+        self._graph.make_node(
+            op, inputs, attr=attributes, name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes
+        )

@@ -1,0 +1,166 @@
+"""Keras models: Keras 3 and tf-keras, as objects and as files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewriter.errors import SourceError
+from rewriter.frontend.callee import Callee, from_structure, import_tensorflow, specs_of
+from rewriter.frontend.noise import quiet, quiet_start
+from rewriter.frontend.samples import one_line
+from rewriter.frontend.structure import leaves, rebuild
+
+
+def kind_of(model: Any) -> str | None:
+    """ "keras", "tf_keras", or None for an object that is no Keras layer or model; imports nothing."""
+    for base in type(model).__mro__:
+        package = base.__module__.split(".")[0]
+        if package in ("keras", "tf_keras") and base.__name__ in ("Model", "Layer"):
+            return package
+    return None
+
+
+def load(path: Path, samples: Sequence[Any] | None) -> Callee:
+    """A .keras, .h5 or .hdf5 file: read by Keras 3, else by tf-keras.
+
+    Raises:
+        SourceError: neither reads it; the message has the words of both.
+    """
+    import_tensorflow()
+    told = []
+    cause: BaseException | None = None
+    for package in ("keras", "tf_keras"):
+        try:
+            module = _import(package)
+            with quiet():
+                model = module.models.load_model(str(path), compile=False)
+        except Exception as error:  # noqa: BLE001 - a file of another version fails in any way; both are told
+            told.append(f"{package}: {one_line(error)}")
+            cause = cause or error
+            continue
+        return from_model(model, samples, f"{'Keras' if package == 'keras' else 'tf-keras'} file {path}")
+    raise SourceError(
+        f"no Keras can read {path} ({'; '.join(told)}). For custom layers, load the model with custom_objects "
+        "yourself and pass the object"
+    ) from cause
+
+
+def from_model(model: Any, samples: Sequence[Any] | None, origin: str | None = None) -> Callee:
+    """A Keras 3 or tf-keras model object, called with training=False.
+
+    Raises:
+        SourceError: Keras runs on another backend than TensorFlow; or the model has never been built.
+    """
+    package = kind_of(model)
+    origin = origin or f"{'Keras' if package == 'keras' else 'tf-keras'} model {model.name}"
+    if package == "keras":
+        backend = _import("keras").backend.backend()
+        if backend != "tensorflow":
+            raise SourceError(
+                f"{origin} runs on Keras backend {backend}: set KERAS_BACKEND=tensorflow before importing keras"
+            )
+        args, kwargs = _keras_arguments(model, samples, origin)
+        names = None
+    else:
+        args, kwargs = _tf_keras_arguments(model, samples, origin)
+        names = getattr(model, "output_names", None)
+    call = _inference(model)
+    return from_structure(call, args, kwargs, origin=origin, output_names=names, batch_is_shared=True, owner=model)
+
+
+def _inference(model: Any) -> Any:
+    """The model's call with training switched off where it has such a switch."""
+    try:
+        parameters = inspect.signature(model.call).parameters
+    except (TypeError, ValueError):
+        parameters = {}
+    if "training" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return model
+    return lambda *args, **kwargs: model(*args, **kwargs, training=False)
+
+
+def _keras_arguments(model: Any, samples: Sequence[Any] | None, origin: str) -> tuple[Any, Any]:
+    """Arguments of a Keras 3 model as TensorSpecs."""
+    tf = import_tensorflow()
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is not None:
+        names = [str(leaf.name) for _, leaf in leaves(structure)]
+        named = iter(_dictionary_names(structure, names))
+
+        def spec(tensor: Any) -> Any:
+            return tf.TensorSpec(tuple(tensor.shape), tensor.dtype, name=next(named))
+
+        return (rebuild(structure, spec),), {}
+    if getattr(model, "inputs", None):
+        specs = [tf.TensorSpec(tuple(t.shape), t.dtype, name=str(t.name)) for t in model.inputs]
+        return ((specs[0] if len(specs) == 1 else specs),), {}
+    if samples:
+        return _from_samples(samples)
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not shapes:
+        raise SourceError(f"{origin} has never been called: call it once on data, or pass samples=[...]")
+    dtype = getattr(model, "input_dtype", None) or "float32"
+    kwargs = {}
+    for key, shape in shapes.items():
+        name = key.removesuffix("_shape")
+        kwargs[name] = rebuild_shapes(shape, lambda dims, name=name: tf.TensorSpec((None, *dims[1:]), dtype, name=name))
+    first, *rest = kwargs.items()
+    return (first[1],), dict(rest)
+
+
+def rebuild_shapes(shape: Any, make: Any) -> Any:
+    """Maps a nested structure whose leaves are shapes (tuples or lists of numbers and None)."""
+    if isinstance(shape, Mapping):
+        return {key: rebuild_shapes(value, make) for key, value in shape.items()}
+    if all(isinstance(d, int) or d is None for d in shape):
+        return make(tuple(shape))
+    return [rebuild_shapes(value, make) for value in shape]
+
+
+def _tf_keras_arguments(model: Any, samples: Sequence[Any] | None, origin: str) -> tuple[Any, Any]:
+    """Arguments of a tf-keras model as TensorSpecs, named as its SavedModel signature names them."""
+    tf = import_tensorflow()
+    specs = model.save_spec() if hasattr(model, "save_spec") else None
+    if specs is None:
+        if samples:
+            return _from_samples(samples)
+        raise SourceError(f"{origin} has never been called: call it once on data, or pass samples=[...]")
+    args, kwargs = specs
+    names = getattr(model, "input_names", None)
+    flat = [leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, tf.TensorSpec)]
+    if not names or len(names) != len(flat):
+        names = [leaf.name for leaf in flat]
+    feed = iter(names)
+
+    def spec(leaf: Any) -> Any:
+        return tf.TensorSpec(leaf.shape, leaf.dtype, name=next(feed)) if isinstance(leaf, tf.TensorSpec) else leaf
+
+    return rebuild(args, spec), rebuild(kwargs, spec)
+
+
+def _dictionary_names(structure: Any, names: list[str]) -> list[str]:
+    """Inputs given as a dictionary are called by its keys, others by their Keras tensors."""
+    if isinstance(structure, Mapping):
+        return [str(path[-1]) for path, _ in leaves(structure)]
+    return names
+
+
+def _from_samples(samples: Sequence[Any]) -> tuple[Any, Any]:
+    """Arguments for a model that was never built; its batch is left open."""
+    tf = import_tensorflow()
+    args, kwargs = specs_of(samples)
+
+    def open_batch(spec: Any) -> Any:
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name=spec.name) if spec.shape.rank else spec
+
+    return rebuild(args, open_batch), rebuild(kwargs, open_batch)
+
+
+def _import(package: str) -> Any:
+    import importlib
+
+    with quiet(), quiet_start():
+        return importlib.import_module(package)

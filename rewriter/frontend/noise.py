@@ -1,0 +1,59 @@
+"""TensorFlow and its converters are talkative; what they say goes to this package's debug log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+_LOG = logging.getLogger(__name__)
+_LOGGERS = ("tensorflow", "tf2onnx", "absl")
+#: tf2onnx keeps state in module globals, and logging and warning filters are global too.
+LOCK = threading.RLock()
+
+
+class _Forward(logging.Handler):
+    """Hands records on at DEBUG, with the name of the logger that they come from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _LOG.debug("%s %s: %s", record.name, record.levelname, record.getMessage())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends log records and Python warnings of TensorFlow and tf2onnx to the debug log while the block runs.
+
+    Handlers and propagation of their loggers are put back afterwards; levels are not touched. One thread at a time.
+    """
+    with LOCK, contextlib.ExitStack() as stack:
+        handler = _Forward()
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(_restore, logger, logger.handlers[:], logger.propagate)
+            logger.handlers[:] = [handler]
+            logger.propagate = False
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keeps TensorFlow's C++ start-up notes off the terminal during its first import; a level the user set stays."""
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "2"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def _restore(logger: logging.Logger, handlers: list[logging.Handler], propagate: bool) -> None:
+    logger.handlers[:] = handlers
+    logger.propagate = propagate

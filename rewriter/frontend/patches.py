@@ -1,0 +1,70 @@
+"""Corrections to tf2onnx 1.17, in force only while a model is exported.
+
+Each one names the fault. They replace attributes of tf2onnx's classes for the time of a `with` block, under the lock
+of `noise`, and are left out for other versions of tf2onnx, whose exports are then checked by verification alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_LOG = logging.getLogger(__name__)
+#: The release line that the patches were written against.
+PATCHED = "1.17."
+
+
+@contextlib.contextmanager
+def applied() -> Iterator[None]:
+    """Applies all patches for the time of the block.
+
+    1. `TransposeOptimizer._add_handler` calls max(()) for a scalar addend after a Conv (hard-swish) and raises, so
+       every transpose of such a model stays.
+    2. `GraphOptimizerBase.optimize` writes all attributes, weights included, into the node protos after each of about
+       50 optimizer runs, though `make_graph` writes them again at the end.
+    """
+    import tf2onnx
+    from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
+    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+    if not tf2onnx.__version__.startswith(PATCHED):
+        _LOG.warning("tf2onnx %s is not %sx: its known faults are not patched", tf2onnx.__version__, PATCHED)
+        yield
+        return
+    with (
+        _replaced(TransposeOptimizer, "_add_handler", _add_handler(TransposeOptimizer._add_handler)),
+        _replaced(GraphOptimizerBase, "optimize", _optimize),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _add_handler(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds of a constant that is no bias vector go the general way."""
+
+    def handler(self: Any, trans: Any, node: Any) -> Any:
+        addend = node.inputs[1]
+        if addend.is_const() and addend.get_tensor_value(as_list=False).ndim == 0:
+            return self._handle_node_having_branches(trans, node)
+        return original(self, trans, node)
+
+    return handler
+
+
+def _optimize(self: Any, graph: Any, iteration: int) -> Any:
+    """One optimizer, without the write-back of every attribute."""
+    self.opt_iteration = iteration
+    graph = self._optimize(graph)
+    graph.delete_unused_nodes(graph.outputs)
+    return graph

@@ -1,0 +1,140 @@
+"""SavedModel directories: what is in them, and clear words about what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewriter.errors import SourceError
+from rewriter.frontend.callee import Callee, from_concrete_function, import_tensorflow
+from rewriter.frontend.noise import quiet
+from rewriter.frontend.samples import one_line
+
+_FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
+
+
+def load(path: Path, tags: str | Sequence[str] | None, signature_key: str | None) -> Callee:
+    """A signature of the SavedModel in `path`, freshly loaded.
+
+    Args:
+        path: the directory.
+        tags: a tag set, as a sequence or comma-separated; None for "serve", or the only one there is.
+        signature_key: None for "serving_default", or the only one there is.
+
+    Raises:
+        SourceError: no SavedModel, damaged, wrong tags, wrong signature.
+    """
+    if not any((path / name).is_file() for name in _FILES):
+        raise SourceError(_not_a_saved_model(path))
+    tf = import_tensorflow()
+    chosen = _choose_tags(path, _tag_sets(path), tags)
+    with quiet():
+        try:
+            loaded = tf.saved_model.load(str(path), tags=list(chosen))
+        except Exception as error:
+            raise SourceError(_load_failure(path, error)) from error
+    origin = f"SavedModel {path}, tags {','.join(chosen) or '(none)'}"
+    return from_loaded(loaded, origin, signature_key)
+
+
+def from_loaded(loaded: Any, origin: str, signature_key: str | None) -> Callee:
+    """A signature of a loaded SavedModel.
+
+    Raises:
+        SourceError: there is no such signature; the message lists those there are with inputs and outputs.
+    """
+    signatures = {k: f for k, f in loaded.signatures.items() if not k.startswith("__")}
+    key = signature_key
+    if key is None:
+        key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+        if key != "serving_default" and len(signatures) > 1:
+            raise SourceError(f"{origin} has several signatures, name one: {_listed(signatures)}")
+    if key is None:
+        traces = getattr(getattr(loaded, "__call__", None), "concrete_functions", ())
+        if traces:
+            return from_concrete_function(traces[0], f"{origin}, function __call__", "__call__")
+        raise SourceError(
+            f"{origin} has no signature: save it with tf.saved_model.save(model, path, signatures=function)"
+        )
+    if key not in signatures:
+        raise SourceError(f"{origin} has no signature {key!r}; it has: {_listed(signatures) or 'none'}")
+    callee = from_concrete_function(signatures[key], f"{origin}, signature {key}", key)
+    return _keep(callee, loaded)
+
+
+def _keep(callee: Callee, owner: Any) -> Callee:
+    import dataclasses
+
+    return dataclasses.replace(callee, owner=owner)
+
+
+def _listed(signatures: dict[str, Any]) -> str:
+    """Signature keys with their inputs and outputs, in one line."""
+    parts = []
+    for key, function in signatures.items():
+        _, inputs = function.structured_input_signature or ((), {})
+        outputs = function.structured_outputs
+        named = ", ".join(inputs), ", ".join(outputs if isinstance(outputs, dict) else ["output_0"])
+        parts.append(f"{key}({named[0]} -> {named[1]})")
+    return "; ".join(parts)
+
+
+def _tag_sets(path: Path) -> list[tuple[str, ...]]:
+    """The tag sets of the SavedModel, in file order."""
+    from tensorflow.python.saved_model.loader_impl import parse_saved_model
+
+    try:
+        with quiet():
+            proto = parse_saved_model(str(path))
+    except Exception as error:
+        raise SourceError(
+            f"the SavedModel in {path} is damaged ({one_line(error)}): copy or export it again"
+        ) from error
+    if not proto.meta_graphs:
+        raise SourceError(f"the SavedModel in {path} is damaged (it holds no graph): copy or export it again")
+    return [tuple(meta.meta_info_def.tags) for meta in proto.meta_graphs]
+
+
+def _choose_tags(path: Path, available: list[tuple[str, ...]], tags: str | Sequence[str] | None) -> tuple[str, ...]:
+    listed = "; ".join(",".join(sorted(t)) or "(none)" for t in available)
+    if tags is None:
+        for candidate in available:
+            if set(candidate) == {"serve"}:
+                return candidate
+        if len(available) == 1:
+            return available[0]
+        raise SourceError(f"the SavedModel in {path} has several tag sets, name one: {listed}")
+    wanted = tags.split(",") if isinstance(tags, str) else list(tags)
+    wanted = [tag.strip() for tag in wanted if tag.strip()]
+    for candidate in available:
+        if set(candidate) == set(wanted):
+            return candidate
+    raise SourceError(f"the SavedModel in {path} has no tag set {','.join(wanted) or '(none)'!r}; it has: {listed}")
+
+
+def _not_a_saved_model(path: Path) -> str:
+    """Why the directory is none, with a hint from what lies in it."""
+    names = sorted(p.name for p in path.iterdir())
+    hint = "it is empty" if not names else "it holds " + ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    models = [n for n in names if n.endswith((".onnx", ".keras", ".h5", ".hdf5"))]
+    inner = [p.parent.name for p in sorted(path.glob("*/saved_model.pb"))]
+    if models:
+        hint += f"; for the file, pass {str(path / models[0])!r}"
+    elif inner:
+        hint += f"; the SavedModel lies deeper, pass {str(path / inner[-1])!r}"
+    elif "keras_metadata.pb" in names:
+        hint += "; keras_metadata.pb is left of a Keras SavedModel whose saved_model.pb is gone"
+    return f"{path} is no SavedModel: a SavedModel is a directory with saved_model.pb and variables/, but {hint}"
+
+
+def _load_failure(path: Path, error: Exception) -> str:
+    text = str(error)
+    if "TRTEngineOp" in text or "CreateTRTResourceHandle" in text:
+        return (
+            f"the SavedModel in {path} was converted by the old TF-TRT, which this TensorFlow cannot load: "
+            "pass the original SavedModel"
+        )
+    if "Op type not registered" in text:
+        return f"the SavedModel in {path} uses an op of a library that is not loaded: {one_line(error)}"
+    return f"TensorFlow cannot load the SavedModel in {path}: {one_line(error)}"

@@ -1,0 +1,88 @@
+"""Readable, stable names for the unknown dimensions of inputs, shared where TensorFlow needs them equal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rewriter.frontend.callee import Callee
+from rewriter.frontend.samples import Plan, Run, evaluate, tensorflow_errors
+
+#: Models with more unknown dimensions than this are not probed: each probe runs the model once or twice.
+MAX_PROBES = 12
+Dimension = tuple[str, int]
+
+
+def dimension_symbols(callee: Callee, run: Run) -> dict[Dimension, str]:
+    """(input name, axis) -> symbol for every unknown dimension.
+
+    Unknown first dimensions that must be equal are "batch", as is the only one; others are "<input>_dim<axis>",
+    after the first input of a group that must be equal. Whether two must be equal is asked of TensorFlow: it
+    refuses them different and takes them changed together.
+    """
+    by_axis: dict[int, list[Dimension]] = {}
+    for argument in callee.inputs:
+        for axis, size in enumerate(argument.shape or ()):
+            if size is None:
+                by_axis.setdefault(axis, []).append((argument.name, axis))
+    symbols: dict[Dimension, str] = {}
+    for axis, dimensions in by_axis.items():
+        groups = _groups(callee, run, axis, dimensions)
+        for number, group in enumerate(groups):
+            name = f"{group[0][0]}_dim{axis}"
+            if axis == 0 and number == 0 and (len(group) > 1 or len(groups) == 1):
+                name = "batch"
+            symbols.update(dict.fromkeys(group, name))
+    taken = {a.name for a in callee.inputs}
+    return {d: (f"{s}_size" if s == "batch" and s in taken else s) for d, s in symbols.items()}
+
+
+def _groups(callee: Callee, run: Run, axis: int, dimensions: list[Dimension]) -> list[list[Dimension]]:
+    """Dimensions of one axis in groups that must be equal; the first group is that of the first dimension."""
+    if len(dimensions) == 1:
+        return [dimensions]
+    if axis == 0 and callee.batch_is_shared:
+        return [dimensions]
+    if len(dimensions) > MAX_PROBES:
+        return [[d] for d in dimensions]
+    groups: list[list[Dimension]] = []
+    for dimension in dimensions:
+        for group in groups:
+            if _must_be_equal(callee, run, group, dimension):
+                group.append(dimension)
+                break
+        else:
+            groups.append([dimension])
+    return groups
+
+
+def _must_be_equal(callee: Callee, run: Run, group: list[Dimension], other: Dimension) -> bool:
+    """True when TensorFlow refuses `other` changed alone but takes it changed with the group."""
+    size = run.inputs[other[0]].shape[other[1]]
+    if run.inputs[group[0][0]].shape[group[0][1]] != size:
+        return False
+    changed = size + 1 if other[1] == 0 else size * 2
+    return not _accepts(callee, run, {other: changed}) and _accepts(
+        callee, run, dict.fromkeys([*group, other], changed)
+    )
+
+
+def _accepts(callee: Callee, run: Run, sizes: Mapping[Dimension, int]) -> bool:
+    """Whether TensorFlow runs the sample with some dimensions resized (values repeat)."""
+    inputs = {name: _resized(array, name, sizes) for name, array in run.inputs.items()}
+    try:
+        evaluate(callee, inputs)
+    except tensorflow_errors():
+        return False
+    return True
+
+
+def _resized(array: Any, name: str, sizes: Mapping[Dimension, int]) -> Any:
+    """`array` repeated or cut to the wanted sizes."""
+    import numpy as np
+
+    for (owner, axis), size in sizes.items():
+        if owner == name:
+            array = np.take(array, np.arange(size) % max(array.shape[axis], 1), axis=axis)
+    return array

@@ -1,0 +1,102 @@
+"""The single road: a callee is run, frozen, exported, named and compared with what TensorFlow computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from passes.model import from_proto
+from rewriter.frontend.callee import Callee
+from rewriter.frontend.export import export
+from rewriter.frontend.freeze import Frozen, freeze
+from rewriter.frontend.naming import publish, set_types
+from rewriter.frontend.noise import quiet
+from rewriter.frontend.samples import Run, reference
+from rewriter.frontend.symbols import dimension_symbols
+from rewriter.frontend.verify import REDUCED_TOLERANCE, TOLERANCE, verify
+from rewriter.source import Signature, SourceModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the road is taken.
+
+    Attributes:
+        samples: the user's sample inputs; None for made-up ones.
+        verify: False skips the comparison with TensorFlow (the samples are still made and run).
+        tolerance: largest relative difference; None for 1e-4, or 1e-2 for graphs with float16 or bfloat16.
+    """
+
+    samples: Sequence[Any] | None = None
+    verify: bool = True
+    tolerance: float | None = None
+
+
+class Clock:
+    """Collects seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
+    """Converts a callee to ONNX; see `load_source` for errors."""
+    with quiet():
+        with clock.stage("reference"):
+            runs = reference(callee, options.samples)
+            symbols = dimension_symbols(callee, runs[0])
+        with clock.stage("freeze"):
+            frozen = freeze(callee)
+    with clock.stage("export"):
+        proto = export(frozen, callee.origin)
+        signature = _sign(proto, callee, frozen, runs, symbols)
+        model = from_proto(proto)
+    verification = None
+    if options.verify:
+        with clock.stage("verify"):
+            tolerance = options.tolerance
+            if tolerance is None:
+                tolerance = REDUCED_TOLERANCE if frozen.reduced else TOLERANCE
+            verification = verify(model, signature, runs, tolerance, callee.origin)
+    samples = tuple(run.inputs for run in runs)
+    return SourceModel(model, signature, callee.origin, verification, samples, dict(clock.seconds))
+
+
+def _sign(
+    proto: ModelProto, callee: Callee, frozen: Frozen, runs: Sequence[Run], symbols: Mapping[tuple[str, int], str]
+) -> Signature:
+    """Public names, dtypes and shapes, on the proto and as a Signature."""
+    _, tensors = publish(proto, frozen.inputs, frozen.outputs, [a.name for a in callee.inputs], frozen.output_names)
+    outputs = []
+    for name, tensor, dtype, shape in zip(
+        frozen.output_names, tensors, frozen.output_dtypes, frozen.output_shapes, strict=True
+    ):
+        # TensorFlow sometimes knows no rank; ONNX wants one, and every sample shows it.
+        known = shape if shape is not None else (None,) * runs[0].outputs[name].ndim
+        outputs.append((name, tensor, onnx_dtype(dtype), known))
+    signature = set_types(proto, callee.inputs, symbols, outputs)
+    return dataclasses.replace(signature, name=callee.name)
+
+
+def onnx_dtype(dtype: Any) -> int:
+    """The onnx.TensorProto number of a tf.DType; bfloat16 counts as float32, in which the export computes."""
+    if dtype.name == "bfloat16":
+        return int(TensorProto.FLOAT)
+    if dtype.name == "string":
+        return int(TensorProto.STRING)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype.as_numpy_dtype)))

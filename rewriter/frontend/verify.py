@@ -1,0 +1,90 @@
+"""The exported model against TensorFlow: every output of every sample, and no benefit of the doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from passes.model import Model
+from rewriter.errors import ExportError, VerificationError
+from rewriter.frontend.samples import Run, one_line
+from rewriter.source import Signature, Verification
+
+#: Largest allowed max|difference| / max|reference| for graphs in float32 and wider.
+TOLERANCE = 1e-4
+#: The same where the graph computes in float16 or bfloat16.
+REDUCED_TOLERANCE = 1e-2
+
+
+def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: float, origin: str) -> Verification:
+    """Runs `model` natively on the samples of `runs` and compares.
+
+    Floating-point outputs may differ by `tolerance`, relative to the largest reference value of the output; NaN and
+    infinities must stand in the same places. Integers, booleans and strings must be equal.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the model.
+        VerificationError: outputs differ; the message names each and its difference.
+    """
+    from rewriter.runtime.native import NativeSession, import_onnxruntime
+
+    import_onnxruntime()
+    worst = {spec.name: 0.0 for spec in signature.outputs}
+    faults: dict[str, str] = {}
+    try:
+        session = NativeSession(model)
+        for run in runs:
+            results = session.run({spec.tensor: run.inputs[spec.name] for spec in signature.inputs})
+            for spec in signature.outputs:
+                difference, fault = compare(run.outputs[spec.name], results[spec.tensor], tolerance)
+                worst[spec.name] = max(worst[spec.name], difference)
+                if fault:
+                    faults.setdefault(spec.name, fault)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no narrower base class
+        raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(error)}") from error
+    if faults:
+        told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
+        raise VerificationError(
+            f"the export of {origin} does not compute what TensorFlow computes: {told}. Pass typical inputs as "
+            f"samples=..., replace the op that differs, or accept it with a tolerance above {tolerance:g}"
+        )
+    return Verification(len(runs), worst)
+
+
+def compare(reference: np.ndarray, result: np.ndarray, tolerance: float) -> tuple[float, str]:
+    """(relative difference, what is wrong or ""); a difference in place or kind counts as infinite."""
+    if reference.shape != result.shape:
+        return float("inf"), f"has shape {list(result.shape)} instead of {list(reference.shape)}"
+    if reference.dtype.kind in "OSU":
+        wrong = int(np.sum(_text(reference) != _text(result)))
+        return (float("inf"), f"has {wrong} different strings") if wrong else (0.0, "")
+    if reference.dtype.kind in "biu":
+        wrong = int(np.sum(reference != result))
+        return (float("inf"), f"has {wrong} of {reference.size} values different") if wrong else (0.0, "")
+    return _compare_floats(_wide(reference), _wide(result), tolerance)
+
+
+def _compare_floats(reference: np.ndarray, result: np.ndarray, tolerance: float) -> tuple[float, str]:
+    finite = np.isfinite(reference)
+    if not np.array_equal(finite, np.isfinite(result)):
+        return float("inf"), "has NaN or infinity in other places"
+    if not np.array_equal(reference[~finite], result[~finite], equal_nan=True):
+        return float("inf"), "has other NaN or infinite values"
+    if not finite.any():
+        return 0.0, ""
+    largest = float(np.abs(reference[finite]).max())
+    difference = float(np.abs(reference[finite] - result[finite]).max())
+    relative = difference / largest if largest else (0.0 if difference == 0 else float("inf"))
+    if relative > tolerance:
+        return relative, f"differs by {difference:.3g} (relative {relative:.3g}, allowed {tolerance:g})"
+    return relative, ""
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _text(array: np.ndarray) -> np.ndarray:
+    decode = np.vectorize(lambda v: v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v), otypes=[object])
+    return np.asarray(decode(array)) if array.size else array
