@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
 from collections import Counter
@@ -118,11 +119,33 @@ def run_onnxruntime(model: bytes | str, feeds: Mapping[str, Any]) -> dict[str, A
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    types = {i.name: i.type for i in session.get_inputs()}
-    given = {name: _ort_value(value) if types[name].startswith("tensor") else value for name, value in feeds.items()}
     names = [output.name for output in session.get_outputs()]
-    values = session.run(names, given)
-    return {name: _readable(value) for name, value in zip(names, values, strict=True)}
+    types = [value.type for value in (*session.get_inputs(), *session.get_outputs())]
+    if all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types):
+        given = {name: to_ort_value(value) for name, value in feeds.items()}
+        return dict(zip(names, map(from_ort_value, session.run_with_ort_values(names, given)), strict=True))
+    return {name: _readable(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}
+
+
+def to_ort_value(array: np.ndarray) -> Any:
+    """A tensor for ONNX Runtime; dtypes that numpy itself lacks (bfloat16, float8, int4, int2) are copied as bits."""
+    import onnxruntime as ort
+
+    if array.dtype.kind in "biufcOSU":
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+    tensor = numpy_helper.from_array(array)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), tensor.data_type)
+    ctypes.memmove(value.data_ptr(), tensor.raw_data, len(tensor.raw_data))
+    return value
+
+
+def from_ort_value(value: Any) -> np.ndarray:
+    """The inverse of `to_ort_value`."""
+    kind = value.element_type()
+    if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind in "biufcOSU":
+        return np.asarray(value.numpy())
+    bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if 0 not in value.shape() else b""
+    return numpy_helper.to_array(onnx.TensorProto(data_type=kind, dims=value.shape(), raw_data=bits))
 
 
 def _convert_and_compare(
@@ -274,16 +297,6 @@ def _readable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_readable(item) for item in value]
     return value if value is None or isinstance(value, (dict, str)) else np.asarray(value)
-
-
-def _ort_value(value: Any) -> Any:
-    """An input for ONNX Runtime, which takes dtypes beyond numpy's own only as OrtValue."""
-    import onnxruntime as ort
-
-    if value is None or np.asarray(value).dtype.kind in "biufcOSU":
-        return value
-    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(value), kind)
 
 
 def generalise(reason: str, node: str) -> str:
