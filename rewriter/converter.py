@@ -181,7 +181,7 @@ class Converter:
         self._result = BuildResult(plan, {}, ())
         if not self.params.is_dynamic_op:
             self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
-        return self._function()
+        return ConvertedFunction(self._spliced({}), source.signature)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -257,12 +257,10 @@ class Converter:
         with self._stages.stage("save"):
             return save_artifact(
                 output_saved_model_dir,
-                model=splice(
-                    model, self._result.plan.segmentation, engine_attributes(self._result, builds, self._backend)
-                ),
+                model=self._spliced(builds),
                 signature=source.signature,
                 params=self._params_json(),
-                engines=engine_entries(builds, self._backend),
+                engines=engine_entries(self._result, builds, self._backend, self._built_for()),
                 report=self.report.to_dict(),
                 overwrite=overwrite,
             )
@@ -312,7 +310,7 @@ class Converter:
             failures=self._result.failures,
             timings=self._stages.timings,
             backend=self._backend,
-            targets=self._targets or self._backend.default_targets,
+            targets=self._built_for(),
             params=self._params_json(),
         )
 
@@ -341,11 +339,15 @@ class Converter:
             allow_double=self._allow_double,
         )
 
-    def _function(self) -> ConvertedFunction:
-        source, model = self._converted("convert")
-        assert self._result is not None  # noqa: S101 - set together with the source
-        attributes = engine_attributes(self._result, {}, self._backend)
-        return ConvertedFunction(splice(model, self._result.plan.segmentation, attributes), source.signature)
+    def _spliced(self, builds: Mapping[str, SegmentBuild]) -> Model:
+        """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
+        assert self._model is not None  # noqa: S101 - callers have checked
+        assert self._result is not None  # noqa: S101 - set together with the model
+        attributes = engine_attributes(self._result, builds, self._backend, self._built_for())
+        return splice(self._model, self._result.plan.segmentation, attributes)
+
+    def _built_for(self) -> tuple[str, ...]:
+        return self._targets or self._backend.default_targets
 
     def _partition_options(self) -> PartitionOptions:
         return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)

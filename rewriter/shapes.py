@@ -4,14 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from passes.model import Model
 from rewriter.backends.base import Profile
+from rewriter.building import Profiles
 from rewriter.errors import InvalidParameterError
 from rewriter.planning import Plan
 from rewriter.profiles import harvest, make_profiles, sample_feeds, static_profiles
 from rewriter.source import Signature
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Gives the segments of a plan their profiles.
+
+    A segment with fixed shapes needs no observation. For the others the native model runs once on every sample, and
+    the shapes at the segments' inputs are kept.
+
+    Attributes:
+        model: the cleaned model that plans cut.
+        signature: what samples are bound to.
+        input_fns: each takes nothing and yields inputs (array, tuple or dict); called again for every plan.
+        strategy: one of `supported_profile_strategies()`.
+    """
+
+    model: Model
+    signature: Signature
+    input_fns: tuple[Callable[[], Iterable[Any]], ...]
+    strategy: str
+
+    def __call__(self, plan: Plan) -> Profiles:
+        """The profiles of every segment, or the reason why it can have none.
+
+        Raises:
+            InputError: a sample does not fit the signature.
+            InvalidParameterError: the functions yield nothing.
+        """
+        fixed = {s.segment.name: static_profiles(s) for s in plan.segments}
+        feeds = self._feeds()
+        if None not in fixed.values():
+            for _ in feeds:  # bad samples are told whether or not they are needed
+                pass
+            return {name: profiles for name, profiles in fixed.items() if profiles is not None}
+        observations = harvest(self.model, plan.segmentation, feeds)
+        found: dict[str, tuple[Profile, ...] | str] = {}
+        for segment in plan.segments:
+            name = segment.segment.name
+            found[name] = fixed[name] or make_profiles(segment, observations, self.strategy)
+        return found
+
+    def _feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        samples = itertools.chain.from_iterable(function() for function in self.input_fns)
+        feeds = sample_feeds(self.signature, samples)
+        first = next(feeds, None)
+        if first is None:
+            raise InvalidParameterError("input_fn yielded no inputs: build() needs at least one")
+        return itertools.chain([first], feeds)

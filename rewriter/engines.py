@@ -1,0 +1,58 @@
+"""Built engines as the spliced model and the artifact describe them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from passes.splice import EngineAttributes
+from rewriter.backends.base import Backend, BuiltEngine
+from rewriter.building import BuildResult, SegmentBuild
+from rewriter.manifest import EngineEntry, engine_file, profile_to_json
+
+
+def engine_attributes(
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+) -> dict[str, EngineAttributes]:
+    """Attributes of every engine node; a segment without an entry in `builds` gets empty engine lists."""
+    attributes = {}
+    for segment in result.plan.segments:
+        name = segment.segment.name
+        build = builds.get(name)
+        engine = build.outcome if build and isinstance(build.outcome, BuiltEngine) else None
+        attributes[name] = EngineAttributes(
+            segment_hash=segment.content_hash,
+            data_inputs=len(segment.segment.inputs),
+            precision="FP32",
+            engine_files=(engine_file(name, build.key),) if build and engine else (),
+            engine_sha256=(engine.sha256,) if engine else (),
+            profiles=json.dumps([profile_to_json(p) for p in build.profiles]) if build and engine else "[]",
+            backend=backend.flavour,
+            backend_version=backend.version,
+            targets=targets,
+        )
+    return attributes
+
+
+def engine_entries(
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+) -> list[tuple[EngineEntry, Path]]:
+    """What the artifact keeps of every built engine, with the file that holds it now."""
+    hashes = {s.segment.name: s.content_hash for s in result.plan.segments}
+    entries = []
+    for name, build in builds.items():
+        if isinstance(build.outcome, BuiltEngine):
+            entry = EngineEntry(
+                op=name,
+                key=build.key,
+                size=build.outcome.size,
+                sha256=build.outcome.sha256,
+                backend=backend.flavour,
+                version=backend.version,
+                targets=targets,
+                profiles=build.profiles,
+                segment_hash=hashes[name],
+            )
+            entries.append((entry, build.outcome.path))
+    return entries
