@@ -131,7 +131,7 @@ def to_ort_value(array: np.ndarray) -> Any:
     """A tensor for ONNX Runtime; dtypes that numpy itself lacks (bfloat16, float8, int4, int2) are copied as bits."""
     import onnxruntime as ort
 
-    if array.dtype.kind in "biufcOSU":
+    if array.dtype.isbuiltin == 1:
         return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     tensor = numpy_helper.from_array(array)
     value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), tensor.data_type)
@@ -142,7 +142,7 @@ def to_ort_value(array: np.ndarray) -> Any:
 def from_ort_value(value: Any) -> np.ndarray:
     """The inverse of `to_ort_value`."""
     kind = value.element_type()
-    if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind in "biufcOSU":
+    if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).isbuiltin == 1:
         return np.asarray(value.numpy())
     bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if 0 not in value.shape() else b""
     return numpy_helper.to_array(onnx.TensorProto(data_type=kind, dims=value.shape(), raw_data=bits))
