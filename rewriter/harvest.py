@@ -264,7 +264,7 @@ def _read_trace(path: Path, runs: int) -> list[dict[str, list[list[tuple[int, ..
             current.setdefault(name.removesuffix(suffix), []).append(shapes)
     if len(traces) != runs:
         raise ConversionError(
-            f"ONNX Runtime recorded {len(traces)} of {runs} sample runs, so shapes inside loops are unknown: give fewer "
-            "sample inputs"
+            f"ONNX Runtime recorded {len(traces)} of {runs} sample runs, so shapes inside loops are unknown: give "
+            "fewer sample inputs"
         )
     return traces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,21 @@ class NativeSession:
         outputs: graph outputs to compute; default all, in graph order.
         optimize: False switches ONNX Runtime's graph optimisations off.
         threads: intra-op threads; 0 for ONNX Runtime's default.
+        profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
+            control flow included); `end_profiling` finishes it.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
 
     def __init__(
-        self, model: Model, outputs: Sequence[str] | None = None, *, optimize: bool = True, threads: int = 0
+        self,
+        model: Model,
+        outputs: Sequence[str] | None = None,
+        *,
+        optimize: bool = True,
+        threads: int = 0,
+        profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
@@ -34,6 +43,9 @@ class NativeSession:
         options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         # ONNX Runtime reads these buffers for as long as the session lives: keep both arrays and values.
         self._weights = {t.name: model.weights[t.name] for t in model.proto.graph.initializer if is_stub(t)}
         self._values = [
@@ -52,6 +64,10 @@ class NativeSession:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Maps ONNX input names to arrays; returns ONNX output name -> array (thread-safe)."""
         return dict(zip(self.output_names, self._session.run(list(self.output_names), dict(feeds)), strict=True))
+
+    def end_profiling(self) -> Path:
+        """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
+        return Path(self._session.end_profiling())
 
 
 def evaluate(proto: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,345 @@
+"""Shapes seen at segment boundaries, and the profiles made of them."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, parser
+
+from passes import model as models
+from passes.extract import Extractor
+from passes.segments import Segment, Segmentation
+from rewriter.backends.base import InputProfile
+from rewriter.errors import ConversionError, InputError, InvalidParameterError
+from rewriter.harvest import Observations, Observed, SegmentObservations
+from rewriter.profiles import (
+    harvest,
+    make_profiles,
+    shape_tensors,
+    static_profiles,
+    supported_profile_strategies,
+)
+
+MAIN = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[N, 4] x, float[M, 4] w) => (float[K, 2] z)
+<float[N, 4] a, float[M, 4] v, float[P, 4] b, float[K, 2] c>
+{
+    a = Relu(x)
+    v = Neg(w)
+    b = Concat<axis = 0>(a, v)
+    dims = Shape(b)
+    two = Constant<value = int64 {2}>()
+    width = Constant<value = int64[1] {2}>()
+    zero = Constant<value = int64[1] {0}>()
+    rows = Gather(dims, zero)
+    twice = Mul(rows, two)
+    target = Concat<axis = 0>(twice, width)
+    c = Reshape(b, target)
+    z = Neg(c)
+}
+"""
+
+LOOP = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[N, 4] x, int64 trip, bool flag) => (float[N, 4] y, float[M, 4] z)
+<float[N, 4] outer>
+{
+    cond = Constant<value = bool {1}>()
+    outer = Identity(x)
+    y = Loop<body = body (int64 i, bool go, float[N, 4] state) => (bool go_out, float[N, 4] state_out)
+        <float[N, 4] sum, float[N, 8] wide>
+        {
+            go_out = Identity(go)
+            sum = Add(state, outer)
+            wide = Concat<axis = 1>(sum, outer)
+            active = Relu(wide)
+            start = Constant<value = int64[1] {0}>()
+            end = Constant<value = int64[1] {4}>()
+            axis = Constant<value = int64[1] {1}>()
+            state_out = Slice(active, start, end, axis)
+        }>(trip, cond, x)
+    z = If<
+        then_branch = yes () => (float[M, 4] yes_out) { both = Concat<axis = 0>(outer, y)
+            big = Relu(both)
+            yes_out = Neg(big) },
+        else_branch = no () => (float[M, 4] no_out) { small = Relu(outer)
+            no_out = Neg(small) }>(flag)
+}
+"""
+
+
+def named(text):
+    """A parsed model in the canonical form: unique node names, constants as initializers."""
+    proto = parser.parse_model(text)
+
+    def walk(graph, prefix):
+        kept = []
+        for node in graph.node:
+            if node.op_type == "Constant":
+                tensor = node.attribute[0].t
+                tensor.name = node.output[0]
+                graph.initializer.append(tensor)
+                continue
+            node.name = f"{prefix}{node.op_type}_{node.output[0]}"
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    walk(attribute.g, f"{node.name}.{attribute.name}.")
+            kept.append(node)
+        del graph.node[:]
+        graph.node.extend(kept)
+
+    walk(proto.graph, "")
+    return models.Model(proto)
+
+
+def cut(model, name, scope, nodes):
+    """A segment of the named nodes."""
+    inputs, weights, outputs = Extractor(model).boundary(scope, nodes)
+    return Segment(name, scope, tuple(nodes), inputs, weights, outputs, len(nodes))
+
+
+def segmentation(*segments):
+    return Segmentation(segments, (), sum(len(s.nodes) for s in segments))
+
+
+def feeds(n, m):
+    return {"x": np.ones((n, 4), np.float32), "w": np.ones((m, 4), np.float32)}
+
+
+@pytest.fixture
+def main():
+    return named(MAIN)
+
+
+@pytest.fixture
+def loop():
+    return named(LOOP)
+
+
+def loop_feeds(n, trip, flag):
+    return {"x": np.ones((n, 4), np.float32), "trip": np.array(trip), "flag": np.array(flag)}
+
+
+def seen_by(sets, counts=None):
+    return Observations({"S": SegmentObservations(tuple(sets), tuple(counts or [1] * len(sets)))}, len(sets))
+
+
+def test_main_graph_boundaries_are_seen_with_shapes_and_shape_values(main):
+    tail = cut(main, "S", (), ["Reshape_c", "Neg_z"])
+    assert tail.inputs == ("b", "target")
+    found = harvest(main, segmentation(tail), [feeds(1, 2), feeds(3, 2), feeds(1, 2)])
+    assert found.samples == 3
+    assert found.segments["S"].sets == (
+        {"b": Observed((3, 4)), "target": Observed((2,))},
+        {"b": Observed((5, 4)), "target": Observed((2,))},
+    )
+    assert found.segments["S"].counts == (2, 1)
+
+
+def test_values_are_kept_where_the_type_says_small_integers(main):
+    proto = main.copy_proto()
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("target", TensorProto.INT64, [2]))
+    model = models.Model(proto)
+    tail = cut(model, "S", (), ["Reshape_c", "Neg_z"])
+    found = harvest(model, segmentation(tail), [feeds(1, 2), feeds(3, 2)])
+    assert [s["target"].values for s in found.segments["S"].sets] == [(6, 2), (10, 2)]
+    extracted = Extractor(model).extract(tail)
+    assert shape_tensors(extracted) == ("target",)
+    assert static_profiles(extracted) is None
+    (profile,) = make_profiles(extracted, found)
+    assert profile["target"] == InputProfile((6, 2), (10, 2), (10, 2), True)
+    assert profile["b"] == InputProfile((3, 4), (5, 4), (5, 4))
+
+
+def test_graph_inputs_and_outputs_are_boundaries_too(main):
+    whole = cut(main, "S", (), [n.name for n in main.proto.graph.node])
+    found = harvest(main, segmentation(whole), [feeds(2, 5)])
+    assert found.segments["S"].sets == ({"x": Observed((2, 4)), "w": Observed((5, 4))},)
+
+
+def test_the_model_is_left_alone(main):
+    before = main.proto.SerializeToString()
+    harvest(main, segmentation(cut(main, "S", (), ["Relu_a", "Neg_v"])), [feeds(1, 1)])
+    assert main.proto.SerializeToString() == before
+
+
+def test_no_sample_is_an_error(main):
+    with pytest.raises(InputError, match="yielded nothing"):
+        harvest(main, segmentation(cut(main, "S", (), ["Relu_a"])), [])
+
+
+def test_a_failing_sample_is_named(main):
+    bad = {"x": np.ones((1, 4), np.float32), "w": np.ones((1, 5), np.float32)}
+    with pytest.raises(ConversionError, match=r"sample 1: .*w \[1, 5\]"):
+        harvest(main, segmentation(cut(main, "S", (), ["Neg_z"])), [feeds(1, 1), bad])
+
+
+def test_loop_bodies_are_seen_once_for_every_iteration(loop):
+    node = "Loop_y"
+    prefix = f"{node}.body."
+    inner = cut(loop, "S", (f"{node}/body",), [f"{prefix}Add_sum", f"{prefix}Concat_wide", f"{prefix}Relu_active"])
+    assert inner.inputs == ("state", "outer")
+    found = harvest(loop, segmentation(inner), [loop_feeds(2, 3, True), loop_feeds(5, 1, False)])
+    assert found.segments["S"].sets == (
+        {"state": Observed((2, 4)), "outer": Observed((2, 4))},
+        {"state": Observed((5, 4)), "outer": Observed((5, 4))},
+    )
+    assert found.segments["S"].counts == (3, 1)
+
+
+def test_only_the_branch_that_ran_is_seen(loop):
+    yes = cut(loop, "Y", ("If_z/then_branch",), ["If_z.then_branch.Relu_big", "If_z.then_branch.Neg_yes_out"])
+    no = cut(loop, "N", ("If_z/else_branch",), ["If_z.else_branch.Relu_small", "If_z.else_branch.Neg_no_out"])
+    found = harvest(loop, segmentation(yes, no), [loop_feeds(2, 1, True), loop_feeds(3, 1, True)])
+    assert [s["both"].shape for s in found.segments["Y"].sets] == [(4, 4), (6, 4)]
+    assert found.segments["N"] == SegmentObservations(reason=found.segments["N"].reason)
+    assert "not entered" in found.segments["N"].reason
+    assert "not entered" in make_profiles(Extractor(loop).extract(no), found)
+
+
+def test_a_main_segment_beside_a_body_segment(loop):
+    first = cut(loop, "A", (), ["Identity_outer"])
+    inner = cut(loop, "B", ("Loop_y/body",), ["Loop_y.body.Relu_active"])
+    found = harvest(loop, segmentation(first, inner), [loop_feeds(2, 2, True)])
+    assert found.segments["A"].sets == ({"x": Observed((2, 4))},)
+    assert found.segments["B"].sets == ({"wide": Observed((2, 8))},)
+    assert found.segments["B"].counts == (2,)
+
+
+def test_missing_optional_inputs_do_not_shift_the_record():
+    model = named(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[N, 4] x, bool flag) => (float[A, B] z)
+        {
+            z = If<
+                then_branch = yes () => (float[A, B] yes_out) {
+                    high = ReduceMax<keepdims = 0>(x)
+                    clipped = Clip(x, , high)
+                    yes_out = Neg(clipped) },
+                else_branch = no () => (float[A, B] no_out) { no_out = Neg(x) }>(flag)
+        }
+        """
+    )
+    part = cut(model, "S", ("If_z/then_branch",), ["If_z.then_branch.Clip_clipped", "If_z.then_branch.Neg_yes_out"])
+    found = harvest(model, segmentation(part), [{"x": np.ones((3, 4), np.float32), "flag": np.array(True)}])
+    assert found.segments["S"].sets == ({"x": Observed((3, 4)), "high": Observed(())},)
+
+
+@pytest.fixture
+def pair(main):
+    """A segment with the inputs x and w."""
+    return Extractor(main).extract(cut(main, "S", (), ["Relu_a", "Neg_v", "Concat_b"]))
+
+
+def shapes(x, w=(1, 4)):
+    return {"x": Observed(x), "w": Observed(w)}
+
+
+def test_range_spans_all_and_is_tuned_for_the_most_frequent(pair):
+    (profile,) = make_profiles(pair, seen_by([shapes((8, 4)), shapes((2, 4), (5, 4)), shapes((4, 4))], [1, 3, 1]))
+    assert profile == {
+        "x": InputProfile((2, 4), (2, 4), (8, 4)),
+        "w": InputProfile((1, 4), (5, 4), (5, 4)),
+    }
+
+
+def test_range_prefers_the_largest_of_equally_frequent(pair):
+    (profile,) = make_profiles(pair, seen_by([shapes((2, 4)), shapes((8, 4)), shapes((4, 4))]))
+    assert profile["x"].optimum == (8, 4)
+
+
+def test_optimal_gives_one_exact_profile_for_each_set(pair):
+    found = make_profiles(pair, seen_by([shapes((8, 4)), shapes((2, 4))]), "Optimal")
+    assert [p["x"] for p in found] == [InputProfile((8, 4), (8, 4), (8, 4)), InputProfile((2, 4), (2, 4), (2, 4))]
+
+
+def test_range_and_optimal_does_not_repeat_itself(pair):
+    assert len(make_profiles(pair, seen_by([shapes((8, 4)), shapes((2, 4))]), "Range+Optimal")) == 3
+    assert len(make_profiles(pair, seen_by([shapes((8, 4))]), "Range+Optimal")) == 1
+
+
+def test_implicit_batch_begins_at_one(pair):
+    (profile,) = make_profiles(pair, seen_by([shapes((8, 4), (6, 4))]), "ImplicitBatchModeCompatible")
+    assert profile == {"x": InputProfile((1, 4), (8, 4), (8, 4)), "w": InputProfile((1, 4), (6, 4), (6, 4))}
+
+
+def test_empty_tensors_keep_their_zero(pair):
+    for strategy in ("Range", "ImplicitBatchModeCompatible"):
+        (profile,) = make_profiles(pair, seen_by([shapes((0, 4)), shapes((3, 4))]), strategy)
+        assert profile["x"].minimum == (0, 4)
+
+
+def test_a_changing_rank_is_a_reason(pair):
+    assert "rank of 'x' changes" in make_profiles(pair, seen_by([shapes((2, 4)), shapes((2, 4, 1))]))
+
+
+def test_an_unknown_segment_is_a_reason(pair):
+    assert "not watched" in make_profiles(pair, Observations({}, 1))
+
+
+def test_strategies_are_listed_and_unknown_ones_refused(pair):
+    assert supported_profile_strategies() == ("Range", "Optimal", "Range+Optimal", "ImplicitBatchModeCompatible")
+    with pytest.raises(InvalidParameterError, match=r"one of Range, Optimal.*'range'"):
+        make_profiles(pair, seen_by([shapes((1, 4))]), "range")
+
+
+def test_static_profiles_need_fixed_shapes(pair):
+    assert static_profiles(pair) is None
+    model = named('<ir_version: 10, opset_import: ["": 20]> g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }')
+    fixed = Extractor(model).extract(cut(model, "S", (), ["Relu_y"]))
+    assert static_profiles(fixed) == ({"x": InputProfile((2, 3), (2, 3), (2, 3))},)
+
+
+def test_elements_behind_a_shape_node_are_no_shape_tensors():
+    model = named(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (int64[3] ids, int64[2] wanted, int64[3] index, float[6] x) => (float[A, B] y, int64[3] z)
+        {
+            size = Shape(ids)
+            both = Mul(wanted, size)
+            y = Reshape(x, both)
+            z = Add(ids, index)
+        }
+        """
+    )
+    extracted = Extractor(model).extract(cut(model, "S", (), [n.name for n in model.proto.graph.node]))
+    assert shape_tensors(extracted) == ("wanted",)
+
+
+def test_shape_tensors_are_found_through_bodies(loop):
+    whole = Extractor(loop).extract(cut(loop, "S", (), ["Identity_outer", "Loop_y"]))
+    assert shape_tensors(whole) == ("trip",)
+
+
+def test_values_of_changing_length_become_dims(main):
+    proto = main.copy_proto()
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("target", TensorProto.INT64, [2]))
+    extracted = Extractor(models.Model(proto)).extract(cut(main, "S", (), ["Reshape_c", "Neg_z"]))
+    sets = [
+        {"b": Observed((3, 4)), "target": Observed((2,), (6, 2))},
+        {"b": Observed((3, 4)), "target": Observed((3,), (3, 2, 2))},
+    ]
+    (profile,) = make_profiles(extracted, seen_by(sets))
+    assert profile["target"] == InputProfile((2,), (3,), (3,))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6, unique=True),
+    strategy=st.sampled_from(supported_profile_strategies()),
+)
+def test_every_seen_set_fits_a_profile_and_bounds_are_ordered(sizes, strategy):
+    main = named(MAIN)
+    part = Extractor(main).extract(cut(main, "S", (), ["Relu_a", "Neg_v", "Concat_b"]))
+    found = make_profiles(part, seen_by([shapes((n, 4), (m, 4)) for n, m in sizes]), strategy)
+    for profile in found:
+        for item in profile.values():
+            assert all(a <= b <= c for a, b, c in zip(item.minimum, item.optimum, item.maximum, strict=True))
+    for n, m in sizes:
+        assert any(
+            p["x"].minimum[0] <= n <= p["x"].maximum[0] and p["w"].minimum[0] <= m <= p["w"].maximum[0] for p in found
+        )
