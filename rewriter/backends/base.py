@@ -65,11 +65,13 @@ class BuildOptions:
         workspace_bytes: limit of the WORKSPACE memory pool.
         targets: compute capabilities, as "SM89"; () for the backend's default.
         optimization_level: 0..5; None for TensorRT's default.
+        tf32: True lets FP32 layers compute in TF32 (10 bits of mantissa); TensorRT's own default is True.
     """
 
     workspace_bytes: int = 1 << 30
     targets: tuple[str, ...] = ()
     optimization_level: int | None = None
+    tf32: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

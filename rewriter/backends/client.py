@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from passes.model import Model
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, ParserError, Profile, Progress
@@ -24,10 +23,18 @@ from rewriter.backends.spool import WeightPlaces
 from rewriter.errors import BackendError, InvalidParameterError, missing_dependency
 
 _LOG = logging.getLogger(__name__)
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from rewriter.backends.worker import main; sys.exit(main())"
-)
+#: Runs the worker with this process's search path. The packages around it are made bare, without running their
+#: `__init__`, so that the child imports nothing but numpy and TensorRT.
+_BOOT = """
+import json, sys, types
+path, packages = json.loads(sys.argv.pop(1))
+sys.path[:] = path
+for name, folder in packages.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from rewriter.backends.worker import main
+sys.exit(main())
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,5 +263,7 @@ class ProcessBackend:
 
 def _worker_command(flavour: Flavour) -> tuple[str, ...]:
     """This Python, with the module search path of this process, running the worker."""
-    path: list[Any] = [entry for entry in sys.path if isinstance(entry, str)]
-    return (sys.executable, "-c", _BOOT, json.dumps(path), "--module", flavour.module)
+    here = Path(__file__).resolve().parent
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    packages = {"rewriter": str(here.parent), "rewriter.backends": str(here)}
+    return (sys.executable, "-c", _BOOT, json.dumps([path, packages]), "--module", flavour.module)

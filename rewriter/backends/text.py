@@ -112,3 +112,18 @@ def _after_condition(text: str) -> str:
         return f"internal assertion {head.removesuffix(' failed.')} failed"
     match = re.search(r"[)\w]: +(?=[A-Z])", text)
     return text[match.end() :].strip() if match else text
+
+
+def refusal(operator: str, inner: str, message: str) -> str:
+    """The sentence for a node that the parser refuses.
+
+    Args:
+        operator: op_type of the node that failed.
+        inner: its name, when it lies inside a body of the node that is denied; else "".
+        message: the parser's text.
+    """
+    where = f"the {operator} node {inner!r} inside it" if inner else operator
+    words = clean(message)
+    if not words or "lugin" in words:  # without a plugin there is nothing to say but that the operator is unknown
+        return f"TensorRT does not support {where}"
+    return f"TensorRT's parser refuses {where}: {words}"

@@ -124,6 +124,10 @@ class Session:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
+        if options.tf32:
+            config.set_flag(trt.BuilderFlag.TF32)
+        else:  # TensorRT sets it unasked, which would make FP32 mean TF32
+            config.clear_flag(trt.BuilderFlag.TF32)
         if not options.targets:
             return None
         config.num_compute_capabilities = len(options.targets)
