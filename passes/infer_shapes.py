@@ -44,11 +44,11 @@ class InferShapes:
         # First without the model's own claims, so that a wrong one cannot hide what inference finds; then, if
         # something is still unknown, with the claims, so that they spread.
         known = _claims(proto)
-        first = _infer(_without_claims(model))
+        first = infer(_without_claims(model))
         if first is not None:
             _merge(proto, first, changes)
         if known and (first is None or _incomplete(proto)):
-            second = _infer(stubs_as_inputs(Model(proto, model.weights)))
+            second = infer(stubs_as_inputs(Model(proto, model.weights)))
             if second is not None:
                 _merge(proto, second, changes)
         return finish(model, proto, {}, changes)
@@ -64,7 +64,7 @@ def value_types(model: Model) -> Mapping[str, TensorSpec]:
     for _, graph in graphs(model.proto.graph):
         for values in (graph.input, graph.output, graph.value_info):
             for value in values:
-                dtype, shape = _tensor_type(value.type)
+                dtype, shape = tensor_type(value.type)
                 if dtype and value.name not in found:
                     found[value.name] = TensorSpec(value.name, dtype, shape)
         for tensor in graph.initializer:
@@ -72,7 +72,7 @@ def value_types(model: Model) -> Mapping[str, TensorSpec]:
     return found
 
 
-def _infer(proto: ModelProto) -> ModelProto | None:
+def infer(proto: ModelProto) -> ModelProto | None:
     """The model with inferred types, or None where ONNX gives up."""
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -105,7 +105,7 @@ def _incomplete(proto: ModelProto) -> bool:
 def _complete(value: TypeProto) -> bool:
     if not value.HasField("tensor_type"):
         return True
-    shape = _tensor_type(value)[1]
+    shape = tensor_type(value)[1]
     return shape is not None and None not in shape
 
 
@@ -168,8 +168,8 @@ def _join(
             claim.type.CopyFrom(clean.type)
             changes.append(Change("add-type", claim.name, _describe(claim.type)))
         return
-    dtype, shape = _tensor_type(claim.type)
-    new_dtype, new_shape = _tensor_type(clean.type)
+    dtype, shape = tensor_type(claim.type)
+    new_dtype, new_shape = tensor_type(clean.type)
     conflict = bool(dtype and new_dtype and dtype != new_dtype) or _contradict(shape, new_shape)
     if conflict and trusted:
         return
@@ -177,7 +177,7 @@ def _join(
     if (new_dtype or dtype, merged) == (dtype, shape):
         return
     before = _describe(claim.type)
-    _set_tensor_type(claim.type, new_dtype or dtype, merged)
+    set_tensor_type(claim.type, new_dtype or dtype, merged)
     rule = "correct-type" if conflict else "refine-type"
     changes.append(Change(rule, claim.name, f"{before} -> {_describe(claim.type)}"))
 
@@ -209,16 +209,16 @@ def _cleaned(name: str, inferred: TypeProto, symbols: set[str]) -> ValueInfoProt
     value.type.CopyFrom(inferred)
     if not inferred.HasField("tensor_type"):
         return value
-    dtype, shape = _tensor_type(inferred)
+    dtype, shape = tensor_type(inferred)
     if not dtype:
         return None
     if shape is not None:
         shape = tuple(d if isinstance(d, int) or d in symbols else None for d in shape)
-    _set_tensor_type(value.type, dtype, shape)
+    set_tensor_type(value.type, dtype, shape)
     return value
 
 
-def _tensor_type(value: TypeProto) -> tuple[int, Shape | None]:
+def tensor_type(value: TypeProto) -> tuple[int, Shape | None]:
     """Element type (0: unknown) and shape (None: unknown rank); negative numbers count as unknown."""
     if not value.HasField("tensor_type"):
         return 0, None
@@ -230,7 +230,8 @@ def _tensor_type(value: TypeProto) -> tuple[int, Shape | None]:
     )
 
 
-def _set_tensor_type(value: TypeProto, dtype: int, shape: Shape | None) -> None:
+def set_tensor_type(value: TypeProto, dtype: int, shape: Shape | None) -> None:
+    """Writes element type and shape (None: unknown rank) into a type."""
     tensor = value.tensor_type
     tensor.elem_type = dtype
     tensor.ClearField("shape")
@@ -251,7 +252,7 @@ def _symbols(proto: ModelProto) -> set[str]:
     for _, graph in graphs(proto.graph):
         for values in (graph.input, graph.output, graph.value_info):
             for value in values:
-                shape = _tensor_type(value.type)[1]
+                shape = tensor_type(value.type)[1]
                 found.update(d for d in shape or () if isinstance(d, str))
     return found
 
@@ -260,6 +261,6 @@ def _describe(value: TypeProto) -> str:
     """A type for people: "FLOAT[N, 3, ?]"."""
     if not value.HasField("tensor_type"):
         return str(value.WhichOneof("value"))
-    dtype, shape = _tensor_type(value)
+    dtype, shape = tensor_type(value)
     text = onnx.TensorProto.DataType.Name(dtype)
     return text if shape is None else f"{text}[{', '.join('?' if d is None else str(d) for d in shape)}]"
