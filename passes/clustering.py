@@ -221,7 +221,7 @@ class _Refiner:
         return True
 
     def _reach(self, edges: list[set[int]], start: int, goal: int, low: int, high: int) -> list[int] | None:
-        """Groups strictly between the positions that `start` reaches; None when `goal` is one, or there are too many."""
+        """Groups between the two positions that `start` reaches; None when `goal` is one, or there are too many."""
         order = self._order
         seen = {start}
         stack = [g for g in edges[start] if g != goal and low < order[g] < high]
