@@ -112,9 +112,10 @@ class EngineBuilder:
             "precision": "FP32",
             "backend": self.backend.flavour,
             "version": self.backend.version,
-            "targets": self.options.targets or self.backend.default_targets,
-            "workspace_bytes": self.options.workspace_bytes,
-            "optimization_level": self.options.optimization_level,
+            "options": {
+                **dataclasses.asdict(self.options),
+                "targets": self.options.targets or self.backend.default_targets,
+            },
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
