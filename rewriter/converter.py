@@ -133,8 +133,9 @@ class Converter:
         self._verify = verify
         self._stages = Stages(resolve(progress))
         self._owns_backend = isinstance(backend, str)
-        self._backend = open_backend(backend, tuple(targets or ())) if isinstance(backend, str) else backend
-        self._targets = tuple(targets or ())
+        if not isinstance(backend, str) and targets:
+            raise InvalidParameterError("targets belong to the open backend: give them to open_backend()")
+        self._backend = open_backend(backend, targets or ()) if isinstance(backend, str) else backend
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
         self._source: SourceModel | None = None
@@ -142,7 +143,7 @@ class Converter:
         self._records: tuple[PassRecord, ...] = ()
         self._result: BuildResult | None = None
         self._builder: EngineBuilder | None = None
-        self._input_fns: list[Callable[[], Iterable[Any]]] = []
+        self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
 
     def convert(self, calibration_input_fn: Callable[[], Iterable[Any]] | None = None) -> ConvertedFunction:
         """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
@@ -247,7 +248,7 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             ArtifactError: the folder exists or cannot be written.
         """
-        source, model = self._converted("save")
+        source, _ = self._converted("save")
         if options is not None:
             raise InvalidParameterError(
                 "options must be None: SaveOptions of TensorFlow have no meaning for an artifact"
@@ -260,7 +261,7 @@ class Converter:
                 model=self._spliced(builds),
                 signature=source.signature,
                 params=self._params_json(),
-                engines=engine_entries(self._result, builds, self._backend, self._built_for()),
+                engines=engine_entries(self._result, builds, self._backend),
                 report=self.report.to_dict(),
                 overwrite=overwrite,
             )
@@ -310,7 +311,7 @@ class Converter:
             failures=self._result.failures,
             timings=self._stages.timings,
             backend=self._backend,
-            targets=self._built_for(),
+            targets=self._backend.default_targets,
             params=self._params_json(),
         )
 
@@ -343,11 +344,8 @@ class Converter:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
         assert self._model is not None  # noqa: S101 - callers have checked
         assert self._result is not None  # noqa: S101 - set together with the model
-        attributes = engine_attributes(self._result, builds, self._backend, self._built_for())
+        attributes = engine_attributes(self._result, builds, self._backend)
         return splice(self._model, self._result.plan.segmentation, attributes)
-
-    def _built_for(self) -> tuple[str, ...]:
-        return self._targets or self._backend.default_targets
 
     def _partition_options(self) -> PartitionOptions:
         return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
@@ -360,22 +358,22 @@ class Converter:
             node_denylist=self._node_denylist,
             cache_full=self._cache_full,
             allow_double=self._allow_double,
-            targets=self._targets,
+            targets=self._backend.default_targets,
         )
 
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
         source, model = self._converted("build")
         assert self._result is not None  # noqa: S101 - set together with the source
-        self._input_fns.append(input_fn)
-        observer = Observer(model, source.signature, tuple(self._input_fns), self._strategy)
-        options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes, targets=self._targets)
+        input_fns = (*self._input_fns, input_fn)
+        observer = Observer(model, source.signature, input_fns, self._strategy)
+        options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes)
         if self._builder is None:
             self._builder = EngineBuilder(
                 self._backend, self._oracle(), options, self._partition_options(), Path(self._scratch.name)
             )
         with self._stages.stage("build"):
             result = self._builder.build(model, self._result.plan, observer, self._build_progress)
-        self._result = result
+        self._result, self._input_fns = result, input_fns
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,30 +14,31 @@ from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 
 def engine_attributes(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend
 ) -> dict[str, EngineAttributes]:
-    """Attributes of every engine node; a segment without an entry in `builds` gets empty engine lists."""
+    """Attributes of every engine node; a segment that is not in `builds` is one without an engine."""
     attributes = {}
     for segment in result.plan.segments:
         name = segment.segment.name
         build = builds.get(name)
         engine = build.outcome if build and isinstance(build.outcome, BuiltEngine) else None
-        attributes[name] = EngineAttributes(
-            segment_hash=segment.content_hash,
-            data_inputs=len(segment.segment.inputs),
-            precision="FP32",
-            engine_files=(engine_file(name, build.key),) if build and engine else (),
-            engine_sha256=(engine.sha256,) if engine else (),
-            profiles=json.dumps([profile_to_json(p) for p in build.profiles]) if build and engine else "[]",
-            backend=backend.flavour,
-            backend_version=backend.version,
-            targets=targets,
-        )
+        plain = EngineAttributes(segment_hash=segment.content_hash, data_inputs=len(segment.segment.inputs))
+        attributes[name] = plain
+        if build and engine:
+            attributes[name] = dataclasses.replace(
+                plain,
+                engine_files=(engine_file(name, build.key),),
+                engine_sha256=(engine.sha256,),
+                profiles=json.dumps([profile_to_json(profile) for profile in build.profiles]),
+                backend=backend.flavour,
+                backend_version=backend.version,
+                targets=backend.default_targets,
+            )
     return attributes
 
 
 def engine_entries(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend
 ) -> list[tuple[EngineEntry, Path]]:
     """What the artifact keeps of every built engine, with the file that holds it now."""
     hashes = {s.segment.name: s.content_hash for s in result.plan.segments}
@@ -50,7 +52,7 @@ def engine_entries(
                 sha256=build.outcome.sha256,
                 backend=backend.flavour,
                 version=backend.version,
-                targets=targets,
+                targets=backend.default_targets,
                 profiles=build.profiles,
                 segment_hash=hashes[name],
             )

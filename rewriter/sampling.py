@@ -25,7 +25,7 @@ InputFn = Callable[[], Iterator[Sample]]
 def shaped_input_fn(
     signature: Signature,
     shapes: Mapping[str, Sequence[tuple[int, ...]]],
-    samples: Sequence[Mapping[str, object]] = (),
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> InputFn:
     """Samples of the given shapes.
 
@@ -62,7 +62,7 @@ def shaped_input_fn(
     return lambda: ({spec.name: _values(spec, plan[spec.name], base) for spec in signature.inputs} for plan in plans)
 
 
-def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[Mapping[str, object]] = ()) -> InputFn:
+def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[Mapping[str, Any]] = ()) -> InputFn:
     """Samples of batch 1 and `max_batch_size` for static engines; the batch is an unknown first dimension.
 
     Raises:
@@ -100,7 +100,7 @@ def _check_fits(spec: TensorSpec, shape: tuple[int, ...]) -> None:
 
 
 def _resolve(
-    signature: Signature, given: Mapping[str, tuple[int, ...]], base: Mapping[str, object], batch: int | None
+    signature: Signature, given: Mapping[str, tuple[int, ...]], base: Mapping[str, Any], batch: int | None
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every input in one sample."""
     sizes: dict[str, int] = {}
@@ -112,7 +112,7 @@ def _resolve(
                 )
     shapes = {}
     for spec in signature.inputs:
-        known = tuple(np.shape(base[spec.name])) if spec.name in base else None  # type: ignore[arg-type]
+        known = tuple(np.shape(base[spec.name])) if spec.name in base else None
         shapes[spec.name] = given.get(spec.name) or _shape(spec, sizes, known, batch)
     return shapes
 

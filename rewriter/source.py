@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from passes.model import Model
 from passes.segments import TensorSpec
@@ -57,5 +58,5 @@ class SourceModel:
     signature: Signature
     origin: str
     verification: Verification | None = None
-    samples: tuple[Mapping[str, object], ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)

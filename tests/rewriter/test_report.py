@@ -1,0 +1,105 @@
+import json
+
+import pytest
+from onnx import TensorProto as T
+
+from passes.segments import TensorSpec
+from passes.support import Verdict
+from rewriter.report import EngineReport, Failure, PassSummary, Report, dtype_name, group_by_reason, shape_text
+from rewriter.summary import coverage_line, human_size, profile_texts, render_summary
+
+IMAGE = TensorSpec("image", T.FLOAT, ("batch", 8, None))
+ENGINE = EngineReport(
+    name="TRTEngineOp_000",
+    scope=(),
+    nodes=5,
+    op_counts={"Conv": 3, "Relu": 2},
+    inputs=(IMAGE,),
+    outputs=(TensorSpec("y", T.INT64, None),),
+    precision="FP32",
+    built=True,
+    size=1_234_567,
+    seconds=1.25,
+    layers=7,
+    profiles=({"image": {"min": [1, 8, 8], "opt": [4, 8, 8], "max": [8, 8, 8], "values": False}},),
+)
+UNBUILT = EngineReport("TRTEngineOp_001", ("loop/body",), 3, {"Add": 3}, (), (), "FP32", False, "workspace: too small")
+NATIVE = (
+    Verdict("a", "NonZero", False, "parser", "the parser refuses 'a': no plugin"),
+    Verdict("b", "NonZero", False, "parser", "the parser refuses 'b': no plugin"),
+    Verdict("c", "Cast", False, "dtype", "it is a string"),
+)
+REPORT = Report(
+    source="SavedModel x",
+    engines=(ENGINE, UNBUILT),
+    native=NATIVE,
+    coverage=0.8,
+    built_coverage=0.5,
+    total_nodes=11,
+    verification={"y": 1e-7},
+    failures=(Failure("build", "TRTEngineOp_001", "workspace", "too small"),),
+    timings={"export": 1.0},
+    passes=(PassSummary("canonicalize", "Canonicalize()", 0.1, 12, 11, {"dead": 1}),),
+    versions={"onnx": "1"},
+    params={"precision_mode": "FP32"},
+)
+
+
+def test_json_round_trip():
+    assert Report.from_dict(json.loads(REPORT.to_json())) == REPORT
+
+
+@pytest.mark.parametrize("damage", [{"schema_version": 99}, {"engines": [{"name": "x"}]}, {"native": [{"nod": 1}]}])
+def test_foreign_reports_are_refused(damage):
+    with pytest.raises(ValueError, match=r"schema 99|field"):
+        Report.from_dict({**REPORT.to_dict(), **damage})
+
+
+def test_missing_field_is_named():
+    data = REPORT.to_dict()
+    del data["coverage"]
+    with pytest.raises(ValueError, match="coverage"):
+        Report.from_dict(data)
+
+
+def test_native_nodes_are_grouped_across_names():
+    assert group_by_reason(NATIVE) == [
+        ("parser", "the parser refuses '*': no plugin", {"NonZero": 2}),
+        ("dtype", "it is a string", {"Cast": 1}),
+    ]
+
+
+def test_words_for_types_shapes_and_sizes():
+    assert [dtype_name(t) for t in (T.FLOAT, T.DOUBLE, T.BFLOAT16, T.BOOL)] == [
+        "float32",
+        "float64",
+        "bfloat16",
+        "bool",
+    ]
+    assert shape_text(IMAGE) == "batchx8x?"
+    assert shape_text(TensorSpec("s", T.FLOAT, ())) == "scalar"
+    assert shape_text(TensorSpec("s", T.FLOAT, None)) == "*"
+    assert [human_size(n) for n in (0, 999, 1500, 2_500_000, 3_000_000_000)] == [
+        "0 B", "999 B", "1.5 kB", "2.5 MB", "3.00 GB",
+    ]  # fmt: skip
+
+
+def test_profiles_in_words():
+    assert profile_texts(ENGINE) == ["image: 1x8x8 .. 4x8x8 .. 8x8x8"]
+
+
+def test_summary_says_everything_once():
+    text = render_summary(REPORT, line_length=160)
+    for words in (
+        "TRTEngineOp_000", "Conv x3, Relu x2", "image: float32 batchx8x?", "1.2 MB", "image: 1x8x8 .. 4x8x8 .. 8x8x8",
+        "TRTEngineOp_001", "(in loop/body)", "workspace: too small", "NonZero x2", "it is a string",
+        "11 nodes: 80.0% of the effective ones in 2 segment(s), 1 with an engine (50.0%); 3 node(s) native.",
+    ):  # fmt: skip
+        assert text.count(words) == 1, words
+    assert max(map(len, text.splitlines())) <= 160
+
+
+def test_summary_without_engines_says_so():
+    bare = Report(**{**vars(REPORT), "engines": ()})
+    assert coverage_line(bare) == "No engine: all 11 nodes run natively (reasons above)."
+    assert "none" in render_summary(bare)
