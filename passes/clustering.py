@@ -13,7 +13,9 @@ directed acyclic graphs" (2006). The algorithm:
 4. *Refine*: neighbouring clusters of different epochs are joined where no second way leads from one to the other, in a
    topological order of the contracted graph that is repaired after every join.
 
-The number of non-empty epochs is the least possible number of clusters, connected or not.
+The number of non-empty epochs is the least possible number of clusters, connected or not. Which nodes end up together
+depends on where an epoch begins, so graphs of usual size (`TRIES_MAX`) are also clustered by the latest epochs and by
+plain pairwise contraction from the outputs backwards, and the best result is kept: never worse than that contraction.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from collections.abc import Sequence
 
 #: A search of step 4 that meets more groups than this gives up, and the two clusters stay apart.
 SEARCH_CAP = 4096
+#: Graphs of more nodes are clustered in one way only; at most `SEARCH_CAP`, so that no search of theirs gives up.
+TRIES_MAX = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +78,41 @@ def cluster(dag: Dag, minimum: int = 1, *, absorb: bool = True) -> tuple[tuple[i
         Ascending node numbers per cluster, clusters in topological order of the contracted graph, every supported node
         in exactly one. Each is convex, and contracting all of them (or any subset) at once gives no cycle.
     """
-    epoch = epochs(dag)
-    if not absorb:
-        epoch = late_epochs(dag, epoch)
+    early = epochs(dag)
+    if len(early) > TRIES_MAX:
+        return _by_epochs(dag, early if absorb else late_epochs(dag, early), minimum, absorb)
+    tries = [
+        _by_epochs(dag, early, minimum, absorb),
+        _by_epochs(dag, late_epochs(dag, early), minimum, absorb),
+        _backwards(dag),
+    ]
+    return max(tries, key=lambda found: _score(dag, found, minimum))
+
+
+def _score(dag: Dag, found: Sequence[Sequence[int]], minimum: int) -> tuple[int, int, int]:
+    """More weight in clusters that are large enough, then fewer of these, then fewer clusters in all."""
+    sizes = [sum(dag.weights[node] for node in members) for members in found]
+    enough = [size for size in sizes if size >= minimum]
+    return sum(enough), -len(enough), -len(sizes)
+
+
+def _by_epochs(dag: Dag, epoch: Sequence[int], minimum: int, absorb: bool) -> tuple[tuple[int, ...], ...]:
+    """Steps 2 to 4."""
     label = _connected(dag, epoch)
     if absorb:
         _absorb(dag, epoch, label, minimum)
-    return _Refiner(dag, label).run()
+    contraction = _Contraction(dag, label)
+    contraction.refine()
+    return contraction.clusters()
+
+
+def _backwards(dag: Dag) -> tuple[tuple[int, ...], ...]:
+    """Pairwise contraction alone: from the last node to the first, into each the followers that it can take."""
+    contraction = _Contraction(dag, range(len(dag.preds)))
+    for node in range(len(dag.preds) - 1, -1, -1):
+        while dag.supported[node] and contraction.take_follower(node):
+            pass
+    return contraction.clusters()
 
 
 def epochs(dag: Dag) -> list[int]:
@@ -143,8 +175,8 @@ def _absorb(dag: Dag, epoch: Sequence[int], label: list[int], minimum: int) -> N
             label[node] = target[root]
 
 
-class _Refiner:
-    """Step 4 on the contracted graph; groups are numbered densely, `order` is a topological order of them."""
+class _Contraction:
+    """The contracted graph in a topological order that outlives joins; groups are numbered densely by first member."""
 
     def __init__(self, dag: Dag, label: Sequence[int]) -> None:
         self._dag = dag
@@ -164,6 +196,7 @@ class _Refiner:
                     self._outs[other].add(group)
                     self._ins[group].add(other)
         self._parent = list(range(count))
+        self._first = list(range(count))
         self._order = self._topological(count)
 
     def _topological(self, count: int) -> list[int]:
@@ -183,7 +216,8 @@ class _Refiner:
         assert placed == count, "clusters of one epoch never form a cycle"  # noqa: S101 - the proof of step 2
         return position
 
-    def run(self) -> tuple[tuple[int, ...], ...]:
+    def refine(self) -> None:
+        """Step 4: joins neighbours wherever no second way leads from one to the other."""
         joinable, order = self._joinable, self._order
         pairs = [(a, b) for a in range(len(joinable)) if joinable[a] for b in self._outs[a] if joinable[b]]
         queue = deque(sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]])))
@@ -196,11 +230,23 @@ class _Refiner:
                 joined = self._join(first, second)
                 queue.extend((p, joined) for p in sorted(self._ins[joined], key=order.__getitem__) if joinable[p])
                 queue.extend((joined, s) for s in sorted(self._outs[joined], key=order.__getitem__) if joinable[s])
+
+    def take_follower(self, node: int) -> bool:
+        """Joins the cluster of `node` to the first of its followers that it can be joined to; False when none is."""
+        group = _find(self._parent, self._group[node])
+        for follower in sorted(self._outs[group], key=self._first.__getitem__):
+            if self._joinable[follower] and self._between(group, follower):
+                self._join(group, follower)
+                return True
+        return False
+
+    def clusters(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of supported nodes, in topological order."""
         members: dict[int, list[int]] = {}
         for node, group in enumerate(self._group):
             if self._dag.supported[node]:
                 members.setdefault(_find(self._parent, group), []).append(node)
-        return tuple(tuple(members[g]) for g in sorted(members, key=order.__getitem__))
+        return tuple(tuple(members[g]) for g in sorted(members, key=self._order.__getitem__))
 
     def _between(self, first: int, second: int) -> bool:
         """Repairs the order so that the two can be joined; False when a second way leads from one to the other."""
@@ -258,4 +304,5 @@ class _Refiner:
             neighbours[drop] = set()
         self._alive[drop] = False
         self._parent[drop] = keep
+        self._first[keep] = min(self._first[keep], self._first[drop])
         return keep

@@ -30,7 +30,6 @@ class GraphIndex:
         preds: per node the nodes that it reads from, ascending.
         succs: per node the nodes that read from it, ascending.
         producer: value name -> the node that makes it.
-        consumers: value name -> the nodes that read it, ascending; also for graph inputs and initializers.
         captures: node -> what only its bodies read, for the nodes that have bodies.
         outputs: names of the graph's outputs, in order.
     """
@@ -41,7 +40,6 @@ class GraphIndex:
     preds: tuple[tuple[int, ...], ...]
     succs: tuple[tuple[int, ...], ...]
     producer: Mapping[str, int]
-    consumers: Mapping[str, tuple[int, ...]]
     captures: Mapping[int, tuple[str, ...]]
     outputs: tuple[str, ...]
 
@@ -65,14 +63,11 @@ class GraphIndex:
             producer = {name: place[old] for name, old in producer.items()}
         preds: list[tuple[int, ...]] = []
         succs: list[list[int]] = [[] for _ in nodes]
-        consumers: dict[str, list[int]] = {}
         for number, names in enumerate(reads):
             sources = {producer[name] for name in names if name in producer}
             preds.append(tuple(sorted(sources)))
             for source in sources:
                 succs[source].append(number)
-            for name in names:
-                consumers.setdefault(name, []).append(number)
         return cls(
             graph,
             tuple(nodes),
@@ -80,10 +75,18 @@ class GraphIndex:
             tuple(preds),
             tuple(map(tuple, succs)),
             producer,
-            {name: tuple(users) for name, users in consumers.items()},
             captured,
             tuple(o.name for o in graph.output),
         )
+
+    @functools.cached_property
+    def consumers(self) -> Mapping[str, Sequence[int]]:
+        """Value name -> the nodes that read it, ascending; also for graph inputs and initializers."""
+        found: dict[str, list[int]] = {}
+        for number, names in enumerate(self.reads):
+            for name in names:
+                found.setdefault(name, []).append(number)
+        return found
 
     @functools.cached_property
     def output_names(self) -> frozenset[str]:
@@ -120,14 +123,14 @@ class GraphIndex:
 def bodies_of(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs in a node's attributes with their scope path entries, in order of the attributes' names.
 
-    A list of graphs (no operator of ONNX has one) gives "<node name>/<attribute name>:<index>".
+    A list of graphs (no operator of ONNX has one) gives "<node name>/<attribute name>[<index>]".
     """
     found: list[tuple[str, GraphProto]] = []
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             found.append((f"{node.name}/{attribute.name}", attribute.g))
         elif attribute.type == AttributeProto.GRAPHS:
-            found.extend((f"{node.name}/{attribute.name}:{i}", g) for i, g in enumerate(attribute.graphs))
+            found.extend((f"{node.name}/{attribute.name}[{i}]", g) for i, g in enumerate(attribute.graphs))
     yield from sorted(found, key=lambda pair: pair[0])
 
 
