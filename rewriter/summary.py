@@ -35,7 +35,10 @@ def render_summary(report: Report, line_length: int = 160, detailed: bool = True
 
 def print_report(console: Console, report: Report, *, detailed: bool = True) -> None:
     """Prints the same to a console (with colours where it has them)."""
-    console.print(_engine_table(report, detailed))
+    console.print(_engine_table(report))
+    if detailed:
+        for engine in report.engines:
+            console.print(_engine_details(engine))
     console.print(_native_table(report))
     console.print(coverage_line(report), highlight=False)
 
@@ -78,29 +81,41 @@ def profile_texts(engine: EngineReport) -> list[str]:
     return lines
 
 
-def _engine_table(report: Report, detailed: bool) -> Table:
-    table = Table(title="Engines", box=box.SIMPLE_HEAD, title_justify="left", expand=False)
-    for column in ("engine", "nodes", "ops", "inputs", "outputs", "precision", "layers", "size", "build s", "state"):
+def _engine_table(report: Report) -> Table:
+    table = Table(title="Engines", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("engine", "nodes", "layers", "precision", "size", "build s", "state"):
         table.add_column(column, justify="right" if column in ("nodes", "layers", "size", "build s") else "left")
     for engine in report.engines:
-        state = "built" if engine.built else engine.reason
-        if detailed and engine.built:
-            state = "\n".join(["built for", *profile_texts(engine)]) if engine.profiles else state
-        where = f"\n(in {'/'.join(engine.scope)})" if engine.scope else ""
         table.add_row(
-            engine.name + where,
+            engine.name,
             str(engine.nodes),
-            _ops(engine.op_counts.items(), None if detailed else 3),
-            _specs(engine.inputs),
-            _specs(engine.outputs),
-            engine.precision,
             str(engine.layers or "-"),
+            engine.precision,
             human_size(engine.size) if engine.built else "-",
             f"{engine.seconds:.1f}" if engine.built else "-",
-            state,
+            "built" if engine.built else engine.reason,
         )
     if not report.engines:
-        table.add_row("none", *[""] * 9)
+        table.add_row("none", *[""] * 6)
+    return table
+
+
+def _engine_details(engine: EngineReport) -> Table:
+    """Where it lies, its ops, boundary tensors and the shapes it was built for."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(f"  {engine.name}", _ops(engine.op_counts.items()))
+    if engine.scope:
+        table.add_row("    inside", "/".join(engine.scope))
+    for words, lines in (
+        ("inputs", _specs(engine.inputs)),
+        ("outputs", _specs(engine.outputs)),
+        ("built for", profile_texts(engine)),
+    ):
+        if lines:
+            table.add_row(f"    {words}", "\n".join(lines))
+    table.add_row("", "")
     return table
 
 
@@ -109,17 +124,15 @@ def _native_table(report: Report) -> Table:
     for column in ("nodes", "ops", "rule", "reason"):
         table.add_column(column, justify="right" if column == "nodes" else "left")
     for rule, reason, counts in group_by_reason(report.native):
-        table.add_row(str(counts.total()), _ops(counts.most_common(), None), rule, reason)
+        table.add_row(str(counts.total()), _ops(counts.most_common()), rule, reason)
     if not report.native:
         table.add_row("0", "", "", "every node lies in a segment")
     return table
 
 
-def _ops(counts: Iterable[tuple[str, int]], most: int | None) -> str:
-    items = list(counts)
-    text = ", ".join(f"{op} x{count}" if count > 1 else op for op, count in items[:most])
-    return f"{text}, ..." if most is not None and len(items) > most else text
+def _ops(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{op} x{count}" if count > 1 else op for op, count in counts)
 
 
-def _specs(specs: tuple[TensorSpec, ...]) -> str:
-    return "\n".join(f"{s.name}: {dtype_name(s.dtype)} {shape_text(s)}" for s in specs)
+def _specs(specs: tuple[TensorSpec, ...]) -> list[str]:
+    return [f"{s.name}: {dtype_name(s.dtype)} {shape_text(s)}" for s in specs]

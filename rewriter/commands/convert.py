@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
+from rewriter.commands.screen import StageScreen, import_tensorflow, title
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from rewriter.artifact import check_output
-    from rewriter.commands.screen import StageScreen, title
     from rewriter.converter import Converter
     from rewriter.summary import print_report
 
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     shapes = parse_shapes(arguments.shapes)
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.overwrite)
+    if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
+        import_tensorflow(f"reading {arguments.source}")
     title(console, f"Converting {arguments.source}")
     with Converter(
         model=arguments.source,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewriter.commands.options import add_conversion_options, conversion_arguments
-from rewriter.errors import InvalidParameterError, missing_dependency
+from rewriter.commands.screen import StageScreen, import_tensorflow, title
+from rewriter.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
-    from rewriter.commands.screen import StageScreen, title
     from rewriter.converter import Converter
     from rewriter.summary import print_report
 
@@ -119,7 +119,7 @@ def _digits() -> tuple[Any, Callable[[np.ndarray], Mapping[str, np.ndarray]], np
     """The shipped classifier with its test images and labels."""
     from rewriter.demo import digits_path, load_digits_test
 
-    tf = _tensorflow()
+    tf = import_tensorflow("the demo")
     loaded = tf.saved_model.load(str(digits_path()))
     signature = loaded.signatures["serving_default"]
     images, labels = load_digits_test()
@@ -136,7 +136,7 @@ def _application(name: str) -> tuple[Any, Callable[[np.ndarray], Mapping[str, np
     """A Keras application with random weights (nothing is downloaded) and random images."""
     import numpy as np
 
-    tf = _tensorflow()
+    tf = import_tensorflow("the demo")
     applications = {
         key.lower(): value
         for key, value in vars(tf.keras.applications).items()
@@ -156,11 +156,3 @@ def _application(name: str) -> tuple[Any, Callable[[np.ndarray], Mapping[str, np
         return {"output_0": output.numpy()}
 
     return model, call, images, None
-
-
-def _tensorflow() -> Any:
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise missing_dependency("TensorFlow", "tf", "the demo") from error
-    return tf

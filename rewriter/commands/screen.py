@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
 from rich.console import Console
 
+from rewriter.errors import missing_dependency
 from rewriter.progress import ProgressBar, ProgressEvent
 
 #: stage -> what a reader should know about it.
@@ -42,3 +50,37 @@ def title(console: Console, text: str) -> None:
     """A headline between two parts of the screen."""
     console.print()
     console.print(f"[bold]{text}[/bold]", highlight=False)
+
+
+def import_tensorflow(purpose: str) -> Any:
+    """The tensorflow module, started with its C++ start-up notes kept off the screen.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        with _quiet_stderr():
+            import tensorflow as tf
+
+            tf.constant(0)
+    except ImportError as error:
+        raise missing_dependency("TensorFlow", "tf", purpose) from error
+    return tf
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Holds back what C++ code writes to stderr; it is shown after all when the block fails."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
