@@ -151,7 +151,7 @@ def from_function(function: Any, samples: Sequence[Any] | None) -> Callee:
 def specs_of(samples: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments for tracing, from samples: a dimension in which the samples differ is unknown."""
     tf = import_tensorflow()
-    rows = []
+    rows: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
     for sample in samples:
         if isinstance(sample, Mapping):
             rows.append(({}, dict(sample)))

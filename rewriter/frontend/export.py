@@ -14,6 +14,7 @@ from rewriter.frontend import patches
 from rewriter.frontend.callee import import_tensorflow
 from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.handlers import handlers
+from rewriter.frontend.naming import bodies
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
 
@@ -33,11 +34,11 @@ def export(frozen: Frozen, origin: str) -> ModelProto:
     with quiet():
         try:
             proto = _convert(frozen, copy=False)
-        except Exception as first:  # noqa: BLE001 - converters raise anything; the second try decides
+        except Exception as first:  # noqa: BLE001 - a converter raises anything; the second try decides
             _LOG.debug("export in place failed (%s), again with copies", one_line(first), exc_info=True)
             try:
                 proto = _convert(frozen, copy=True)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:
                 raise ExportError(f"the converter to ONNX failed on {origin}: {one_line(error)}") from error
     unknown = list(unknown_nodes(proto))
     if unknown:
@@ -81,9 +82,8 @@ def unknown_nodes(proto: ModelProto) -> Iterator[tuple[str, str]]:
 def _nodes(graph: GraphProto) -> Iterator[Any]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from _nodes(body)
+        for body in bodies(node):
+            yield from _nodes(body)
 
 
 def _no_word_for(unknown: list[tuple[str, str]], origin: str) -> str:

@@ -179,7 +179,7 @@ def _bfloat16_to_float32(graph_def: Any) -> None:
 
 
 def _check_size(graph_def: Any, origin: str) -> None:
-    size = graph_def.ByteSize()
+    size = sum(len(node.attr["value"].tensor.tensor_content) for node in graph_def.node if node.op == "Const")
     if size >= 1 << 31:
         raise ExportError(
             f"{origin} has {size / 1e9:.1f} GB of weights and TensorFlow's GraphDef ends at 2.1 GB: "
@@ -188,15 +188,20 @@ def _check_size(graph_def: Any, origin: str) -> None:
 
 
 def _grapple(graph_def: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
-    """One run of Grappler: constant folding, function inlining, dependency clean-up."""
-    from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+    """One run of Grappler: function inlining, constant folding, dependency clean-up.
+
+    One iteration, not the default two: in the second Grappler multiplies scales into convolution weights, which
+    tf2onnx does as well and about five times faster (ResNet50).
+    """
+    from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
     from tensorflow.python.grappler import tf_optimizer
 
     config = config_pb2.ConfigProto()
     config.graph_options.infer_shapes = True
     options = config.graph_options.rewrite_options
     options.min_graph_nodes = -1
-    options.optimizers[:] = ["constfold", "function", "dependency"]
+    options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    options.optimizers[:] = ["function", "constfold", "dependency"]
     options.experimental_disable_folding_quantization_emulation = True
     meta = meta_graph_pb2.MetaGraphDef(graph_def=graph_def)
     meta.collection_def["train_op"].node_list.value.extend([*inputs, *outputs])

@@ -1,7 +1,7 @@
 """Our own translations of TensorFlow ops that tf2onnx 1.17 does not know or gets wrong.
 
 They are handed to one export at a time (`custom_op_handlers`), so a user's own use of tf2onnx does not change.
-A handler is `handler(graph, node, name, arguments)` and replaces `node` in tf2onnx's graph.
+A handler is called with (graph, node, name, arguments) and replaces `node` in tf2onnx's graph.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ def handlers() -> dict[str, tuple[Any, list[Any]]]:
     return {op: (handler, []) for op, handler in table.items()}
 
 
-def erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+def erfc(graph: Any, node: Any, *_: Any) -> None:
     """Erfc(x) = 1 - Erf(x); Keras 3 writes exact GELU with it."""
     make = _Maker(graph, node)
     one = make.const(1.0)
     make.finish("Sub", [one, make("Erf", node.input[0])])
 
 
-def floor_div(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+def floor_div(graph: Any, node: Any, *_: Any) -> None:
     """Division rounded towards minus infinity, as Python's `//`.
 
-    Integers: ONNX Div truncates, so with r = Mod(x, y) (sign of y) the exact quotient is Div(x - r, y); unsigned
-    needs no correction. x - r wraps only where x is within |y| of the smallest value, and then x // y does not
-    change: instead of subtracting, 1 is taken off where r != 0 and the signs differ.
+    Integers: ONNX Div truncates towards zero; where the rest is not zero and its sign is not the divisor's, the
+    floor is one less. Unsigned integers need no correction.
     """
     make = _Maker(graph, node)
     x, y = node.input
@@ -52,19 +51,10 @@ def floor_div(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
         return
     quotient = make("Div", x, y)
     rest = make("Sub", x, make("Mul", quotient, y))
-    zero = make.const(0)
-    inexact = make("Not", make("Equal", rest, zero, kind=TensorProto.BOOL), kind=TensorProto.BOOL)
-    signs_differ = make(
-        "Xor",
-        make("Less", rest, zero, kind=TensorProto.BOOL),
-        make("Less", y, zero, kind=TensorProto.BOOL),
-        kind=TensorProto.BOOL,
-    )
-    wrong = make("And", inexact, signs_differ, kind=TensorProto.BOOL)
-    make.finish("Sub", [quotient, make("Cast", wrong, to=make.dtype)])
+    make.finish("Sub", [quotient, make("Cast", _wrong_sign(make, rest, y), to=make.dtype)])
 
 
-def floor_mod(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+def floor_mod(graph: Any, node: Any, *_: Any) -> None:
     """The remainder with the sign of the divisor, as Python's `%`.
 
     Integers: ONNX Mod with fmod=0 is just that. Floats: x - floor(x / y) * y loses digits for large quotients, so
@@ -76,19 +66,18 @@ def floor_mod(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
         make.finish("Mod", [x, y], fmod=0)
         return
     rest = make("Mod", x, y, fmod=1)
-    zero = make.const(0)
-    signs_differ = make(
-        "Xor",
-        make("Less", rest, zero, kind=TensorProto.BOOL),
-        make("Less", y, zero, kind=TensorProto.BOOL),
-        kind=TensorProto.BOOL,
-    )
-    inexact = make("Not", make("Equal", rest, zero, kind=TensorProto.BOOL), kind=TensorProto.BOOL)
-    wrong = make("And", inexact, signs_differ, kind=TensorProto.BOOL)
-    make.finish("Where", [wrong, make("Add", rest, y), rest])
+    make.finish("Where", [_wrong_sign(make, rest, y), make("Add", rest, y), rest])
 
 
-def fake_quant(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+def _wrong_sign(make: _Maker, rest: str, divisor: str) -> str:
+    """BOOL: the rest of a truncated division is not zero and its sign is not the divisor's."""
+    zero, boolean = make.const(0), TensorProto.BOOL
+    inexact = make("Not", make("Equal", rest, zero, kind=boolean), kind=boolean)
+    negative = make("Less", rest, zero, kind=boolean), make("Less", divisor, zero, kind=boolean)
+    return make("And", inexact, make("Xor", *negative, kind=boolean), kind=boolean)
+
+
+def fake_quant(graph: Any, node: Any, *_: Any) -> None:
     """FakeQuant in float arithmetic, bit for bit as TensorFlow's CPU kernels.
 
     The range is nudged so that zero lies on the grid (all in float32):
@@ -106,7 +95,7 @@ def fake_quant(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
     else:
         for index in (1, 2):
             if not node.inputs[index].is_const():
-                raise ValueError(f"{node.type} {name} computes its range at run time")
+                raise ValueError(f"{node.type} {node.name} computes its range at run time")
         low, high = (np.asarray(node.inputs[i].get_tensor_value(as_list=False), np.float32) for i in (1, 2))
     scale, inverse, lowest, highest, degenerate = nudge(low, high, bits, narrow)
     if np.all(degenerate):

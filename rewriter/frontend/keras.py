@@ -15,7 +15,7 @@ from rewriter.frontend.structure import leaves, rebuild
 
 
 def kind_of(model: Any) -> str | None:
-    """ "keras", "tf_keras", or None for an object that is no Keras layer or model; imports nothing."""
+    """Which Keras an object belongs to, "keras" or "tf_keras"; None for no layer or model. Imports nothing."""
     for base in type(model).__mro__:
         package = base.__module__.split(".")[0]
         if package in ("keras", "tf_keras") and base.__name__ in ("Model", "Layer"):
@@ -74,7 +74,7 @@ def from_model(model: Any, samples: Sequence[Any] | None, origin: str | None = N
 def _inference(model: Any) -> Any:
     """The model's call with training switched off where it has such a switch."""
     try:
-        parameters = inspect.signature(model.call).parameters
+        parameters = dict(inspect.signature(model.call).parameters)
     except (TypeError, ValueError):
         parameters = {}
     if "training" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

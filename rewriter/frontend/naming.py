@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from passes.model import from_proto, stubs_as_inputs
 from passes.segments import TensorSpec
 from rewriter.frontend.callee import Argument
 from rewriter.frontend.structure import unique
 from rewriter.source import Signature
 
-Shape = Sequence["int | str | None"]
+Shape = tuple["int | str | None", ...]
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs in the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Renames values everywhere in `graph`, bodies included."""
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name in names:
-                node.input[index] = names[name]
-        for index, name in enumerate(node.output):
-            if name in names:
-                node.output[index] = names[name]
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                rename(attribute.g, names)
-            for body in attribute.graphs:
-                rename(body, names)
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                if name in names:
+                    values[index] = names[name]
+        for body in bodies(node):
+            rename(body, names)
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        if value.name in names:
-            value.name = names[value.name]
+        value.name = names.get(value.name, value.name)
 
 
 def value_names(graph: GraphProto) -> set[str]:
@@ -39,11 +42,8 @@ def value_names(graph: GraphProto) -> set[str]:
     names = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
     for node in graph.node:
         names.update(node.input, node.output)
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                names |= value_names(attribute.g)
-            for body in attribute.graphs:
-                names |= value_names(body)
+        for body in bodies(node):
+            names |= value_names(body)
     return names
 
 
@@ -83,34 +83,38 @@ def set_types(
         symbols: (public input name, axis) -> symbol.
         outputs: (public name, ONNX name, dtype, shape as known from TensorFlow), in graph order.
     """
-    shapes: list[tuple[int | str | None, ...] | None] = []
+    ins = []
     for value, argument in zip(proto.graph.input, arguments, strict=True):
-        shape = argument.shape
-        named = (
-            None if shape is None else tuple(symbols[argument.name, i] if d is None else d for i, d in enumerate(shape))
-        )
-        shapes.append(named)
-        _set_shape(value, named)
-    del proto.graph.value_info[:]
-    inferred = _inferred(proto, set(symbols.values()))
+        shape: Shape | None = None
+        if argument.shape is not None:
+            shape = tuple(symbols[argument.name, i] if d is None else d for i, d in enumerate(argument.shape))
+        _set_shape(value, shape)
+        ins.append(TensorSpec(argument.name, value.type.tensor_type.elem_type, shape, value.name))
+    _forget_inner_shapes(proto.graph)
     taken = set(symbols.values())
-    specs = []
+    inferred = _inferred(proto, frozenset(taken))
+    outs = []
     for value, (name, tensor, dtype, known) in zip(proto.graph.output, outputs, strict=True):
-        guess = inferred.get(tensor)
-        if guess is None or len(guess) != len(known):
-            guess = (None,) * len(known)
-        shape = tuple(
-            k if k is not None else (g if g is not None else unique(f"{name}_dim{axis}", taken))
-            for axis, (k, g) in enumerate(zip(known, guess, strict=True))
-        )
+        guess = inferred.get(tensor, ())
+        guess = guess if len(guess) == len(known) else (None,) * len(known)
+        dims = [k if k is not None else g for k, g in zip(known, guess, strict=True)]
+        shape = tuple(d if d is not None else unique(f"{name}_dim{i}", taken) for i, d in enumerate(dims))
         value.type.tensor_type.elem_type = dtype
         _set_shape(value, shape)
-        specs.append(TensorSpec(name, dtype, shape, tensor))
-    ins = tuple(
-        TensorSpec(a.name, v.type.tensor_type.elem_type, s, v.name)
-        for a, v, s in zip(arguments, proto.graph.input, shapes, strict=True)
-    )
-    return Signature(ins, tuple(specs))
+        outs.append(TensorSpec(name, dtype, shape, tensor))
+    return Signature(tuple(ins), tuple(outs))
+
+
+def _forget_inner_shapes(graph: GraphProto) -> None:
+    """Drops value_info, and the converter's unknown dimensions ("unk__17", another each run) in bodies."""
+    del graph.value_info[:]
+    for node in graph.node:
+        for body in bodies(node):
+            _forget_inner_shapes(body)
+            for value in (*body.input, *body.output):
+                for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                    if dim.dim_param.startswith("unk__"):
+                        dim.ClearField("dim_param")
 
 
 def _set_shape(value: ValueInfoProto, shape: Shape | None) -> None:
@@ -127,17 +131,16 @@ def _set_shape(value: ValueInfoProto, shape: Shape | None) -> None:
             entry.dim_param = dim
 
 
-def _inferred(proto: ModelProto, symbols: set[str]) -> dict[str, tuple[int | str | None, ...]]:
+def _inferred(proto: ModelProto, symbols: frozenset[str]) -> dict[str, Shape]:
     """Output shapes that ONNX's own inference finds, with only the symbols that inputs carry."""
-    bare = ModelProto()
-    bare.CopyFrom(stripped(proto))
+    bare = stubs_as_inputs(from_proto(proto))
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
         bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return {}
-    shapes: dict[str, tuple[int | str | None, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for value in bare.graph.output:
         if value.type.tensor_type.HasField("shape"):
             shapes[value.name] = tuple(
@@ -145,10 +148,3 @@ def _inferred(proto: ModelProto, symbols: set[str]) -> dict[str, tuple[int | str
                 for d in value.type.tensor_type.shape.dim
             )
     return shapes
-
-
-def stripped(proto: ModelProto) -> ModelProto:
-    """The model with large initializers as inputs: cheap to copy and to infer shapes on."""
-    from passes.model import from_proto, stubs_as_inputs
-
-    return stubs_as_inputs(from_proto(proto))

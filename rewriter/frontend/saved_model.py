@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def from_loaded(loaded: Any, origin: str, signature_key: str | None) -> Callee:
         if key != "serving_default" and len(signatures) > 1:
             raise SourceError(f"{origin} has several signatures, name one: {_listed(signatures)}")
     if key is None:
-        traces = getattr(getattr(loaded, "__call__", None), "concrete_functions", ())
+        traces = getattr(vars(type(loaded)).get("__call__"), "concrete_functions", ())
         if traces:
             return from_concrete_function(traces[0], f"{origin}, function __call__", "__call__")
         raise SourceError(
@@ -60,13 +61,8 @@ def from_loaded(loaded: Any, origin: str, signature_key: str | None) -> Callee:
     if key not in signatures:
         raise SourceError(f"{origin} has no signature {key!r}; it has: {_listed(signatures) or 'none'}")
     callee = from_concrete_function(signatures[key], f"{origin}, signature {key}", key)
-    return _keep(callee, loaded)
-
-
-def _keep(callee: Callee, owner: Any) -> Callee:
-    import dataclasses
-
-    return dataclasses.replace(callee, owner=owner)
+    # The loaded object owns the variables and tables that the signature only refers to.
+    return dataclasses.replace(callee, owner=loaded)
 
 
 def _listed(signatures: dict[str, Any]) -> str:

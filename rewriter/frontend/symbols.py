@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from rewriter.frontend.callee import Callee
-from rewriter.frontend.samples import Plan, Run, evaluate, tensorflow_errors
+from rewriter.frontend.samples import Run, evaluate, tensorflow_errors
 
 #: Models with more unknown dimensions than this are not probed: each probe runs the model once or twice.
 MAX_PROBES = 12

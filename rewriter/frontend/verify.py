@@ -41,7 +41,7 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
                 worst[spec.name] = max(worst[spec.name], difference)
                 if fault:
                     faults.setdefault(spec.name, fault)
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no narrower base class
+    except Exception as error:  # ONNX Runtime's errors share no narrower base class
         raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(error)}") from error
     if faults:
         told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
