@@ -7,6 +7,7 @@ from passes.canonicalize import Canonicalize
 from passes.evaluation import Evaluate
 from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
+from passes.legalize import Legalize
 
 
 def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:
@@ -15,4 +16,19 @@ def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:
     Args:
         evaluate: runs a small model, for constant folding; default: ONNX's reference evaluator.
     """
-    return Pipeline((Canonicalize(), InferShapes(), FoldConstants(evaluate), InferShapes()))
+    return Pipeline(
+        (
+            Canonicalize(),
+            # Types first: Shape of a static dimension folds only where the dimension is known.
+            InferShapes(),
+            FoldConstants(evaluate),
+            # Folded shape operands (of Reshape, Expand, Slice ...) make more dimensions static; the second fold takes
+            # the Shape nodes behind those. A third round found nothing in any model tried.
+            InferShapes(),
+            FoldConstants(evaluate),
+            # Legalisation reads types and constants, so it comes after both; it leaves no-op Casts behind.
+            Legalize(),
+            Canonicalize(),
+            InferShapes(),
+        )
+    )
