@@ -198,6 +198,8 @@ class ProcessBackend:
         child = self._child
         if child is not None and child.owner == os.getpid() and child.alive:
             return child
+        if child is not None and child.owner == os.getpid():
+            child.kill()  # it died between two requests: reap it
         self._child = None
         try:
             child = Child(self._command)

@@ -15,7 +15,7 @@ _LOCATION = re.compile(r"\s*\.?\s*In \w[\w:~<>]* at \S+?:\d+\)?")
 _PREFIX = re.compile(r"^(?:\[?[\w.:~/ ]+\]?:?\s*)?Error Code \d+: ([A-Z][\w ]*?) ?\((.*?)\)*$", re.DOTALL)
 _TAG = re.compile(r"\[[\w.]+\.(?:cpp|h)(?::+\s?[\w~<>]+)+\]\s*|\[\w+\.(?:cpp|h):\d+: \w+\]\s*")
 _ASSERTION = re.compile(r"^Assertion (?:failed: )?", re.DOTALL)
-_QUOTED = re.compile(r'&& "([^"]+)"')
+_QUOTED = re.compile(r'&& ((?:"[^"]*"\s*)+)')
 _LONGEST = 300
 
 _WORKSPACE = (
@@ -96,7 +96,7 @@ def _clean_line(line: str) -> str:
     text = _TAG.sub("", text).strip().rstrip(")" if text.count(")") > text.count("(") else "").strip(" ;")
     quoted = _QUOTED.search(text)
     if quoted:
-        return quoted[1].strip()
+        return " ".join(quoted[1].replace('"', "").split())
     stripped = _ASSERTION.sub("", text)
     if stripped != text:
         text = _after_condition(stripped)
@@ -108,8 +108,8 @@ def _after_condition(text: str) -> str:
     head, mark, tail = text.partition(" failed. ")
     if mark and tail.strip():
         return tail.strip()
-    if mark or text.endswith(" failed."):
-        return f"internal assertion {head.removesuffix(' failed.')} failed"
+    if mark or text.endswith(" failed"):
+        return f"internal assertion {head.removesuffix(' failed')} failed"
     match = re.search(r"[)\w]: +(?=[A-Z])", text)
     return text[match.end() :].strip() if match else text
 
