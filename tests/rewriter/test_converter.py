@@ -14,11 +14,12 @@ from rewriter.errors import ArtifactError, ConverterStateError, InputError, Inva
 from rewriter.params import ConversionParams
 from rewriter.runtime.function import load
 
+OPSETS = [h.make_opsetid("", 18), h.make_opsetid("ai.onnx.ml", 3)]
 pytestmark = pytest.mark.rtx
 
 
 def two_segments(batch="batch"):
-    """Conv-Relu-Add | BitwiseNot on integers | Mul-Add-Relu: TensorRT has no BitwiseNot."""
+    """Conv-Relu-Add | Scaler, an operator of classical machine learning that TensorRT has not | Mul-Sub-Relu."""
     rng = np.random.default_rng(0)
     weight = h.make_tensor(
         "w", T.FLOAT, [4, 3, 3, 3], rng.standard_normal((4, 3, 3, 3), np.float32).tobytes(), raw=True
@@ -27,9 +28,7 @@ def two_segments(batch="batch"):
         h.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
         h.make_node("Relu", ["c"], ["r"], "relu"),
         h.make_node("Add", ["r", "one"], ["a"], "add"),
-        h.make_node("Cast", ["a"], ["i"], "to_int", to=T.INT32),
-        h.make_node("BitwiseNot", ["i"], ["n"], "flip"),
-        h.make_node("Cast", ["n"], ["f"], "to_float", to=T.FLOAT),
+        h.make_node("Scaler", ["a"], ["f"], "scale", domain="ai.onnx.ml", offset=[0.5], scale=[2.0]),
         h.make_node("Mul", ["f", "one"], ["m"], "mul"),
         h.make_node("Sub", ["m", "a"], ["s"], "sub"),
         h.make_node("Relu", ["s"], ["y"], "out"),
@@ -40,8 +39,9 @@ def two_segments(batch="batch"):
         [h.make_tensor_value_info("x", T.FLOAT, [batch, 3, 8, 8])],
         [h.make_tensor_value_info("y", T.FLOAT, [batch, 4, 8, 8])],
         [weight, h.make_tensor("one", T.FLOAT, [1], [1.5])],
+        value_info=[h.make_tensor_value_info("f", T.FLOAT, [batch, 4, 8, 8])],
     )
-    return h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10)
+    return h.make_model(graph, opset_imports=OPSETS, ir_version=10)
 
 
 def samples(*batches):
@@ -68,9 +68,9 @@ def test_the_whole_road(backend, tmp_path):
         assert [(e.name, e.built) for e in report.engines] == [("TRTEngineOp_000", True), ("TRTEngineOp_001", True)]
         assert report.engines[0].profiles[0]["x"]["min"] == [1, 3, 8, 8]
         assert report.engines[0].profiles[0]["x"]["max"] == [4, 3, 8, 8]
-        assert [v.op_type for v in report.native] == ["BitwiseNot"]
+        assert [v.op_type for v in report.native] == ["ai.onnx.ml::Scaler"]
         assert report.native[0].reason
-        assert report.built_coverage == report.coverage == pytest.approx(8 / 9)
+        assert report.built_coverage == report.coverage == pytest.approx(6 / 7)
         converter.save(tmp_path / "out")
     import onnxruntime
 
@@ -151,10 +151,13 @@ def test_denylists_keep_nodes_native(backend):
 
 
 def test_nothing_supported_is_a_valid_artifact_said_plainly(backend, tmp_path):
-    x = h.make_tensor_value_info("x", T.INT32, [4])
-    y = h.make_tensor_value_info("y", T.INT32, [4])
-    nodes = [h.make_node("BitwiseNot", [a], [b], f"n{a}") for a, b in (("x", "p"), ("p", "q"), ("q", "y"))]
-    model = h.make_model(h.make_graph(nodes, "g", [x], [y]), opset_imports=[h.make_opsetid("", 18)], ir_version=10)
+    x = h.make_tensor_value_info("x", T.FLOAT, [4])
+    y = h.make_tensor_value_info("y", T.FLOAT, [4])
+    nodes = [
+        h.make_node("Scaler", [a], [b], f"n{a}", domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+        for a, b in (("x", "p"), ("p", "q"), ("q", "y"))
+    ]
+    model = h.make_model(h.make_graph(nodes, "g", [x], [y]), opset_imports=OPSETS, ir_version=10)
     lines = []
     with Converter(model=model, backend=backend, progress=False) as converter:
         converter.convert()
@@ -162,9 +165,9 @@ def test_nothing_supported_is_a_valid_artifact_said_plainly(backend, tmp_path):
         converter.save(tmp_path / "out")
         converter.summary(print_fn=lines.append)
     assert "No engine: all 3 nodes run natively (reasons above)." in lines
-    value = np.array([1, -2, 3, 4], np.int32)
+    value = np.array([1, -2, 3, 4], np.float32)
     with load(tmp_path / "out") as function:
-        np.testing.assert_array_equal(function(value)["y"], ~value)
+        np.testing.assert_array_equal(function(value)["y"], 8 * value - 14)
         assert function.stats()["fallbacks"] == {}
 
 

@@ -1,0 +1,153 @@
+"""The command line, in process: exit status, one-line errors, and what is printed."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+
+from rewriter.cli import main
+from rewriter.commands.options import parse_shapes
+from rewriter.errors import InvalidParameterError
+
+OPSETS = [h.make_opsetid("", 18), h.make_opsetid("ai.onnx.ml", 3)]
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    """Three supported nodes, one that TensorRT has not, three supported ones; dynamic batch."""
+    nodes = [
+        h.make_node("Relu", ["x"], ["a"], "n1"),
+        h.make_node("Exp", ["a"], ["b"], "n2"),
+        h.make_node("Neg", ["b"], ["c"], "n3"),
+        h.make_node("Scaler", ["c"], ["d"], "n4", domain="ai.onnx.ml", offset=[0.5], scale=[-2.0]),
+        h.make_node("Sqrt", ["d"], ["e"], "n5"),
+        h.make_node("Tanh", ["e"], ["f"], "n6"),
+        h.make_node("Abs", ["f"], ["y"], "n7"),
+    ]
+    x = h.make_tensor_value_info("x", T.FLOAT, ["batch", 4])
+    y = h.make_tensor_value_info("y", T.FLOAT, ["batch", 4])
+    inner = h.make_tensor_value_info("d", T.FLOAT, ["batch", 4])
+    graph = h.make_graph(nodes, "g", [x], [y], value_info=[inner])
+    path = tmp_path / "model.onnx"
+    onnx.save(h.make_model(graph, opset_imports=OPSETS, ir_version=10), path)
+    return path
+
+
+def one_line_error(capsys):
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("trt-rewriter: ")
+    return lines[0]
+
+
+@pytest.mark.rtx
+def test_convert_inspect_run(onnx_file, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["convert", str(onnx_file), "-o", out, "--shapes", "x:1x4,16x4"]) == 0
+    text = capsys.readouterr().out
+    for words in ("TRTEngineOp_000", "TRTEngineOp_001", "x: 1x4 .. 16x4", "Scaler", "2 with an engine", "Saved to"):
+        assert words in text
+
+    assert main(["inspect", out]) == 0
+    text = capsys.readouterr().out
+    for words in ("input  x: float32 batchx4", "Exp, Neg, Relu", "Scaler", ".engine", "tensorrt_rtx", "files,"):
+        assert words in text
+    assert main(["inspect", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["coverage"] == pytest.approx(6 / 7)
+
+    inputs, outputs = tmp_path / "in.npz", tmp_path / "out.npz"
+    x = np.linspace(-1, 3, 12, dtype=np.float32).reshape(3, 4)
+    np.savez(inputs, x=x)
+    assert main(["run", out, "--inputs", str(inputs), "--outputs", str(outputs)]) == 0
+    assert "y: float32 3x4" in capsys.readouterr().out
+    expected = np.tanh(np.sqrt((-np.exp(np.maximum(x, 0)) - 0.5) * -2))
+    np.testing.assert_allclose(np.load(outputs)["y"], expected, rtol=1e-5)
+
+    assert main(["convert", str(onnx_file), "-o", out]) == 2
+    assert "exists and is not empty" in one_line_error(capsys)
+    assert main(["convert", str(onnx_file), "-o", out, "--overwrite", "--shapes", "x:2x4", "--no-engines"]) == 0
+    assert "0 with an engine" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.engine"))
+
+
+@pytest.mark.rtx
+def test_default_shapes_are_batches_one_and_eight(onnx_file, tmp_path, capsys):
+    assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out")]) == 0
+    assert "x: 1x4 .. 8x4" in capsys.readouterr().out
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "GONE.onnx", "-o", "OUT"], "GONE.onnx"),
+        (["convert", "MODEL", "-o", "OUT", "--precision-mode", "FP64"], "precision_mode must be one of"),
+        (["convert", "MODEL", "-o", "OUT", "--precision-mode", "FP16"], "'FP16' is not available yet"),
+        (["convert", "MODEL", "-o", "OUT", "--minimum-segment-size", "0"], "minimum_segment_size"),
+        (["convert", "MODEL", "-o", "OUT", "--targets", "sm12"], "SM12; it knows SM75, SM80"),
+        (["convert", "MODEL", "-o", "OUT", "--shapes", "z:1x4"], "'z'"),
+        (["convert", "MODEL", "-o", "OUT", "--shapes", "x:1xa"], "no number"),
+        (["convert", "MODEL", "-o", "OUT", "--node-denylist", "("], "not a regular expression"),
+        (["convert", "MODEL", "-o", "MODEL"], "is a file"),
+        (["convert", "TEXT", "-o", "OUT"], "TEXT"),
+        (["inspect", "MODEL"], "not an artifact"),
+        (["inspect", "GONE"], "no such artifact"),
+        (["run", "GONE", "--inputs", "GONE.npz"], "GONE.npz"),
+        (["run", "GONE", "--inputs", "TEXT"], "as an .npz file"),
+        (["demo", "-o", "MODEL"], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, onnx_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "TEXT").write_text("this is no model")
+    places = {"MODEL": str(onnx_file)}
+    assert main([places.get(a, a) for a in arguments]) == 2
+    assert message in one_line_error(capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["TEXT", "model.onnx"], "something half-written was left"
+
+
+def test_usage_errors_are_argparse_ones(capsys):
+    for arguments in ([], ["fly"], ["convert"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: trt-rewriter" in capsys.readouterr().err
+
+
+@pytest.mark.rtx
+def test_doctor_says_what_would_be_used(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for words in ("Python 3.", "onnxruntime", "TensorRT: tensorrt_rtx", "SM89", "Ready"):
+        assert words in text
+
+
+def test_doctor_names_the_install_line(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["doctor"]) == 2
+    assert "pip install 'trt-rewriter[rtx]'" in capsys.readouterr().err
+
+
+def test_no_tensorrt_is_told_before_any_work(onnx_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out")]) == 2
+    assert "pip install 'trt-rewriter[rtx]'" in one_line_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_tensorflow_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert main(["demo", "-o", str(tmp_path / "out")]) == 2
+    assert "pip install 'trt-rewriter[tf]'" in one_line_error(capsys)
+
+
+def test_shapes_of_scalars_and_names_with_colons():
+    assert parse_shapes(["x:1x2,3x4", "mm:0:5", "s:scalar"]) == {"x": ((1, 2), (3, 4)), "mm:0": ((5,),), "s": ((),)}
+    for bad in ("x", ":1x2", "x:", "x:1x-2"):
+        with pytest.raises(InvalidParameterError, match="--shapes"):
+            parse_shapes([bad])
