@@ -169,11 +169,11 @@ def _convert_and_compare(
         answers.append(loaded(dict(feeds)))
     comparisons = [_compare(answer, original, base.random) for answer in answers]
     engine_nodes = sum(e.nodes for e in report.engines if e.built or not build)
-    denials = Counter((v.rule, generalise(v.reason, v.node), v.op_type) for v in report.native)
+    denials = Counter((v.rule, generalise(v.reason, v.node, v.op_type), v.op_type) for v in report.native)
     for engine in report.engines:
         if build and not engine.built:
             for op, count in engine.op_counts.items():
-                denials["build", generalise(engine.reason, ""), op] += count
+                denials["build", generalise(engine.reason), op] += count
     return dataclasses.replace(
         base,
         outcome=_outcome(report, build, engine_nodes),
@@ -299,11 +299,15 @@ def _readable(value: Any) -> Any:
     return value if value is None or isinstance(value, (dict, str)) else np.asarray(value)
 
 
-def generalise(reason: str, node: str) -> str:
+def generalise(reason: str, node: str = "", op_type: str = "") -> str:
     """A reason without the names and numbers that are this case's own, so that equal reasons can be counted."""
     text = reason.replace(node, "*") if node else reason
-    text = re.sub(r"'[^']*'", "'*'", text)
-    text = re.sub(r"\d+", "N", text)
+    text = re.sub(r"(?<!\w)'[^']*'(?!\w)", "'*'", text)
+    if op_type:
+        text = re.sub(
+            rf"(refuses|support) {re.escape(op_type.rsplit('::', maxsplit=1)[-1])}(?!\w)", r"\1 the operator", text
+        )
+    text = re.sub(r"(?<![\w.])-?\d+(?![\w])", "N", text)
     return " ".join(text.split())[:160]
 
 

@@ -229,7 +229,7 @@ def _error_kind(detail: str) -> str:
     """An error text without the names and numbers of its case."""
     from _node_case import generalise
 
-    return generalise(detail, "")[:120]
+    return generalise(detail)[:120]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
