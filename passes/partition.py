@@ -55,8 +55,8 @@ def propose(model: Model, support: SupportMap, options: PartitionOptions | None 
     1. In every graph the supported nodes are clustered (`passes.clustering`); contracting all segments of a graph at
        once leaves it acyclic. A control-flow node counts as supported when it is and nothing in its bodies is denied;
        what its bodies capture are its inputs.
-    2. Pass-through nodes (Identity, Dropout, Cast to the same type) that would only carry a value through
-       the engine, or out of it to native nodes alone, are given back.
+    2. Pass-through nodes (Identity, Dropout, Cast to the same type) that only carry a value out of a segment to native
+       nodes, and those that no effective node is joined to, stay native.
     3. Clusters with fewer effective nodes than the minimum, without a data input, or whose results nobody reads, stay
        native. A node counts 1, a control-flow node 1 and all that is in its bodies, a pass-through node 0.
     4. Bodies of native control-flow nodes are cut in the same way; bodies inside segments belong to these.
@@ -122,12 +122,17 @@ class _Proposer:
             if weight >= minimum:
                 clusters.append(members)
             else:
-                reason = f"the group it fits in has {_count(weight)}, fewer than the minimum of {minimum}"
-                denials.update((m, self._denial(index.nodes[m], "min_segment", reason)) for m in members)
+                rule, reason = "min_segment", f"its group has {_count(weight)}, fewer than the minimum of {minimum}"
+                if not weight:
+                    rule, reason = (
+                        "pass_through",
+                        "it only passes a value on, and no node beside it goes into an engine",
+                    )
+                denials.update((m, self._denial(index.nodes[m], rule, reason)) for m in members)
         inside: set[int] = set().union(*clusters)
         for members in clusters:
             kept = _trim(index, members, weights, inside)
-            reason = "it would only carry a value through the edge of an engine"
+            reason = "it only carries a value out of an engine to native nodes"
             dropped = sorted(set(members) - set(kept))
             denials.update((m, self._denial(index.nodes[m], "pass_through", reason)) for m in dropped)
             inside.difference_update(dropped)
@@ -180,11 +185,10 @@ class _Proposer:
 
 
 def _trim(index: GraphIndex, members: Sequence[int], weights: Sequence[int], inside: set[int]) -> tuple[int, ...]:
-    """Members without the pass-through nodes that do nothing for the segment; what is left is still convex.
+    """Members without the pass-through nodes at the end whose value is read by native nodes alone.
 
-    Dropped are: pass-through nodes that no effective member leads to or follows from (their value would enter the
-    engine only to leave it), and those at the end whose value is read by native nodes alone. A graph output keeps its
-    Identity in the engine, for a native node behind the engine would cost more.
+    What is left is still convex, for only nodes without followers in the segment go. A graph output keeps its Identity
+    in the engine, and so does a value that another engine reads: a native node between costs more than it saves.
 
     Args:
         index: the graph.
@@ -192,22 +196,12 @@ def _trim(index: GraphIndex, members: Sequence[int], weights: Sequence[int], ins
         weights: effective weight by node.
         inside: all nodes in clusters.
     """
-    if all(weights[m] for m in members):
-        return tuple(members)
-    own = frozenset(members)
     kept = set(members)
-    fed: set[int] = set()
-    for m in members:
-        if weights[m] or any(p in fed for p in index.preds[m] if p in kept):
-            fed.add(m)
-    used: set[int] = set()
+    own = frozenset(members)
     for m in reversed(members):
-        if weights[m] or any(s in used for s in index.succs[m] if s in kept):
-            used.add(m)
+        if weights[m] or any(s in kept or (s in inside and s not in own) for s in index.succs[m]):
             continue
-        final = any(name in index.output_names for name in index.nodes[m].output)
-        handed_on = any(s in kept or (s in inside and s not in own) for s in index.succs[m])
-        if m not in fed or not (final or handed_on):
+        if not any(name in index.output_names for name in index.nodes[m].output):
             kept.discard(m)
     return tuple(sorted(kept))
 
