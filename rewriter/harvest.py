@@ -23,6 +23,7 @@ from passes.model import Model
 from passes.segments import Segment, Segmentation, TensorSpec
 from passes.value_types import collect_infos, spec_of
 from rewriter.errors import ConversionError, InputError
+from rewriter.runtime.inputs import first_line
 from rewriter.runtime.native import NativeSession
 
 logger = logging.getLogger(__name__)
@@ -242,7 +243,9 @@ def _run(session: NativeSession, number: int, feeds: Mapping[str, np.ndarray]) -
         return session.run(feeds)
     except Exception as error:
         shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
-        raise ConversionError(f"sample {number}: the native model fails on the inputs {shapes}: {error}") from error
+        raise ConversionError(
+            f"sample {number}: the native model fails on the inputs {shapes}: {first_line(error)}"
+        ) from error
 
 
 def _read_trace(path: Path, runs: int) -> list[dict[str, list[list[tuple[int, ...]]]]]:

@@ -16,7 +16,7 @@ from rewriter.artifact import EngineEntry, load_artifact
 from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, SourceError
 from rewriter.runtime import device
 from rewriter.runtime.executor import Execution, Executor, NativeExecutor
-from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_feeds
+from rewriter.runtime.inputs import bind, describe, first_line, is_tensorflow, to_feeds
 from rewriter.source import Signature
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ConvertedFunction:
             if self._executor is None:
                 raise ConverterStateError("this function was closed during the call") from error
             shapes = ", ".join(f"{spec.name} {list(feeds[spec.tensor].shape)}" for spec in self.signature.inputs)
-            raise ConversionError(f"the model failed on the inputs {shapes}: {error}") from error
+            raise ConversionError(f"the model failed on the inputs {shapes}: {first_line(error)}") from error
 
     def _count(self, execution: Execution) -> None:
         """Counts one call; says each new reason for a fallback once."""
@@ -214,7 +214,7 @@ def _make_executor(
     except ConversionError:
         raise
     except Exception as error:
-        raise SourceError(f"ONNX Runtime refuses the model: {error}") from error
+        raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
 
 
 def _why_no_engines(provider: str) -> str:

@@ -169,7 +169,7 @@ def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"input {spec.name!r}: this {type(value).__name__} cannot be read as an array: {_first_line(error)}"
+            f"input {spec.name!r}: this {type(value).__name__} cannot be read as an array: {first_line(error)}"
         ) from error
     if array.dtype.kind == "S":
         return array.astype(object)
@@ -211,5 +211,6 @@ def _similar(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, cut to one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,60 @@
+"""Whether there is a GPU, as far as that can be told without one."""
+
+import ctypes
+
+import pytest
+
+from rewriter.runtime import device
+
+
+class Nvml:
+    """The few functions of the driver's library that are asked."""
+
+    def __init__(self, count, init=0):
+        self.count = count
+        self.init = init
+        self.ended = 0
+
+    def nvmlInit_v2(self):  # noqa: N802
+        return self.init
+
+    def nvmlDeviceGetCount_v2(self, pointer):  # noqa: N802
+        pointer._obj.value = self.count
+        return 0
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.ended += 1
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    device.installed_gpus.cache_clear()
+    yield
+    device.installed_gpus.cache_clear()
+
+
+def test_no_driver(monkeypatch):
+    def refuse(name):
+        raise OSError("no such library")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert device.installed_gpus() == 0
+    assert device.missing_gpu() == "no GPU"
+
+
+def test_a_driver_without_devices(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(0, init=9))
+    assert device.installed_gpus() == 0
+
+
+@pytest.mark.parametrize(("visible", "reason"), [(None, ""), ("0", ""), ("", "hides all"), ("-1", "hides all")])
+def test_a_gpu_that_may_be_hidden(monkeypatch, visible, reason):
+    nvml = Nvml(2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.installed_gpus() == 2
+    assert nvml.ended == 1
+    assert reason in device.missing_gpu()
+    assert bool(device.missing_gpu()) == bool(reason)

@@ -1,0 +1,339 @@
+"""Converted functions: calls, outputs, threads, life cycle, statistics."""
+
+import concurrent.futures
+import sys
+import types
+
+import numpy as np
+import pytest
+from onnx import TensorProto, numpy_helper, parser
+
+from passes import model as models
+from passes.segments import TensorSpec
+from rewriter import manifest as manifests
+from rewriter.artifact import EngineEntry, save_artifact
+from rewriter.errors import (
+    ArtifactError,
+    ConversionError,
+    ConverterStateError,
+    InputError,
+    InvalidParameterError,
+    SourceError,
+)
+from rewriter.runtime import device, function
+from rewriter.runtime.executor import Execution
+from rewriter.runtime.function import ConvertedFunction, load
+from rewriter.source import Signature
+
+# As splicing leaves it: an engine node that is a model-local function with the native segment as its body.
+SPLICED = """
+<ir_version: 10, opset_import: ["": 20, "trt_rewriter": 1]>
+g (float[batch, 4] x, float[batch, 4] y) => (float[batch, 300] product, float[batch, 4] y_1)
+{
+    product = trt_rewriter.TRTEngineOp_000<segment_hash = "ab", data_inputs = 2>(x, y, w)
+    y_1 = Neg(y)
+}
+<domain: "trt_rewriter", opset_import: ["": 20]>
+TRTEngineOp_000 (a, b, w) => (c)
+{
+    s = Add(a, b)
+    m = MatMul(s, w)
+    c = Relu(m)
+}
+"""
+SIGNATURE = Signature(
+    (TensorSpec("x", TensorProto.FLOAT, ("batch", 4)), TensorSpec("y", TensorProto.FLOAT, ("batch", 4))),
+    # The output "y" is called as an input is, so ONNX has another name for it; "again" is one value under two names.
+    (
+        TensorSpec("y", TensorProto.FLOAT, ("batch", 4), "y_1"),
+        TensorSpec("product", TensorProto.FLOAT, ("batch", 300)),
+        TensorSpec("again", TensorProto.FLOAT, ("batch", 300), "product"),
+    ),
+)
+WEIGHTS = np.random.default_rng(0).standard_normal((4, 300)).astype(np.float32)
+
+
+@pytest.fixture
+def model():
+    proto = parser.parse_model(SPLICED)
+    proto.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "w"))
+    return models.from_proto(proto)
+
+
+@pytest.fixture
+def entry():
+    return EngineEntry("TRTEngineOp_000", "ab", 4, "0" * 64, "tensorrt_rtx", "1.7.1.116")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(device, "missing_gpu", lambda: "no GPU")
+
+
+@pytest.fixture
+def make(model, no_gpu):
+    def do(engines=(), **options):
+        return ConvertedFunction(model, SIGNATURE, engines, **options)
+
+    return do
+
+
+def inputs(rows=2, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((rows, 4)).astype(np.float32), rng.standard_normal((rows, 4)).astype(np.float32)
+
+
+def expected(x, y):
+    return np.maximum((x + y) @ WEIGHTS, 0)
+
+
+def test_outputs_have_the_signatures_names_and_order(make):
+    x, y = inputs()
+    outputs = make()(x, y)
+    assert list(outputs) == ["y", "product", "again"]
+    np.testing.assert_array_equal(outputs["y"], -y)
+    np.testing.assert_allclose(outputs["product"], expected(x, y), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(outputs["again"], outputs["product"])
+
+
+def test_all_ways_of_calling_agree(make):
+    x, y = inputs()
+    converted = make()
+    reference = converted(x, y)["product"]
+    ways = [
+        converted(y=y, x=x),
+        converted({"y": y, "x": x}),
+        converted((x, y)),
+        converted([x, y]),
+        converted(x.tolist(), y.tolist()),
+        converted(np.asfortranarray(x), y[:, ::-1][:, ::-1]),
+    ]
+    for outputs in ways:
+        np.testing.assert_array_equal(outputs["product"], reference)
+
+
+def test_read_only_and_empty_inputs(make):
+    x, y = inputs()
+    x.flags.writeable = False
+    assert make()(x, y)["product"].shape == (2, 300)
+    assert make()(x[:0], y[:0])["product"].shape == (0, 300)
+
+
+def test_wrong_inputs_are_told(make):
+    x, y = inputs()
+    converted = make()
+    with pytest.raises(InputError, match="missing input 'y'"):
+        converted(x)
+    with pytest.raises(InputError, match="input 'x' has dtype float64"):
+        converted(x.astype(np.float64), y)
+    assert converted.stats()["calls"] == 0
+
+
+def test_inputs_that_do_not_fit_each_other_are_told_with_their_shapes(make):
+    with pytest.raises(ConversionError, match=r"the model failed on the inputs x \[2, 4\], y \[3, 4\]"):
+        make()(inputs(2)[0], inputs(3)[0])
+
+
+def test_structure_as_tensorflow_has_it(make):
+    converted = make()
+    assert converted.structured_input_signature == ((), {"x": SIGNATURE.inputs[0], "y": SIGNATURE.inputs[1]})
+    assert list(converted.structured_outputs) == ["y", "product", "again"]
+    assert repr(converted) == (
+        "<ConvertedFunction (x: float32 [batch, 4], y: float32 [batch, 4]) -> (y: float32 [batch, 4], product: float32 "
+        "[batch, 300], again: float32 [batch, 300]), 0 engines, cpu>"
+    )
+
+
+def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
+    converted = make([entry])
+    for _ in range(3):
+        converted(*inputs())
+    assert converted.stats() == {
+        "calls": 3,
+        "engine_calls": 0,
+        "native_calls": 3,
+        "fallbacks": {"no GPU": 3},
+        "engines": 1,
+        "unusable_engines": {},
+        "provider": "cpu",
+    }
+    assert [r.getMessage() for r in caplog.records] == ["1 engine nodes run natively: no GPU"]
+
+
+def test_a_damaged_engine_has_its_own_reason(make, entry):
+    import dataclasses
+
+    damaged = dataclasses.replace(entry, op="TRTEngineOp_001", problem="engines/x is missing")
+    converted = make([entry, damaged])
+    converted(*inputs())
+    stats = converted.stats()
+    assert stats["fallbacks"] == {"no GPU": 1, "engines/x is missing": 1}
+    assert stats["unusable_engines"] == {"TRTEngineOp_001": "engines/x is missing"}
+
+
+def test_a_model_without_engines_falls_back_from_nothing(make):
+    converted = make(strict=True)
+    converted(*inputs())
+    assert converted.stats()["fallbacks"] == {}
+
+
+def test_the_cpu_can_be_asked_for(make, entry):
+    converted = make([entry], provider="cpu")
+    converted(*inputs())
+    assert converted.stats()["fallbacks"] == {"provider 'cpu' was asked for": 1}
+
+
+def test_strict_raises_where_an_engine_would_not_be_used(make, entry):
+    with pytest.raises(ConversionError, match="strict: 1 engines would not be used; TRTEngineOp_000: no GPU"):
+        make([entry], strict=True)
+
+
+def test_cuda_without_a_gpu_is_an_error(make):
+    with pytest.raises(ConversionError, match="provider 'cuda' cannot be used: no GPU; use provider='auto' or 'cpu'"):
+        make(provider="cuda")
+
+
+def test_an_unknown_provider_lists_the_known_ones(make, tmp_path):
+    with pytest.raises(InvalidParameterError, match="one of auto, cpu, cuda, not 'gpu'"):
+        make(provider="gpu")
+    with pytest.raises(InvalidParameterError, match="one of auto, cpu, cuda"):
+        load(tmp_path, provider="gpu")
+
+
+def test_a_model_that_onnx_runtime_refuses(no_gpu):
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x) => (float[2] y) { y = NoSuchOperator(x) }'
+    with pytest.raises(SourceError, match=r"ONNX Runtime refuses the model: .*NoSuchOperator"):
+        ConvertedFunction(models.Model(parser.parse_model(text)), SIGNATURE)
+
+
+def test_closing_is_final_and_harmless_when_repeated(make):
+    with make() as converted:
+        converted(*inputs())
+    converted.close()
+    with pytest.raises(ConverterStateError, match="this function is closed"):
+        converted(*inputs())
+    assert converted.stats()["calls"] == 1
+    assert "closed" in repr(converted)
+
+
+def test_threads_get_equal_results(make):
+    x, y = inputs(16)
+    converted = make()
+    reference = converted(x, y)
+
+    def work(_):
+        return [converted(x, y) for _ in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for results in pool.map(work, range(8)):
+            for outputs in results:
+                for name, array in outputs.items():
+                    np.testing.assert_array_equal(array, reference[name])
+    assert converted.stats()["calls"] == 8 * 50 + 1
+
+
+def test_closing_during_calls_breaks_none_in_an_unnamed_way(make):
+    x, y = inputs()
+    converted = make()
+
+    def work(_):
+        done = 0
+        while True:
+            try:
+                converted(x, y)
+            except ConverterStateError:
+                return done
+            done += 1
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(work, i) for i in range(4)]
+        converted(x, y)
+        converted.close()
+        assert sum(f.result(timeout=60) for f in futures) + 1 == converted.stats()["calls"]
+
+
+class EngineExecutor:
+    """An executor as a GPU will have one: its engine answers all but the first run."""
+
+    provider = "cuda"
+
+    def __init__(self):
+        self.runs = 0
+        self.closed = 0
+
+    def run(self, feeds):
+        self.runs += 1
+        outputs = {"product": expected(feeds["x"], feeds["y"]), "y_1": -feeds["y"]}
+        if self.runs == 1:
+            return Execution(outputs, 0, {"the shapes are outside the profile": 1})
+        return Execution(outputs, 1)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_seam_for_other_executors(model, entry, monkeypatch, strict):
+    executor = EngineExecutor()
+    monkeypatch.setattr(function, "_make_executor", lambda *given: executor)
+    converted = ConvertedFunction(model, SIGNATURE, [entry], strict=strict)
+    if strict:
+        with pytest.raises(ConversionError, match="strict: an engine was not used: the shapes are outside"):
+            converted(*inputs())
+    else:
+        converted(*inputs())
+    converted(*inputs())
+    stats = converted.stats()
+    assert (stats["calls"], stats["engine_calls"], stats["native_calls"]) == (2, 1, 1)
+    assert stats["provider"] == "cuda"
+    converted.close()
+    converted.close()
+    assert executor.closed == 1
+
+
+def test_saved_and_loaded(model, tmp_path, no_gpu):
+    source = tmp_path / "e"
+    source.write_bytes(b"vtrt")
+    record = manifests.hash_file(source)
+    entry = EngineEntry("TRTEngineOp_000", "ab", record.size, record.sha256, "tensorrt_rtx", "1.7.1.116")
+    out = tmp_path / "out"
+    save_artifact(out, model=model, signature=SIGNATURE, params={}, engines=[(entry, source)], report={})
+    x, y = inputs()
+    reference = ConvertedFunction(model, SIGNATURE)(x, y)
+    with load(out) as converted:
+        for name, array in converted(x, y).items():
+            np.testing.assert_array_equal(array, reference[name])
+        assert converted.stats()["fallbacks"] == {"no GPU": 1}
+    (out / entry.file).write_bytes(b"VTRT")
+    with load(out) as converted:
+        converted(x, y)
+        assert "is damaged" in next(iter(converted.stats()["fallbacks"]))
+    with pytest.raises(ConversionError, match="is damaged"):
+        load(out, strict=True)
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        load(tmp_path / "nothing")
+
+
+def test_tensorflow_in_tensorflow_out(make, monkeypatch):
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(Tensor=Tensor, convert_to_tensor=Tensor))
+    x, y = inputs()
+    outputs = make()(Tensor(x), y)
+    assert all(isinstance(value, Tensor) for value in outputs.values())
+    assert all(isinstance(value, np.ndarray) for value in make()(x, y).values())
+
+
+@pytest.mark.tensorflow
+def test_real_tensorflow_in_and_out(make):
+    import tensorflow as tf
+
+    x, y = inputs()
+    outputs = make()(tf.constant(x), y=tf.constant(y))
+    assert all(tf.is_tensor(value) for value in outputs.values())
+    np.testing.assert_array_equal(outputs["product"].numpy(), make()(x, y)["product"])

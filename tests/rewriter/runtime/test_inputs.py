@@ -1,0 +1,254 @@
+"""What may be passed as inputs, and what is said about the rest."""
+
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto
+
+from passes.segments import TensorSpec
+from rewriter.errors import InputError
+from rewriter.runtime.inputs import bind, is_tensorflow, sample_feeds, to_array, to_feeds
+from rewriter.source import Signature
+
+IMAGE = TensorSpec("image", TensorProto.FLOAT, ("batch", 3), "image_1")
+COUNT = TensorSpec("count", TensorProto.INT64, ())
+ONE = Signature((IMAGE,), ())
+TWO = Signature((IMAGE, COUNT), ())
+
+
+def image(rows=2):
+    return np.ones((rows, 3), np.float32)
+
+
+class Foreign:
+    """A tensor of another library, known by a protocol only."""
+
+    def __init__(self, array, protocol):
+        if protocol == "array":
+            self.__class__ = type("ArrayTensor", (), {"__array__": lambda self, dtype=None, copy=None: array})
+        else:
+            self.__class__ = type(
+                "DlpackTensor",
+                (),
+                {
+                    "__dlpack__": lambda self, **options: array.__dlpack__(**options),
+                    "__dlpack_device__": lambda self: array.__dlpack_device__(),
+                },
+            )
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((image(), 1), {}),
+        (((image(), 1),), {}),
+        (([image(), 1],), {}),
+        (({"count": 1, "image": image()},), {}),
+        ((), {"count": 1, "image": image()}),
+        ((image(),), {"count": 1}),
+        (({"image": image()},), {"count": 1}),
+    ],
+)
+def test_all_ways_to_give_two_inputs(args, kwargs):
+    bound = bind(TWO, args, kwargs)
+    assert list(bound) == ["image", "count"]
+    feeds = to_feeds(TWO, bound)
+    assert list(feeds) == ["image_1", "count"]
+    np.testing.assert_array_equal(feeds["image_1"], image())
+    assert feeds["count"].shape == ()
+
+
+@pytest.mark.parametrize(
+    "args", [(image(1),), ((image(1),),), ([image(1)],), ({"image": image(1)},), ([[1.0, 1.0, 1.0]],), ([(1, 1, 1)],)]
+)
+def test_all_ways_to_give_one_input(args):
+    np.testing.assert_array_equal(to_feeds(ONE, bind(ONE, args, {}))["image_1"], image(1))
+
+
+def test_a_list_of_arrays_is_no_data_for_one_input():
+    with pytest.raises(InputError, match="2 inputs were given, the signature has 'image'"):
+        bind(ONE, ([image(), image()],), {})
+
+
+def test_no_inputs_at_all():
+    assert bind(Signature((), ()), (), {}) == {}
+    with pytest.raises(InputError, match="1 inputs were given, the signature has no inputs"):
+        bind(Signature((), ()), (image(),), {})
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {}, "missing inputs 'image' (float32 [batch, 3]), 'count' (int64 [])"),
+        ((image(),), {}, "missing input 'count' (int64 [])"),
+        ((image(), 1, 2), {}, "3 inputs were given, the signature has 'image', 'count'"),
+        ((), {"imgae": 1}, "unknown input 'imgae' (did you mean 'image'?): the signature has 'image', 'count'"),
+        (({"zzz": 1},), {}, "unknown input 'zzz': the signature has 'image', 'count'"),
+        (({3: 1},), {}, "unknown input 3: the signature has 'image', 'count'"),
+        ((image(),), {"image": image()}, "input 'image' was given twice"),
+    ],
+)
+def test_wrong_names_are_told(args, kwargs, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        bind(TWO, args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((2, 3)), "input 'image' has dtype float64, expected float32"),
+        (np.ones((2, 3), np.int32), "input 'image' has dtype int32, expected float32"),
+        (np.float64(1), "input 'image' has dtype float64, expected float32"),
+        (np.ones(3, np.float32), "input 'image' has shape [3], expected rank 2: [batch, 3]"),
+        (np.ones((2, 4), np.float32), "has shape [2, 4], expected [batch, 3]: dimension 1 must be 3"),
+        ([["a", "b", "c"]], "holds str32 values that do not fit float32"),
+        ([[1j, 2, 3]], "holds complex128 values that do not fit float32"),
+        ([[1, 2, 3], [4]], "no array can be made of this list"),
+        ([[1, 2]], "has shape [1, 2], expected [batch, 3]"),
+        (None, "is a NoneType, expected an array or a tensor: float32 [batch, 3]"),
+        ({1, 2}, "is a set, expected an array or a tensor"),
+        (np.ma.masked_array(np.ones((2, 3), np.float32)), "is a masked array: fill it first"),
+    ],
+)
+def test_wrong_values_are_told(value, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        to_array(value, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "fits"),
+    [
+        (1, TensorProto.FLOAT, True),
+        (True, TensorProto.INT32, True),
+        (True, TensorProto.BOOL, True),
+        (1, TensorProto.BOOL, False),
+        (1.0, TensorProto.INT64, False),
+        (255, TensorProto.UINT8, True),
+        (256, TensorProto.UINT8, False),
+        (-1, TensorProto.UINT64, False),
+        (1 << 40, TensorProto.INT32, False),
+        (1.5, TensorProto.FLOAT16, True),
+        (1.5, TensorProto.BFLOAT16, True),
+        (1.5, TensorProto.DOUBLE, True),
+        ("a", TensorProto.STRING, True),
+        (b"a", TensorProto.STRING, True),
+        (1, TensorProto.STRING, False),
+    ],
+)
+def test_python_values_keep_their_kind(value, dtype, fits):
+    spec = TensorSpec("v", dtype, ())
+    if fits:
+        array = to_array(value, spec)
+        assert array.shape == ()
+        assert array.tolist() == value
+    else:
+        with pytest.raises(InputError, match="input 'v'"):
+            to_array(value, spec)
+
+
+def test_an_empty_list_is_an_empty_array():
+    array = to_array([], TensorSpec("v", TensorProto.INT64, (None,)))
+    assert (array.shape, array.dtype) == ((0,), np.int64)
+
+
+def test_unknown_rank_takes_any():
+    spec = TensorSpec("v", TensorProto.FLOAT, None)
+    for shape in ((), (1,), (2, 0, 3)):
+        assert to_array(np.zeros(shape, np.float32), spec).shape == shape
+
+
+def test_numpy_arrays_are_not_copied():
+    value = image()
+    assert to_array(value, IMAGE) is value
+    assert np.shares_memory(to_array(value[::-1], IMAGE), value)
+
+
+def test_foreign_byte_order_is_put_right():
+    array = to_array(image().astype(">f4"), IMAGE)
+    assert array.dtype.isnative
+    np.testing.assert_array_equal(array, image())
+
+
+@pytest.mark.parametrize("protocol", ["array", "dlpack"])
+def test_foreign_tensors_are_read_in_place(protocol):
+    value = image()
+    array = to_array(Foreign(value, protocol), IMAGE)
+    np.testing.assert_array_equal(array, value)
+    assert np.shares_memory(array, value)
+    with pytest.raises(InputError, match="has dtype float64"):
+        to_array(Foreign(np.ones((2, 3)), protocol), IMAGE)
+
+
+def test_a_tensor_on_a_device_is_told():
+    class Cuda:
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy.\nUse Tensor.cpu()")
+
+    with pytest.raises(InputError, match="this Cuda cannot be read as an array: can't convert cuda:0") as caught:
+        to_array(Cuda(), IMAGE)
+    assert "\n" not in str(caught.value)
+
+
+def test_strings_of_any_spelling():
+    spec = TensorSpec("s", TensorProto.STRING, (None,))
+    assert to_array(np.array(["a", "b"]), spec).tolist() == ["a", "b"]
+    assert to_array(np.array([b"a"]), spec).tolist() == [b"a"]
+    assert to_array(np.array(["a", b"b"], object), spec).dtype == object
+    with pytest.raises(InputError, match="has dtype float32, expected"):
+        to_array(np.ones(1, np.float32), spec)
+
+
+def test_is_tensorflow_asks_only_a_loaded_module(monkeypatch):
+    class Tensor:
+        pass
+
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(Tensor=Tensor))
+    assert is_tensorflow(Tensor())
+    assert not is_tensorflow(image())
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    assert not is_tensorflow(Tensor())
+    assert "tensorflow" not in sys.modules
+
+
+def test_samples_are_bound_one_by_one():
+    samples = [(image(1), 1), {"count": 2, "image": image(2)}, [image(3), 3]]
+    feeds = list(sample_feeds(TWO, samples))
+    assert [f["image_1"].shape[0] for f in feeds] == [1, 2, 3]
+    assert [int(f["count"]) for f in feeds] == [1, 2, 3]
+    assert [f["image_1"].shape for f in sample_feeds(ONE, [image(5), (image(1),)])] == [(5, 3), (1, 3)]
+
+
+def test_the_wrong_sample_is_named():
+    feeds = sample_feeds(ONE, iter([image(), image().astype(np.float64)]))
+    next(feeds)
+    with pytest.raises(InputError, match="sample 1: input 'image' has dtype float64"):
+        next(feeds)
+
+
+@given(
+    hnp.arrays(st.sampled_from([np.float32, np.int64, np.uint8, np.bool_]), hnp.array_shapes(min_dims=0, max_dims=3))
+)
+def test_nested_lists_give_what_the_array_gives(array):
+    kinds = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "u": TensorProto.UINT8, "b": TensorProto.BOOL}
+    spec = TensorSpec("v", kinds[array.dtype.kind], None)
+    np.testing.assert_array_equal(to_array(array.tolist(), spec), to_array(array, spec))
+
+
+@pytest.mark.tensorflow
+def test_tensorflow_tensors_are_arrays():
+    import tensorflow as tf
+
+    np.testing.assert_array_equal(to_array(tf.ones((2, 3)), IMAGE), image())
+    np.testing.assert_array_equal(to_array(tf.Variable(tf.ones((2, 3))), IMAGE), image())
+    spec = TensorSpec("v", TensorProto.BFLOAT16, (2,))
+    assert to_array(tf.ones(2, tf.bfloat16), spec).tolist() == [1, 1]
+    with pytest.raises(InputError, match="has dtype float64"):
+        to_array(tf.ones((2, 3), tf.float64), IMAGE)
+    with pytest.raises(InputError, match=r"cannot be read as an array|expected an array"):
+        to_array(tf.ragged.constant([[1.0], [1.0, 2.0]]), IMAGE)
