@@ -160,6 +160,11 @@ def _element_types(main: GraphProto) -> dict[str, int]:
                     types[value.name] = value.type.tensor_type.elem_type
         for tensor in graph.initializer:
             types[tensor.name] = tensor.data_type
+    # An Identity that hands a typed output over will leave its type on the value before it: know that now.
+    for _, graph in graphs(main):
+        for node in reversed(graph.node):
+            if node.op_type in ("Identity", "Dropout") and node.input and node.output[0] in types:
+                types.setdefault(node.input[0], types[node.output[0]])
     return types
 
 
