@@ -182,8 +182,8 @@ def _set_range(profile: Any, tensor: Any, wanted: InputProfile | None) -> bool:
         ranges = tuple((len(dims),) * len(shape) for dims in ranges)  # type: ignore[assignment]
     if any(len(dims) != len(shape) for dims in ranges):
         raise _ProfileError(f"the input {name!r} has rank {len(shape)}, its range {[list(r) for r in ranges]} has not")
-    if -1 not in shape and any(tuple(dims) != shape for dims in ranges):
-        raise _ProfileError(f"the input {name!r} has the fixed shape {list(shape)}, not {[list(r) for r in ranges]}")
+    if any(size not in (-1, got) for dims in ranges for size, got in zip(shape, dims, strict=True)):
+        raise _ProfileError(f"the input {name!r} of shape {list(shape)} cannot be {[list(r) for r in ranges]}")
     _set(profile.set_shape, name, *ranges)
     return True
 
