@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 
 from passes.model import Model, is_stub
 from rewriter.errors import missing_dependency
+from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
 
 
 class NativeSession:
@@ -60,10 +61,21 @@ class NativeSession:
         )
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(outputs or (o.name for o in self._session.get_outputs()))
+        self._exotic_inputs = {i.name for i in self._session.get_inputs() if is_exotic(i.type)}
+        self._exotic_outputs = any(
+            is_exotic(o.type) for o in self._session.get_outputs() if o.name in self.output_names
+        )
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Maps ONNX input names to arrays; returns ONNX output name -> array (thread-safe)."""
-        return dict(zip(self.output_names, self._session.run(list(self.output_names), dict(feeds)), strict=True))
+        names = list(self.output_names)
+        if self._exotic_outputs:
+            values = {name: to_ort_value(np.asarray(value)) for name, value in feeds.items()}
+            results = [from_ort_value(value) for value in self._session.run_with_ort_values(names, values)]
+        else:
+            given = {n: to_ort_value(v) if n in self._exotic_inputs else v for n, v in feeds.items()}
+            results = self._session.run(names, given)
+        return dict(zip(names, results, strict=True))
 
     def end_profiling(self) -> Path:
         """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
