@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from passes.engine_node import engine_nodes
 from passes.model import Model
 from passes.segments import TensorSpec
 from rewriter.artifact import EngineEntry, load_artifact
@@ -71,6 +72,7 @@ class ConvertedFunction:
         )
         self.structured_outputs: dict[str, TensorSpec] = {spec.name: spec for spec in signature.outputs}
         self._strict = strict
+        self._engine_nodes = sum(1 for _ in engine_nodes(model.proto))
         self._lock = threading.Lock()
         self._calls = 0
         self._engine_calls = 0
@@ -110,7 +112,8 @@ class ConvertedFunction:
             engine_calls: calls in which TensorRT computed at least one engine node.
             native_calls: the other ones.
             fallbacks: reason -> how often an engine node ran as its native segment for it.
-            engines: number of engines.
+            engine_nodes: number of engine nodes in the model.
+            engines: number of engines for them.
             unusable_engines: engine node -> why its engine can never be used.
             provider: "cpu" or "cuda".
         """
@@ -120,6 +123,7 @@ class ConvertedFunction:
                 "engine_calls": self._engine_calls,
                 "native_calls": self._calls - self._engine_calls,
                 "fallbacks": dict(self._fallbacks),
+                "engine_nodes": self._engine_nodes,
                 "engines": len(self.engines),
                 "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
                 "provider": self.provider,
@@ -204,17 +208,27 @@ def _make_executor(
     blocked = _why_no_engines(provider)
     if provider == "cuda":
         raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
-    fallbacks = collections.Counter(entry.problem or blocked for entry in engines)
-    if strict and engines:
-        first = engines[0]
-        reason = first.problem or blocked
-        raise ConversionError(f"strict: {len(engines)} engines would not be used; {first.op}: {reason}")
+    nodes = [node.op_type for _, node in engine_nodes(model.proto)]
+    reasons = {op: _why_native(op, engines, blocked) for op in nodes}
+    if strict and nodes:
+        raise ConversionError(
+            f"strict: {len(nodes)} engine nodes would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
+        )
+    fallbacks = collections.Counter(reasons[op] for op in nodes)
     try:
         return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks)
     except ConversionError:
         raise
     except Exception as error:
         raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
+
+
+def _why_native(op: str, engines: Sequence[EngineEntry], blocked: str) -> str:
+    """Why one engine node runs as its native segment: nothing was built, nothing built is usable, or `blocked`."""
+    own = [entry for entry in engines if entry.op == op]
+    if not own:
+        return "no engine was built"
+    return blocked if any(entry.usable for entry in own) else own[0].problem
 
 
 def _why_no_engines(provider: str) -> str:

@@ -1,6 +1,7 @@
 """Converted functions: calls, outputs, threads, life cycle, statistics."""
 
 import concurrent.futures
+import dataclasses
 import sys
 import types
 
@@ -10,6 +11,7 @@ from onnx import TensorProto, numpy_helper, parser
 
 from passes import model as models
 from passes.segments import TensorSpec
+from passes.splice import unsplice
 from rewriter import manifest as manifests
 from rewriter.artifact import EngineEntry, save_artifact
 from rewriter.errors import (
@@ -153,6 +155,7 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "engine_calls": 0,
         "native_calls": 3,
         "fallbacks": {"no GPU": 3},
+        "engine_nodes": 1,
         "engines": 1,
         "unusable_engines": {},
         "provider": "cpu",
@@ -161,20 +164,31 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
 
 
 def test_a_damaged_engine_has_its_own_reason(make, entry):
-    import dataclasses
-
-    damaged = dataclasses.replace(entry, op="TRTEngineOp_001", problem="engines/x is missing")
-    converted = make([entry, damaged])
+    damaged = dataclasses.replace(entry, problem="engines/x is missing")
+    converted = make([damaged])
     converted(*inputs())
     stats = converted.stats()
-    assert stats["fallbacks"] == {"no GPU": 1, "engines/x is missing": 1}
-    assert stats["unusable_engines"] == {"TRTEngineOp_001": "engines/x is missing"}
+    assert stats["fallbacks"] == {"engines/x is missing": 1}
+    assert stats["unusable_engines"] == {"TRTEngineOp_000": "engines/x is missing"}
 
 
-def test_a_model_without_engines_falls_back_from_nothing(make):
-    converted = make(strict=True)
+def test_one_usable_engine_is_enough_for_a_node(make, entry):
+    converted = make([dataclasses.replace(entry, problem="damaged"), dataclasses.replace(entry, key="cd")])
+    converted(*inputs())
+    assert converted.stats()["fallbacks"] == {"no GPU": 1}
+
+
+def test_an_engine_node_that_was_never_built(make):
+    converted = make()
+    converted(*inputs())
+    assert converted.stats()["fallbacks"] == {"no engine was built": 1}
+
+
+def test_a_model_without_engine_nodes_falls_back_from_nothing(model, no_gpu):
+    converted = ConvertedFunction(unsplice(model), SIGNATURE, strict=True)
     converted(*inputs())
     assert converted.stats()["fallbacks"] == {}
+    assert converted.stats()["engine_nodes"] == 0
 
 
 def test_the_cpu_can_be_asked_for(make, entry):
@@ -184,7 +198,9 @@ def test_the_cpu_can_be_asked_for(make, entry):
 
 
 def test_strict_raises_where_an_engine_would_not_be_used(make, entry):
-    with pytest.raises(ConversionError, match="strict: 1 engines would not be used; TRTEngineOp_000: no GPU"):
+    with pytest.raises(
+        ConversionError, match="strict: 1 engine nodes would not run on TensorRT; TRTEngineOp_000: no GPU"
+    ):
         make([entry], strict=True)
 
 
