@@ -29,7 +29,8 @@ __all__ = [
 
 #: Operator -> places of the inputs that hold shapes, counts, positions or axes instead of data.
 _SHAPE_PLACES: Mapping[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "CenterCropPad": (1,), "ConstantOfShape": (0,), "CumSum": (1,), "Expand": (1,), "Loop": (0,),
+    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "ConstantOfShape": (0,), "CumSum": (1,),
+    "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "Loop": (0,),
     "NonMaxSuppression": (2,), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (3,),
     "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,),
     "Unsqueeze": (1,), "Upsample": (1,),

@@ -31,7 +31,7 @@ def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """
     names = [spec.name for spec in signature.inputs]
     given: Mapping[str, Any] = {}
-    if len(args) == 1 and isinstance(args[0], Mapping) and names:
+    if len(args) == 1 and isinstance(args[0], Mapping) and (names or not args[0]):
         given, args = args[0], ()
     elif len(args) == 1 and _is_sequence_of_inputs(args[0], len(names)):
         args = tuple(args[0])

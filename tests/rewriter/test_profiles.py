@@ -310,6 +310,12 @@ def test_elements_behind_a_shape_node_are_no_shape_tensors():
     assert shape_tensors(extracted) == ("wanted",)
 
 
+@pytest.mark.parametrize("window", ["BlackmanWindow", "HammingWindow", "HannWindow"])
+def test_the_length_of_a_window_is_a_shape(window):
+    model = named(f'<ir_version: 10, opset_import: ["": 20]> g (int32 size) => (float[N] y) {{ y = {window}(size) }}')
+    assert shape_tensors(Extractor(model).extract(cut(model, "S", (), [f"{window}_y"]))) == ("size",)
+
+
 def test_shape_tensors_are_found_through_bodies(loop):
     whole = Extractor(loop).extract(cut(loop, "S", (), ["Identity_outer", "Loop_y"]))
     assert shape_tensors(whole) == ("trip",)
