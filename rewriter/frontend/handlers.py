@@ -84,7 +84,8 @@ def fake_quant(graph: Any, node: Any, *_: Any) -> None:
     1. scale = (max - min) / (quant_max - quant_min); zero = quant_min - min / scale.
     2. zero point = quant_min, quant_max, or zero rounded half away from zero, whichever clamps.
     3. nudged range = (quant_min - zero point) * scale .. (quant_max - zero point) * scale.
-    4. y = floor((clip(x) - nudged min) * (1 / scale) + 0.5) * scale + nudged min.
+    4. origin = floor(-nudged min * (1 / scale) + 0.5).
+    5. y = floor((clip(x) - nudged min) * (1 / scale) - origin + 0.5) * scale.
     QuantizeLinear rounds half to even and is up to one quantum off.
     """
     make = _Maker(graph, node)
@@ -97,31 +98,31 @@ def fake_quant(graph: Any, node: Any, *_: Any) -> None:
             if not node.inputs[index].is_const():
                 raise ValueError(f"{node.type} {node.name} computes its range at run time")
         low, high = (np.asarray(node.inputs[i].get_tensor_value(as_list=False), np.float32) for i in (1, 2))
-    scale, inverse, lowest, highest, degenerate = nudge(low, high, bits, narrow)
-    if np.all(degenerate):
-        make.finish("Mul", [node.input[0], make.const(0.0)])
-        return
+    scale, inverse, lowest, highest = nudge(low, high, bits, narrow)
+    origin = np.floor(-lowest * inverse + np.float32(0.5))
     # Opset 18's Min and Max broadcast, and clip per channel as Clip cannot.
     clipped = make("Max", make("Min", node.input[0], make.const(highest)), make.const(lowest))
     steps = make("Mul", make("Sub", clipped, make.const(lowest)), make.const(inverse))
-    level = make("Floor", make("Add", steps, make.const(0.5)))
-    make.finish("Add", [make("Mul", level, make.const(scale)), make.const(lowest)])
+    level = make("Floor", make("Add", make("Sub", steps, make.const(origin)), make.const(0.5)))
+    make.finish("Mul", [level, make.const(scale)])
 
 
-def nudge(low: Any, high: Any, bits: int, narrow: bool) -> tuple[Any, Any, Any, Any, Any]:
-    """(scale, 1 / scale, nudged minimum, nudged maximum, range is empty) of a FakeQuant, in float32."""
+def nudge(low: Any, high: Any, bits: int, narrow: bool) -> tuple[Any, Any, Any, Any]:
+    """(scale, 1 / scale, nudged minimum, nudged maximum) of a FakeQuant, in float32.
+
+    A range of 0 .. 0 gives a scale of 0, and so y = 0, which is what TensorFlow returns.
+    """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     quant_low, quant_high = np.float32(1 if narrow else 0), np.float32((1 << bits) - 1)
-    degenerate = (low == 0) & (high == 0)
-    safe_high = np.where(degenerate, np.float32(1), high).astype(np.float32)
-    scale = ((safe_high - low) / (quant_high - quant_low)).astype(np.float32)
-    inverse = ((quant_high - quant_low) / (safe_high - low)).astype(np.float32)
-    zero = (quant_low - low / scale).astype(np.float32)
-    rounded = np.where(zero < quant_low, quant_low, np.where(zero > quant_high, quant_high, np.floor(zero + 0.5)))
-    rounded = rounded.astype(np.float32)
-    lowest = ((quant_low - rounded) * scale).astype(np.float32)
-    highest = ((quant_high - rounded) * scale).astype(np.float32)
-    return scale, inverse, lowest, highest, degenerate
+    empty = (low == 0) & (high == 0)
+    width = np.where(empty, np.float32(1), high - low).astype(np.float32)
+    scale = (width / (quant_high - quant_low)).astype(np.float32)
+    inverse = ((quant_high - quant_low) / width).astype(np.float32)
+    zero = np.clip((quant_low - low / scale).astype(np.float32), quant_low, quant_high)
+    zero = np.floor(zero + np.float32(0.5)).astype(np.float32)
+    lowest = ((quant_low - zero) * scale).astype(np.float32)
+    highest = ((quant_high - zero) * scale).astype(np.float32)
+    return np.where(empty, np.float32(0), scale), inverse, lowest, highest
 
 
 class _Maker:

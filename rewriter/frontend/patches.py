@@ -24,8 +24,10 @@ def applied() -> Iterator[None]:
        every transpose of such a model stays.
     2. `GraphOptimizerBase.optimize` writes all attributes, weights included, into the node protos after each of about
        50 optimizer runs, though `make_graph` writes them again at the end.
+    3. Made-up names count on from export to export; starting anew makes equal models equal.
     """
     import tf2onnx
+    from tf2onnx import utils
     from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -36,6 +38,7 @@ def applied() -> Iterator[None]:
     with (
         _replaced(TransposeOptimizer, "_add_handler", _add_handler(TransposeOptimizer._add_handler)),
         _replaced(GraphOptimizerBase, "optimize", _optimize),
+        _replaced(utils, "INTERNAL_NAME", 1),
     ):
         yield
 

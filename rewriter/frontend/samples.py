@@ -39,30 +39,17 @@ def evaluate(callee: Callee, inputs: Mapping[str, np.ndarray]) -> Run:
     return Run(dict(inputs), {name: np.asarray(value.numpy()) for name, value in outputs.items()})
 
 
-def reference(callee: Callee, given: Sequence[Any] | None) -> tuple[Run, ...]:
-    """TensorFlow's outputs on the user's samples, or on made-up ones.
-
-    Made-up samples are deterministic: one of normal values, and where a dimension is unknown or an input is
-    floating point a second one of other sizes with values in [0, 1).
+def given_runs(callee: Callee, given: Sequence[Any]) -> tuple[Run, ...]:
+    """TensorFlow's outputs on the user's samples.
 
     Raises:
-        InputError: a given sample does not fit the signature.
-        SourceError: TensorFlow took none of the made-up samples; pass `samples`.
+        InputError: a sample does not fit the signature, or TensorFlow refuses it.
     """
-    if given is not None:
-        samples = [to_named(callee, sample) for sample in given]
-        try:
-            return tuple(evaluate(callee, sample) for sample in samples)
-        except tensorflow_errors() as error:
-            raise InputError(f"TensorFlow refused a given sample of {callee.origin}: {one_line(error)}") from error
-    first, plan = _first_accepted(callee)
-    if not callee.inputs:
-        return (first,)
-    second = dataclasses.replace(plan, batch=plan.batch + 1 if plan.batch > 1 else 1, uniform=True, seed=_SEED + 1)
+    samples = [to_named(callee, sample) for sample in given]
     try:
-        return first, evaluate(callee, second.make(callee.inputs))
-    except tensorflow_errors():
-        return (first,)
+        return tuple(evaluate(callee, sample) for sample in samples)
+    except tensorflow_errors() as error:
+        raise InputError(f"TensorFlow refused a given sample of {callee.origin}: {one_line(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +131,12 @@ def _fitted(argument: Argument, value: Any) -> np.ndarray:
     return array
 
 
-def _first_accepted(callee: Callee) -> tuple[Run, Plan]:
-    """The first made-up sample that TensorFlow takes."""
+def first_accepted(callee: Callee) -> tuple[Run, Plan]:
+    """The first made-up sample that TensorFlow takes; deterministic.
+
+    Raises:
+        SourceError: TensorFlow took none; pass `samples`.
+    """
     first: Exception | None = None
     for plan in _plans(callee.inputs):
         try:
@@ -155,6 +146,17 @@ def _first_accepted(callee: Callee) -> tuple[Run, Plan]:
     raise SourceError(
         f"no made-up sample input fits {callee.origin} ({one_line(first)}): pass samples=[{{input name: array}}]"
     ) from first
+
+
+def second_accepted(callee: Callee, plan: Plan, sizes: Mapping[tuple[str, int], int]) -> Run | None:
+    """A further made-up sample, with values in [0, 1) and unknown dimensions of `sizes`; else of the first's sizes."""
+    further = dataclasses.replace(plan, uniform=True, seed=plan.seed + 1)
+    for override in [tuple(sizes.items())] if not sizes else [tuple(sizes.items()), ()]:
+        try:
+            return evaluate(callee, dataclasses.replace(further, override=override).make(callee.inputs))
+        except tensorflow_errors():
+            continue
+    return None
 
 
 def _plans(arguments: Sequence[Argument]) -> Iterator[Plan]:

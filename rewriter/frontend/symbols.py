@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.samples import Run, evaluate, tensorflow_errors
@@ -67,20 +68,58 @@ def _must_be_equal(callee: Callee, run: Run, group: list[Dimension], other: Dime
     )
 
 
+def other_sizes(symbols: Mapping[Dimension, str], run: Run) -> dict[Dimension, int]:
+    """Sizes that differ from those of `run`: the batch one more, the n-th other symbol n + 1 times as large."""
+    names = list(dict.fromkeys(symbols.values()))
+    factors = {name: index + 2 for index, name in enumerate(n for n in names if not _counts(n, symbols))}
+    sizes = {}
+    for (owner, axis), name in symbols.items():
+        size = run.inputs[owner].shape[axis]
+        sizes[owner, axis] = size * factors[name] if name in factors else size + 1
+    return sizes
+
+
+def _counts(name: str, symbols: Mapping[Dimension, str]) -> bool:
+    """True for symbols of first dimensions, which count examples."""
+    return all(axis == 0 for (_, axis), other in symbols.items() if other == name)
+
+
+def witnesses(callee: Callee, runs: Sequence[Run], symbols: Mapping[Dimension, str]) -> tuple[Run, ...]:
+    """`runs`, and where they all have the same sizes a resized copy of the first, if TensorFlow takes it."""
+    if not symbols or len({tuple(a.shape for a in run.inputs.values()) for run in runs}) > 1:
+        return tuple(runs)
+    resized = _try(callee, runs[0], other_sizes(symbols, runs[0]))
+    return (*runs, resized) if resized else tuple(runs)
+
+
+def output_symbols(
+    runs: Sequence[Run], symbols: Mapping[Dimension, str], name: str, rank: int
+) -> tuple[str | None, ...]:
+    """For each dimension of output `name` the one symbol that had its size in every run, of runs that differ."""
+    values = {s: tuple(run.inputs[owner].shape[axis] for run in runs) for (owner, axis), s in symbols.items()}
+    telling = {s: sizes for s, sizes in values.items() if len(set(sizes)) > 1}
+    found: list[str | None] = []
+    for axis in range(rank):
+        sizes = tuple(run.outputs[name].shape[axis] for run in runs)
+        equal = [s for s, other in telling.items() if other == sizes]
+        found.append(equal[0] if len(equal) == 1 else None)
+    return tuple(found)
+
+
 def _accepts(callee: Callee, run: Run, sizes: Mapping[Dimension, int]) -> bool:
-    """Whether TensorFlow runs the sample with some dimensions resized (values repeat)."""
-    inputs = {name: _resized(array, name, sizes) for name, array in run.inputs.items()}
+    return _try(callee, run, sizes) is not None
+
+
+def _try(callee: Callee, run: Run, sizes: Mapping[Dimension, int]) -> Run | None:
+    """The sample with some dimensions resized (values repeat), if TensorFlow takes it."""
     try:
-        evaluate(callee, inputs)
+        return evaluate(callee, {name: _resized(array, name, sizes) for name, array in run.inputs.items()})
     except tensorflow_errors():
-        return False
-    return True
+        return None
 
 
-def _resized(array: Any, name: str, sizes: Mapping[Dimension, int]) -> Any:
+def _resized(array: np.ndarray, name: str, sizes: Mapping[Dimension, int]) -> np.ndarray:
     """`array` repeated or cut to the wanted sizes."""
-    import numpy as np
-
     for (owner, axis), size in sizes.items():
         if owner == name:
             array = np.take(array, np.arange(size) % max(array.shape[axis], 1), axis=axis)

@@ -17,8 +17,8 @@ from rewriter.frontend.export import export
 from rewriter.frontend.freeze import Frozen, freeze
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
-from rewriter.frontend.samples import Run, reference
-from rewriter.frontend.symbols import dimension_symbols
+from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
+from rewriter.frontend.symbols import Dimension, dimension_symbols, other_sizes, output_symbols, witnesses
 from rewriter.frontend.verify import REDUCED_TOLERANCE, TOLERANCE, verify
 from rewriter.source import Signature, SourceModel
 
@@ -58,13 +58,13 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
     """Converts a callee to ONNX; see `load_source` for errors."""
     with quiet():
         with clock.stage("reference"):
-            runs = reference(callee, options.samples)
-            symbols = dimension_symbols(callee, runs[0])
+            runs, symbols = _reference(callee, options.samples)
+            seen = witnesses(callee, runs, symbols)
         with clock.stage("freeze"):
             frozen = freeze(callee)
     with clock.stage("export"):
         proto = export(frozen, callee.origin)
-        signature = _sign(proto, callee, frozen, runs, symbols)
+        signature = _sign(proto, callee, frozen, seen, symbols)
         model = from_proto(proto)
     verification = None
     if options.verify:
@@ -77,6 +77,22 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
     return SourceModel(model, signature, callee.origin, verification, samples, dict(clock.seconds))
 
 
+def _reference(callee: Callee, given: Sequence[Any] | None) -> tuple[tuple[Run, ...], dict[Dimension, str]]:
+    """What TensorFlow computes, before anything touches the model, and names for the unknown dimensions.
+
+    Made-up samples: one of normal values, then one of values in [0, 1) and other sizes where sizes are unknown.
+    """
+    if given is not None:
+        runs = given_runs(callee, given)
+        return runs, dimension_symbols(callee, runs[0])
+    first, plan = first_accepted(callee)
+    symbols = dimension_symbols(callee, first)
+    if not callee.inputs:
+        return (first,), symbols
+    second = second_accepted(callee, plan, other_sizes(symbols, first))
+    return ((first, second) if second else (first,)), symbols
+
+
 def _sign(
     proto: ModelProto, callee: Callee, frozen: Frozen, runs: Sequence[Run], symbols: Mapping[tuple[str, int], str]
 ) -> Signature:
@@ -87,7 +103,9 @@ def _sign(
         frozen.output_names, tensors, frozen.output_dtypes, frozen.output_shapes, strict=True
     ):
         # TensorFlow sometimes knows no rank; ONNX wants one, and every sample shows it.
-        known = shape if shape is not None else (None,) * runs[0].outputs[name].ndim
+        rank = runs[0].outputs[name].ndim if shape is None else len(shape)
+        seen = output_symbols(runs, symbols, name, rank)
+        known = tuple(d if d is not None else s for d, s in zip(shape or (None,) * rank, seen, strict=True))
         outputs.append((name, tensor, onnx_dtype(dtype), known))
     signature = set_types(proto, callee.inputs, symbols, outputs)
     return dataclasses.replace(signature, name=callee.name)

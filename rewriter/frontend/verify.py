@@ -35,7 +35,7 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
     try:
         session = NativeSession(model)
         for run in runs:
-            results = session.run({spec.tensor: run.inputs[spec.name] for spec in signature.inputs})
+            results = session.run({spec.tensor: _feed(run.inputs[spec.name]) for spec in signature.inputs})
             for spec in signature.outputs:
                 difference, fault = compare(run.outputs[spec.name], results[spec.tensor], tolerance)
                 worst[spec.name] = max(worst[spec.name], difference)
@@ -83,6 +83,11 @@ def _compare_floats(reference: np.ndarray, result: np.ndarray, tolerance: float)
 
 def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _feed(array: np.ndarray) -> np.ndarray:
+    """Strings as `str`: of `bytes` ONNX Runtime would quietly take the Python notation."""
+    return _text(array).astype(object) if array.dtype.kind in "OSU" else array
 
 
 def _text(array: np.ndarray) -> np.ndarray:
