@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import onnx
 
 from passes.model import Model, stubs_as_inputs
+from passes.walk import definitions, graphs
 
 
 class PassError(RuntimeError):
@@ -70,9 +71,15 @@ Hook = Callable[[PassRecord, Model], None]
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An ordered list of passes; the graph is verified after each one that changed it."""
+    """An ordered list of passes; the graph is verified after each one that changed it.
+
+    Attributes:
+        passes: in order of application.
+        canonical: the first pass establishes, and every other one keeps, the canonical form; this is checked, too.
+    """
 
     passes: tuple[Pass, ...]
+    canonical: bool = False
 
     def run(self, model: Model, hook: Hook | None = None) -> tuple[Model, tuple[PassRecord, ...]]:
         """Runs every pass in order.
@@ -86,7 +93,7 @@ class Pipeline:
             start = time.perf_counter()
             result = step.run(model)
             if result.modified:
-                verify(result.model, step.name)
+                verify(result.model, step.name, canonical=self.canonical)
             model = result.model
             record = PassRecord(
                 step.name,
@@ -102,8 +109,14 @@ class Pipeline:
         return model, tuple(records)
 
 
-def verify(model: Model, after: str) -> None:
-    """Checks the graph with onnx.checker and our own rule that node names are unique and not empty.
+def verify(model: Model, after: str, *, canonical: bool = False) -> None:
+    """Checks the graph with onnx.checker, that every stub has its weights, and the canonical form if asked.
+
+    Args:
+        model: the model to check.
+        after: who made it, for the message.
+        canonical: check as well that node names are unique and not empty and value names unique, both in the whole
+            model, and that no functions are left.
 
     Raises:
         PassError: the graph is invalid; `after` names who left it so.
@@ -116,6 +129,25 @@ def verify(model: Model, after: str) -> None:
     missing -= set(model.weights)
     if missing:
         raise PassError(f"the graph is invalid after {after}: no data for the weights {', '.join(sorted(missing))}")
+    if canonical:
+        _verify_canonical(model, after)
+
+
+def _verify_canonical(model: Model, after: str) -> None:
+    if model.proto.functions:
+        raise PassError(f"the graph is not canonical after {after}: it has model-local functions")
+    nodes: set[str] = set()
+    values: set[str] = set()
+    for _, graph in graphs(model.proto.graph):
+        for node in graph.node:
+            if not node.name or node.name in nodes:
+                raise PassError(f"the graph is not canonical after {after}: node name {node.name!r} is not unique")
+            nodes.add(node.name)
+        # A body's initializer may share the name of an input of that body, so each graph counts a name once.
+        for name in dict.fromkeys(definitions(graph)):
+            if name in values:
+                raise PassError(f"the graph is not canonical after {after}: value name {name!r} is not unique")
+            values.add(name)
 
 
 def count_by_rule(changes: Iterable[Change]) -> dict[str, int]:

@@ -160,6 +160,8 @@ def _join(
     trusted: bool = False,
 ) -> None:
     """Joins one inferred type into what the model says; `trusted` claims only gain knowledge."""
+    if claim.type == inferred:
+        return  # the usual case of a second run, and much quicker than what follows
     clean = _cleaned(claim.name, inferred, symbols)
     if clean is None:
         return

@@ -15,6 +15,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from passes.walk import bodies
+from passes.walk import graphs as walk_graphs
+from passes.walk import nodes as walk_nodes
+
 STUB_LOCATION = "<weights>"
 #: Smaller tensors stay inline: shape arithmetic is read from them, and ONNX Runtime cannot read small external ones.
 DETACH_MIN_BYTES = 1024
@@ -81,7 +85,8 @@ def make_stub(name: str, data_type: int, dims: Iterable[int]) -> TensorProto:
 def from_proto(proto: onnx.ModelProto, base_dir: str | Path | None = None) -> Model:
     """Takes the large main-graph initializers out of `proto` (which is not changed).
 
-    External tensors are memory mapped from `base_dir`, so a model beyond 2 GB costs no memory here.
+    External tensors are memory mapped from `base_dir`, so a model beyond 2 GB costs no memory here. Those in
+    attributes, in bodies of control flow and in functions are read into the proto.
 
     Raises:
         ValueError: an external tensor, but no `base_dir`; or a location that leaves `base_dir`.
@@ -110,6 +115,7 @@ def from_proto(proto: onnx.ModelProto, base_dir: str | Path | None = None) -> Mo
             light.graph.initializer.append(make_stub(tensor.name, tensor.data_type, tensor.dims))
         else:
             light.graph.initializer.append(numpy_helper.from_array(array, tensor.name))
+    _inline_nested(light, base_dir)
     return Model(light, weights)
 
 
@@ -214,6 +220,27 @@ def _assign(target: object, field: object, value: object) -> None:
         current.CopyFrom(value)
     else:
         setattr(target, name, value)
+
+
+def _inline_nested(proto: onnx.ModelProto, base_dir: str | Path | None) -> None:
+    """Reads external tensors that are no main-graph initializers into the proto."""
+    for tensor in _nested_external(proto):
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(_map_external(tensor, base_dir)), tensor.name))
+
+
+def _nested_external(proto: onnx.ModelProto) -> list[TensorProto]:
+    """Tensors with external data that are no main-graph initializers."""
+    nodes = [node for _, node in walk_nodes(proto.graph)]
+    inner = [graph for scope, graph in walk_graphs(proto.graph) if scope]
+    for function in proto.functions:
+        for node in function.node:
+            nodes.append(node)
+            for _, body in bodies(node):
+                nodes.extend(n for _, n in walk_nodes(body))
+                inner.extend(graph for _, graph in walk_graphs(body))
+    tensors = [t for graph in inner for t in graph.initializer]
+    tensors += [t for node in nodes for a in node.attribute for t in (*([a.t] if a.HasField("t") else ()), *a.tensors)]
+    return [t for t in tensors if t.data_location == TensorProto.EXTERNAL and not is_stub(t)]
 
 
 def _detachable(tensor: TensorProto) -> bool:

@@ -30,5 +30,6 @@ def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:
             Legalize(),
             Canonicalize(),
             InferShapes(),
-        )
+        ),
+        canonical=True,
     )

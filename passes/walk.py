@@ -16,7 +16,10 @@ Scope = tuple[str, ...]
 def bodies(node: NodeProto) -> list[tuple[str, GraphProto]]:
     """The graphs a node carries, as (attribute name, graph); of a GRAPHS attribute as "name[0]", "name[1]" ..."""
     found: list[tuple[str, GraphProto]] = []
-    for attribute in node.attribute:
+    attributes = node.attribute
+    if not attributes:
+        return found
+    for attribute in attributes:
         if attribute.HasField("g"):
             found.append((attribute.name, attribute.g))
         elif attribute.graphs:
