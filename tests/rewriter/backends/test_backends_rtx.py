@@ -76,10 +76,10 @@ def test_errors_carry_stage_node_and_inner_name(rtx, make_model):
     assert [(e.node, e.name, e.operator, e.stage) for e in errors] == [
         (i + 1, f"not{i}", "BitwiseNot", "check") for i in range(4)
     ]
-    nodes = [helper.make_node("NonZero", ["x"], [f"y{i}"], name=f"nz{i}") for i in range(4)]
-    outputs = {f"y{i}": (INT64, [1, None]) for i in range(4)}
-    errors = rtx.parse(make_model(nodes, {"x": (FLOAT, [2])}, outputs))
-    assert [(e.name, e.stage, e.code) for e in errors] == [("nz0", "import", "UNSUPPORTED_NODE")]
+    nodes = [helper.make_node("Add", ["u", "u"], [f"y{i}"], name=f"add{i}") for i in range(4)]
+    outputs = {f"y{i}": (TensorProto.UINT8, [2]) for i in range(4)}
+    errors = rtx.parse(make_model(nodes, {"u": (TensorProto.UINT8, [2])}, outputs))
+    assert [(e.name, e.stage, e.code) for e in errors] == [("add0", "import", "INVALID_NODE")]
     (error,) = rtx.parse(
         make_model([helper.make_node("Identity", ["s"], ["t"], name="i")], {"s": (8, [2])}, {"t": (8, [2])})
     )
