@@ -16,7 +16,7 @@ from passes.editing import finish, label
 from passes.model import Model, Weights
 from passes.naming import unique_nodes, unique_values
 from passes.ordering import sort_nodes
-from passes.walk import graphs, nodes
+from passes.walk import bodies, graphs, nodes
 
 #: IR version of canonical models: new enough for typed model-local functions, old enough for ONNX Runtime 1.23.
 IR_VERSION = 10
@@ -75,6 +75,7 @@ def _inline_functions(proto: ModelProto, changes: list[Change]) -> ModelProto:
         PassError: recursion, or a function whose opsets cannot be brought to the model's.
     """
     names = [f"{f.domain}.{f.name}" for f in proto.functions]
+    _spell_out_defaults(proto)
     try:
         inlined = onnx.inliner.inline_local_functions(proto)
         if inlined.functions:
@@ -92,6 +93,23 @@ def _inline_functions(proto: ModelProto, changes: list[Change]) -> ModelProto:
     del inlined.functions[:]
     changes.extend(Change("inline-function", name, "model-local function") for name in names)
     return inlined
+
+
+def _spell_out_defaults(proto: ModelProto) -> None:
+    """Writes default attribute values of functions into the calls that rely on them: ONNX's inliner forgets these."""
+    defaults = {(f.domain, f.name, f.overload): f.attribute_proto for f in proto.functions if f.attribute_proto}
+    if not defaults:
+        return
+    calls = [node for _, node in nodes(proto.graph)]
+    for function in proto.functions:
+        for node in function.node:
+            calls.append(node)
+            calls.extend(inner for _, body in bodies(node) for _, inner in nodes(body))
+    for node in calls:
+        given = {attribute.name for attribute in node.attribute}
+        for default in defaults.get((node.domain, node.op_type, node.overload), ()):
+            if default.name not in given:
+                node.attribute.append(default)
 
 
 def _reject_references(proto: ModelProto) -> list[Change]:

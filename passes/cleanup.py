@@ -113,6 +113,9 @@ class _NoopSweep:
         """Why the node computes nothing; empty when it does."""
         if node.domain or not node.input or not node.input[0] or not node.output or not node.output[0]:
             return ""
+        if node.op_type in ("Identity", "Dropout"):
+            source = self._types.get(self._resolve(node.input[0]), 0)
+            self._types.setdefault(node.output[0], source)
         if node.op_type == "Identity":
             return "Identity"
         if node.op_type == "Cast":

@@ -35,7 +35,8 @@ def _sort(graph: GraphProto, scope: Scope, outer: list[set[str]], changes: list[
             if producer is not None:
                 before.append(producer)
                 in_order = in_order and producer < i
-            elif not any(name in names for names in visible):
+            elif name in node.input and not any(name in names for names in visible):
+                # What a body reads is judged when it is that body's turn, so that the message names the right node.
                 raise PassError(f"node {label(node)} in {place(scope)} reads {name!r}, which nothing produces")
         needs.append(before)
     _check_outputs(graph, scope, visible[-1])
