@@ -32,6 +32,7 @@ class Callee:
         name: the signature's name.
         batch_is_shared: True when the framework promises that all unknown first dimensions are equal (Keras).
         owner: kept alive with the callee; it holds the variables.
+        reference_variables: node name -> value of TF1 reference variables, which freezing cannot read by itself.
     """
 
     call: Callable[[Sequence[Any]], dict[str, Any]]
@@ -40,6 +41,7 @@ class Callee:
     name: str = "serving_default"
     batch_is_shared: bool = False
     owner: Any = None
+    reference_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def import_tensorflow() -> Any:
@@ -113,6 +115,7 @@ def _checked(outputs: dict[str, Any], origin: str) -> dict[str, Any]:
 
 def from_concrete_function(function: Any, origin: str, name: str = "serving_default", **extra: Any) -> Callee:
     """A ConcreteFunction, by its structured signature where it has one."""
+    extra.setdefault("reference_variables", reference_variables(function))
     if function.structured_input_signature is not None:
         args, kwargs = function.structured_input_signature
         return from_structure(function, args, kwargs, origin=origin, name=name, owner=function, **extra)
@@ -124,6 +127,19 @@ def from_concrete_function(function: Any, origin: str, name: str = "serving_defa
         if id(t) not in captured and t.dtype != tf.resource
     ]
     return from_structure(function, specs, {}, origin=origin, name=name, owner=function, **extra)
+
+
+def reference_variables(function: Any) -> dict[str, Any]:
+    """Values of the TF1 reference variables (VariableV2) in the graph of a loaded function."""
+    tf = import_tensorflow()
+    graph = function.graph
+    nodes = [op for op in graph.get_operations() if op.type == "VariableV2"]
+    if not nodes:
+        return {}
+    with graph.as_default():
+        copies = [tf.identity(op.outputs[0]) for op in nodes]
+    values = function.prune([], copies)()
+    return {op.name: value.numpy() for op, value in zip(nodes, values, strict=True)}
 
 
 def from_function(function: Any, samples: Sequence[Any] | None) -> Callee:

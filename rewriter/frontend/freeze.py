@@ -52,8 +52,8 @@ def freeze(callee: Callee) -> Frozen:
     inputs = tuple(t.name for t in function.inputs[:count])
     outputs = tuple(t.name for t in function.outputs)
     try:
-        graph_def = _to_constants(function)
-    except (ValueError, KeyError) as error:
+        graph_def = _to_constants(function, callee.reference_variables)
+    except (ValueError, KeyError, StopIteration) as error:
         raise ExportError(f"TensorFlow cannot freeze {callee.origin}: {one_line(error)}") from error
     tables = _name_tables(function, graph_def)
     _strip_xla(graph_def)
@@ -88,7 +88,7 @@ def _trace(callee: Callee) -> tuple[Any, list[str]]:
     return function, names
 
 
-def _to_constants(function: Any) -> Any:
+def _to_constants(function: Any, references: Mapping[str, Any]) -> Any:
     """The GraphDef of `function` with its variables as constants; functions are inlined where TensorFlow can.
 
     The pieces of `convert_variables_to_constants_v2` are called without its last step, which would import the whole
@@ -97,13 +97,31 @@ def _to_constants(function: Any) -> Any:
     from tensorflow.python.framework import convert_to_constants
     from tf2onnx import tf_loader
 
-    data = convert_to_constants._FunctionConverterDataInEager(
-        func=function, lower_control_flow=False, aggressive_inlining=True
-    )
+    class Data(convert_to_constants._FunctionConverterDataInEager):  # type: ignore[misc]
+        """Leaves reference variables alone: TensorFlow would look for them in the wrong graph."""
+
+        def _should_convert(self, name: str) -> bool:
+            return self.node_defs[name].op != "VariableV2" and bool(super()._should_convert(name))
+
+    data = Data(func=function, lower_control_flow=False, aggressive_inlining=True)
     graph_def, _ = convert_to_constants._replace_variables_by_constants(data)
     if any(node.op.startswith("Assign") and node.op.endswith("VariableOp") for node in graph_def.node):
         graph_def = tf_loader.fix_freezing_errors(graph_def)
+    _fill_references(graph_def, references)
     return tf_loader.fix_freezing_errors_part2(graph_def)
+
+
+def _fill_references(graph_def: Any, references: Mapping[str, Any]) -> None:
+    """Turns TF1 reference variables into constants; inlining has put a prefix before their names."""
+    tf = import_tensorflow()
+    for node in graph_def.node:
+        if node.op == "VariableV2":
+            value = references[next(name for name in references if f"/{node.name}".endswith(f"/{name}"))]
+            node.op = "Const"
+            node.attr.clear()
+            tensor = tf.make_tensor_proto(value)
+            node.attr["value"].tensor.CopyFrom(tensor)
+            node.attr["dtype"].type = tensor.dtype
 
 
 def _name_tables(function: Any, graph_def: Any) -> dict[bytes, tuple[Any, Any]]:

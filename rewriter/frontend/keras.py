@@ -38,7 +38,7 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
             with quiet():
                 model = module.models.load_model(str(path), compile=False)
         except Exception as error:  # noqa: BLE001 - a file of another version fails in any way; both are told
-            told.append(f"{package}: {one_line(error)}")
+            told.append(f"{package}: {_own_words(error)}")
             cause = cause or error
             continue
         return from_model(model, samples, f"{'Keras' if package == 'keras' else 'tf-keras'} file {path}")
@@ -46,6 +46,11 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
         f"no Keras can read {path} ({'; '.join(told)}). For custom layers, load the model with custom_objects "
         "yourself and pass the object"
     ) from cause
+
+
+def _own_words(error: Exception) -> str:
+    """The telling end of a Keras error: it prints whole configurations before the cause."""
+    return one_line(str(error).rpartition("Exception encountered:")[2] or error)
 
 
 def from_model(model: Any, samples: Sequence[Any] | None, origin: str | None = None) -> Callee:

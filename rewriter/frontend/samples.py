@@ -174,7 +174,7 @@ def _plans(arguments: Sequence[Argument]) -> Iterator[Plan]:
                     yield Plan(batch, size, bound, rank)
 
 
-def one_line(error: BaseException | None) -> str:
+def one_line(error: BaseException | str | None) -> str:
     """The first telling line of an error, at most 300 characters."""
     text = str(error or "").strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]

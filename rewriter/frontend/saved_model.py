@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.frontend.callee import Callee, from_concrete_function, import_tensorflow
+from rewriter.frontend.callee import (
+    Callee,
+    from_concrete_function,
+    from_structure,
+    import_tensorflow,
+    reference_variables,
+)
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
 
@@ -60,9 +66,26 @@ def from_loaded(loaded: Any, origin: str, signature_key: str | None) -> Callee:
         )
     if key not in signatures:
         raise SourceError(f"{origin} has no signature {key!r}; it has: {_listed(signatures) or 'none'}")
-    callee = from_concrete_function(signatures[key], f"{origin}, signature {key}", key)
+    return _from_signature(signatures[key], f"{origin}, signature {key}", key, loaded)
+
+
+def _from_signature(function: Any, origin: str, key: str, loaded: Any) -> Callee:
+    """One signature, in a stable order.
+
+    A SavedModel keeps inputs and outputs in protobuf maps, whose order differs from process to process. The order
+    of inputs is that of the function's arguments; outputs come sorted by name, as TensorFlow itself flattens them.
+    """
+    _, specs = function.structured_input_signature
+    keywords = list(getattr(function, "_arg_keywords", None) or ())
+    order = keywords if sorted(keywords) == sorted(specs) else sorted(specs)
+
+    def call(**tensors: Any) -> dict[str, Any]:
+        return dict(sorted(function(**tensors).items()))
+
+    named = {name: specs[name] for name in order}
+    callee = from_structure(call, (), named, origin=origin, name=key, reference_variables=reference_variables(function))
     # The loaded object owns the variables and tables that the signature only refers to.
-    return dataclasses.replace(callee, owner=loaded)
+    return dataclasses.replace(callee, owner=(loaded, function))
 
 
 def _listed(signatures: dict[str, Any]) -> str:
@@ -71,9 +94,9 @@ def _listed(signatures: dict[str, Any]) -> str:
     for key, function in signatures.items():
         _, inputs = function.structured_input_signature or ((), {})
         outputs = function.structured_outputs
-        named = ", ".join(inputs), ", ".join(outputs if isinstance(outputs, dict) else ["output_0"])
+        named = ", ".join(sorted(inputs)), ", ".join(sorted(outputs) if isinstance(outputs, dict) else ["output_0"])
         parts.append(f"{key}({named[0]} -> {named[1]})")
-    return "; ".join(parts)
+    return "; ".join(sorted(parts))
 
 
 def _tag_sets(path: Path) -> list[tuple[str, ...]]:

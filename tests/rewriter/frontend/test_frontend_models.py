@@ -152,7 +152,7 @@ def test_lookup_table_keeps_working(tf):
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(["a", "b"]), tf.constant([10, 20], tf.int64)), -1
     )
-    function = tf.function(lambda words: table.lookup(words), input_signature=[tf.TensorSpec([None], tf.string)])
+    function = tf.function(table.lookup, input_signature=[tf.TensorSpec([None], tf.string)])
     concrete = function.get_concrete_function()
     source = check(load_source(concrete, samples=[np.array([b"a", b"z", b"b"])]))
     assert source.signature.outputs[0].dtype == 7
