@@ -122,7 +122,7 @@ def verify(model: Model, after: str, *, canonical: bool = False) -> None:
         PassError: the graph is invalid; `after` names who left it so.
     """
     try:
-        onnx.checker.check_model(stubs_as_inputs(model))
+        onnx.checker.check_model(_checkable(model))
     except onnx.checker.ValidationError as error:
         raise PassError(f"the graph is invalid after {after}: {error}") from error
     missing = {t.name for t in model.proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
@@ -131,6 +131,18 @@ def verify(model: Model, after: str, *, canonical: bool = False) -> None:
         raise PassError(f"the graph is invalid after {after}: no data for the weights {', '.join(sorted(missing))}")
     if canonical:
         _verify_canonical(model, after)
+
+
+def _checkable(model: Model) -> onnx.ModelProto:
+    """What the checker is shown: it insists on typed inputs and outputs with a rank, but real models may lack them."""
+    proto = stubs_as_inputs(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind is None or (kind == "tensor_type" and not value.type.tensor_type.elem_type):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return proto
 
 
 def _verify_canonical(model: Model, after: str) -> None:

@@ -43,12 +43,14 @@ class Evaluator:
 
     Attributes:
         values: what has been computed, by value name; not the intermediate values that only computed nodes read.
+        computed: names of the nodes whose outputs are in `values`, or are read by computed nodes alone.
     """
 
     def __init__(
         self, evaluate: Evaluate, frame: ModelProto, weights: Mapping[str, np.ndarray], max_bytes: int
     ) -> None:
         self.values: dict[str, np.ndarray] = {}
+        self.computed: set[str] = set()
         self._evaluate = evaluate
         self._frame = frame
         self._weights = weights
@@ -148,6 +150,7 @@ class Evaluator:
             return
         try:
             self._run_once(ready, outputs)
+            self.computed |= batch
         except Exception as error:  # noqa: BLE001 - `evaluate` is injected and may raise anything; that costs one node
             if len(ready) == 1:
                 _log.warning("node %s is not folded, its evaluation failed: %s", label(ready[0]), error)

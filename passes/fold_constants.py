@@ -16,7 +16,7 @@ from passes.evaluation import Evaluate, Evaluator, reference_evaluate
 from passes.infer_shapes import value_types
 from passes.model import Model, Weights, stow
 from passes.static_shapes import StaticShapes
-from passes.walk import bodies, graphs
+from passes.walk import bodies, definitions, graphs
 
 #: Quantisation is structure, not arithmetic: it says which values are 8 bits wide.
 _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -57,10 +57,10 @@ class FoldConstants:
         weights: Weights = dict(model.weights)
         changes: list[Change] = []
         static = StaticShapes(proto.graph, value_types(model)).constants
-        _replace(proto.graph, static, weights, "static-shape", changes)
+        _replace(proto.graph, static, _static_nodes(proto.graph, static), weights, "static-shape", changes)
         evaluator = Evaluator(self.evaluate or reference_evaluate, proto, weights, self.max_bytes)
         evaluator.compute(_candidates(proto))
-        _replace(proto.graph, evaluator.values, weights, "fold", changes)
+        _replace(proto.graph, evaluator.values, frozenset(evaluator.computed), weights, "fold", changes)
         if changes:
             changes.extend(remove_dead(proto))
             changes.extend(drop_stale_value_info(proto.graph))
@@ -116,30 +116,39 @@ def _protect(graph: GraphProto, protected: set[str]) -> None:
 
 
 def _replace(
-    main: GraphProto, values: Mapping[str, np.ndarray], weights: Weights, rule: str, changes: list[Change]
+    main: GraphProto,
+    values: Mapping[str, np.ndarray],
+    folded: frozenset[str],
+    weights: Weights,
+    rule: str,
+    changes: list[Change],
 ) -> None:
-    """Turns computed values into initializers and removes the nodes all of whose used outputs are computed."""
-    if not values:
+    """Removes the nodes named in `folded` and makes those of their values that are still read initializers."""
+    if not folded:
         return
-    bound = {o.name for scope, graph in graphs(main) if scope for o in graph.output}
-    values = {name: array for name, array in values.items() if name not in bound}
-    used = _used(main)
-    made: set[str] = set()
     for _, graph in graphs(main):
-        kept = []
-        for node in graph.node:
-            names = [name for name in node.output if name in used]
-            if names and all(name in values for name in names):
-                made.update(names)
-                changes.append(Change(rule, node.name, f"the result of {label(node)} is constant"))
-            else:
-                kept.append(node)
+        kept = [node for node in graph.node if node.name not in folded]
         if len(kept) != len(graph.node):
+            changes.extend(
+                Change(rule, node.name, f"the result of {label(node)} is constant")
+                for node in graph.node
+                if node.name in folded
+            )
             replace_nodes(graph, kept)
+    wanted = _used(main).difference(*(definitions(graph) for _, graph in graphs(main)))
     for name, array in values.items():
-        if name in made:
+        if name in wanted:
             # Not ascontiguousarray: that makes a scalar one-dimensional.
             main.initializer.append(stow(numpy_helper.from_array(np.asarray(array, order="C"), name), weights))
+
+
+def _static_nodes(main: GraphProto, values: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """Names of the nodes whose only output is known; not those that a body returns."""
+    found: set[str] = set()
+    for scope, graph in graphs(main):
+        bound = {o.name for o in graph.output} if scope else set()
+        found.update(n.name for n in graph.node if n.output and n.output[0] in values and n.output[0] not in bound)
+    return frozenset(found)
 
 
 def _used(main: GraphProto) -> set[str]:
