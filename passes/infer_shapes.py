@@ -41,13 +41,10 @@ class InferShapes:
         """Adds and corrects value_info."""
         proto = model.copy_proto()
         changes: list[Change] = []
-        # First without the model's own claims, so that a wrong one cannot hide what inference finds; then, if
-        # something is still unknown, with the claims, so that they spread.
-        known = _claims(proto)
+        # First without the model's own claims, so that a wrong one cannot hide what inference finds; then, if one of
+        # them knew more than inference, with the claims, so that their knowledge spreads.
         first = infer(_without_claims(model))
-        if first is not None:
-            _merge(proto, first, changes)
-        if known and (first is None or _incomplete(proto)):
+        if _claims(proto) if first is None else _merge(proto, first, changes):
             second = infer(stubs_as_inputs(Model(proto, model.weights)))
             if second is not None:
                 _merge(proto, second, changes)
@@ -92,23 +89,6 @@ def _without_claims(model: Model) -> ModelProto:
     return proto
 
 
-def _incomplete(proto: ModelProto) -> bool:
-    """True when a value is without a type or a rank, or has an unknown dimension."""
-    for _, graph in graphs(proto.graph):
-        known = {v.name for v in graph.value_info if _complete(v.type)}
-        known.update(o.name for o in graph.output)
-        if any(name and name not in known for node in graph.node for name in node.output):
-            return True
-    return False
-
-
-def _complete(value: TypeProto) -> bool:
-    if not value.HasField("tensor_type"):
-        return True
-    shape = tensor_type(value)[1]
-    return shape is not None and None not in shape
-
-
 def _pairs(ours: GraphProto, theirs: GraphProto) -> Iterator[tuple[GraphProto, GraphProto]]:
     """The same graph in two copies of a model, main graph first."""
     yield ours, theirs
@@ -117,9 +97,10 @@ def _pairs(ours: GraphProto, theirs: GraphProto) -> Iterator[tuple[GraphProto, G
             yield from _pairs(body, inferred)
 
 
-def _merge(proto: ModelProto, inferred: ModelProto, changes: list[Change]) -> None:
-    """Joins inferred types into `proto`, graph by graph."""
+def _merge(proto: ModelProto, inferred: ModelProto, changes: list[Change]) -> bool:
+    """Joins inferred types into `proto`, graph by graph; True when value_info knew more than inference."""
     symbols = _symbols(proto)
+    knew_more = False
     for graph, other in _pairs(proto.graph, inferred.graph):
         types = {v.name: v.type for v in other.value_info}
         types.update((o.name, o.type) for o in other.output)
@@ -128,23 +109,17 @@ def _merge(proto: ModelProto, inferred: ModelProto, changes: list[Change]) -> No
                 _join(output, types[output.name], symbols, changes, trusted=True)
         claims = {v.name: v for v in graph.value_info}
         outputs = {o.name for o in graph.output}
-        for node in graph.node:
-            for name in node.output:
-                if name in types and name not in outputs:
-                    _join_or_add(graph, claims, name, types[name], symbols, changes)
+        for name in (name for node in graph.node for name in node.output if name and name not in outputs):
+            if name not in types:
+                knew_more = knew_more or name in claims
+            elif name in claims:
+                knew_more = _join(claims[name], types[name], symbols, changes) or knew_more
+            else:
+                _add(graph, name, types[name], symbols, changes)
+    return knew_more
 
 
-def _join_or_add(
-    graph: GraphProto,
-    claims: dict[str, ValueInfoProto],
-    name: str,
-    inferred: TypeProto,
-    symbols: set[str],
-    changes: list[Change],
-) -> None:
-    if name in claims:
-        _join(claims[name], inferred, symbols, changes)
-        return
+def _add(graph: GraphProto, name: str, inferred: TypeProto, symbols: set[str], changes: list[Change]) -> None:
     value = _cleaned(name, inferred, symbols)
     if value is not None:
         graph.value_info.append(value)
@@ -158,30 +133,34 @@ def _join(
     changes: list[Change],
     *,
     trusted: bool = False,
-) -> None:
-    """Joins one inferred type into what the model says; `trusted` claims only gain knowledge."""
+) -> bool:
+    """Joins one inferred type into what the model says; `trusted` claims only gain knowledge.
+
+    Returns:
+        True when the claim knew more than inference.
+    """
     if claim.type == inferred:
-        return  # the usual case of a second run, and much quicker than what follows
+        return False  # the usual case of a second run, and much quicker than what follows
     clean = _cleaned(claim.name, inferred, symbols)
     if clean is None:
-        return
+        return True
     if not claim.type.HasField("tensor_type") or not inferred.HasField("tensor_type"):
         if claim.type.WhichOneof("value") is None:
             claim.type.CopyFrom(clean.type)
             changes.append(Change("add-type", claim.name, _describe(claim.type)))
-        return
+        return False
     dtype, shape = tensor_type(claim.type)
     new_dtype, new_shape = tensor_type(clean.type)
-    conflict = bool(dtype and new_dtype and dtype != new_dtype) or _contradict(shape, new_shape)
+    conflict = bool(dtype and dtype != new_dtype) or _contradict(shape, new_shape)
     if conflict and trusted:
-        return
+        return False
     merged = new_shape if conflict else _joined_shape(shape, new_shape)
-    if (new_dtype or dtype, merged) == (dtype, shape):
-        return
-    before = _describe(claim.type)
-    set_tensor_type(claim.type, new_dtype or dtype, merged)
-    rule = "correct-type" if conflict else "refine-type"
-    changes.append(Change(rule, claim.name, f"{before} -> {_describe(claim.type)}"))
+    if (new_dtype, merged) != (dtype, shape):
+        before = _describe(claim.type)
+        set_tensor_type(claim.type, new_dtype, merged)
+        rule = "correct-type" if conflict else "refine-type"
+        changes.append(Change(rule, claim.name, f"{before} -> {_describe(claim.type)}"))
+    return merged != new_shape
 
 
 def _contradict(claim: Shape | None, inferred: Shape | None) -> bool:
