@@ -15,7 +15,8 @@ directed acyclic graphs" (2006). The algorithm:
 
 The number of non-empty epochs is the least possible number of clusters, connected or not. Which nodes end up together
 depends on where an epoch begins, so graphs of usual size (`TRIES_MAX`) are also clustered by the latest epochs and by
-plain pairwise contraction from the outputs backwards, and the best result is kept: never worse than that contraction.
+plain pairwise contraction from the outputs backwards, and the best result is kept. The searches of every road have a
+budget in proportion to the graph; only graphs with very many edges over very long distances spend it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
-#: A search of step 4 that meets more groups than this gives up, and the two clusters stay apart.
-SEARCH_CAP = 4096
-#: Graphs of more nodes are clustered in one way only; at most `SEARCH_CAP`, so that no search of theirs gives up.
-TRIES_MAX = 4096
+#: Edges that the searches of one clustering may follow, per node and edge of the graph: what keeps it near-linear.
+SEARCH_BUDGET = 16
+#: Edges that they may follow in any case (0.1 s or so): small graphs are always searched to the end.
+SEARCH_FLOOR = 500_000
+#: Graphs of more nodes are clustered in one way only.
+TRIES_MAX = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Dag:
                 if not 0 <= source < node:
                     raise ValueError(f"node {node} reads from {source}: nodes must be in topological order")
                 succs[source].append(node)
-        return cls(preds, succs, supported, [1] * count if weights is None else weights)
+        # Tuples of numbers are of no concern to the garbage collector, lists are.
+        fixed = tuple(map(tuple, preds)), tuple(map(tuple, succs))
+        return cls(*fixed, tuple(supported), (1,) * count if weights is None else tuple(weights))
 
 
 def cluster(dag: Dag, minimum: int = 1, *, absorb: bool = True) -> tuple[tuple[int, ...], ...]:
@@ -110,7 +115,7 @@ def _backwards(dag: Dag) -> tuple[tuple[int, ...], ...]:
     """Pairwise contraction alone: from the last node to the first, into each the followers that it can take."""
     contraction = _Contraction(dag, range(len(dag.preds)))
     for node in range(len(dag.preds) - 1, -1, -1):
-        while dag.supported[node] and contraction.take_follower(node):
+        while dag.supported[node] and not contraction.exhausted and contraction.take_follower(node):
             pass
     return contraction.clusters()
 
@@ -118,9 +123,14 @@ def _backwards(dag: Dag) -> tuple[tuple[int, ...], ...]:
 def epochs(dag: Dag) -> list[int]:
     """The earliest epoch of every node."""
     found: list[int] = []
-    for node, sources in enumerate(dag.preds):
-        bump = not dag.supported[node]
-        found.append(max((found[s] + (bump and dag.supported[s]) for s in sources), default=0))
+    for sources, supported in zip(dag.preds, dag.supported, strict=True):
+        latest = 0
+        for source in sources:
+            reached = found[source]
+            if not supported and dag.supported[source]:
+                reached += 1
+            latest = max(latest, reached)
+        found.append(latest)
     return found
 
 
@@ -183,7 +193,6 @@ class _Contraction:
         numbers: dict[int, int] = {}
         self._group = [numbers.setdefault(root, len(numbers)) for root in label]
         count = len(numbers)
-        self._alive = [True] * count
         self._joinable = [False] * count
         self._ins: list[set[int]] = [set() for _ in range(count)]
         self._outs: list[set[int]] = [set() for _ in range(count)]
@@ -198,6 +207,7 @@ class _Contraction:
         self._parent = list(range(count))
         self._first = list(range(count))
         self._order = self._topological(count)
+        self._budget = SEARCH_FLOOR + SEARCH_BUDGET * (len(dag.preds) + sum(map(len, dag.preds)))
 
     def _topological(self, count: int) -> list[int]:
         """Group -> position, by Kahn's algorithm; ties go to the group that was met first."""
@@ -217,28 +227,32 @@ class _Contraction:
         return position
 
     def refine(self) -> None:
-        """Step 4: joins neighbours wherever no second way leads from one to the other."""
+        """Step 4: joins neighbours wherever no second way leads from one to the other, until the budget is spent."""
         joinable, order = self._joinable, self._order
         pairs = [(a, b) for a in range(len(joinable)) if joinable[a] for b in self._outs[a] if joinable[b]]
         queue = deque(sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]])))
-        while queue:
-            first, second = queue.popleft()
-            # A pair whose end was joined to something else was queued again under its new name.
-            if not (self._alive[first] and self._alive[second]) or second not in self._outs[first]:
-                continue
-            if self._between(first, second):
-                joined = self._join(first, second)
-                queue.extend((p, joined) for p in sorted(self._ins[joined], key=order.__getitem__) if joinable[p])
-                queue.extend((joined, s) for s in sorted(self._outs[joined], key=order.__getitem__) if joinable[s])
+        while queue and not self.exhausted:
+            first, second = (_find(self._parent, group) for group in queue.popleft())
+            if second in self._outs[first] and self._between(first, second):
+                joined, ins, outs = self._join(first, second)
+                # Only neighbours of both can have become joinable: a second way through one of the two is gone.
+                queue.extend((p, joined) for p in sorted(ins, key=order.__getitem__) if joinable[p])
+                queue.extend((joined, s) for s in sorted(outs, key=order.__getitem__) if joinable[s])
 
     def take_follower(self, node: int) -> bool:
         """Joins the cluster of `node` to the first of its followers that it can be joined to; False when none is."""
         group = _find(self._parent, self._group[node])
+        self._budget -= len(self._outs[group])
         for follower in sorted(self._outs[group], key=self._first.__getitem__):
             if self._joinable[follower] and self._between(group, follower):
                 self._join(group, follower)
                 return True
         return False
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the searches may follow no more edges; what is joined by then stands."""
+        return self._budget < 0
 
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The groups of supported nodes, in topological order."""
@@ -267,42 +281,45 @@ class _Contraction:
         return True
 
     def _reach(self, edges: list[set[int]], start: int, goal: int, low: int, high: int) -> list[int] | None:
-        """Groups between the two positions that `start` reaches; None when `goal` is one, or there are too many."""
+        """Groups between the two positions that `start` reaches; None when `goal` is one, or the budget is spent."""
         order = self._order
-        seen = {start}
-        stack = [g for g in edges[start] if g != goal and low < order[g] < high]
-        seen.update(stack)
-        found = list(stack)
+        self._budget -= len(edges[start])
+        found = [g for g in edges[start] if g != goal and low < order[g] < high]
+        seen = {start, *found}
+        stack = list(found)
         while stack:
-            for group in edges[stack.pop()]:
-                if group == goal:
-                    return None
-                if group not in seen and low < order[group] < high:
-                    seen.add(group)
-                    found.append(group)
-                    stack.append(group)
-            if len(found) > SEARCH_CAP:
+            followers = edges[stack.pop()]
+            self._budget -= len(followers)
+            if goal in followers or self._budget < 0:
                 return None
+            fresh = [g for g in followers if g not in seen and low < order[g] < high]
+            seen.update(fresh)
+            found += fresh
+            stack += fresh
         return found
 
-    def _join(self, first: int, second: int) -> int:
-        """Contracts the edge; the group with more neighbours survives, at `second`'s or `first`'s position."""
+    def _join(self, first: int, second: int) -> tuple[int, set[int], set[int]]:
+        """Contracts an edge; the group with more neighbours survives, at its position.
+
+        Returns:
+            The group that survives, and the other neighbours that the dropped one had before and behind it.
+        """
         ins, outs = self._ins, self._outs
         keep, drop = first, second
         if len(ins[drop]) + len(outs[drop]) > len(ins[keep]) + len(outs[keep]):
             keep, drop = drop, keep
-        for other in ins[drop]:
+        before, behind = ins[drop] - {keep}, outs[drop] - {keep}
+        for other in before:
             outs[other].discard(drop)
             outs[other].add(keep)
-        for other in outs[drop]:
+        for other in behind:
             ins[other].discard(drop)
             ins[other].add(keep)
-        ins[keep] |= ins[drop]
-        outs[keep] |= outs[drop]
+        ins[keep] |= before
+        outs[keep] |= behind
         for neighbours in (ins, outs):
-            neighbours[keep] -= {keep, drop}
+            neighbours[keep].discard(drop)
             neighbours[drop] = set()
-        self._alive[drop] = False
         self._parent[drop] = keep
         self._first[keep] = min(self._first[keep], self._first[drop])
-        return keep
+        return keep, before, behind

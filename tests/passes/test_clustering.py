@@ -2,6 +2,7 @@
 
 import graphlib
 import importlib.util
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -152,12 +153,46 @@ def test_the_road_of_large_graphs_is_valid(dag, minimum, absorb):
         assert len(found) >= len({early[n] for n, s in enumerate(dag.supported) if s})
 
 
-@given(dags(), st.integers(0, 3))
-def test_a_search_that_gives_up_costs_clusters_but_no_cycle(dag, cap):
+@given(dags(), st.integers(0, 30), st.sampled_from([-1, 100]))
+def test_a_search_that_gives_up_costs_clusters_but_no_cycle(dag, budget, tries):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clustering, "SEARCH_CAP", cap)
-        patch.setattr(clustering, "TRIES_MAX", -1)
+        patch.setattr(clustering, "SEARCH_BUDGET", 0)
+        patch.setattr(clustering, "SEARCH_FLOOR", budget)
+        patch.setattr(clustering, "TRIES_MAX", tries)
         assert_valid(dag, cluster(dag, 2))
+
+
+def test_the_budget_ends_searches_over_long_distances(monkeypatch):
+    """Edges over the whole graph make every search long: what the budget does not pay for stays apart, validly."""
+    rng = random.Random(4)  # noqa: S311 - reproducible, not secret
+    preds = [sorted({rng.randrange(node) for _ in range(3)}) if node else [] for node in range(1500)]
+    dag = Dag.of(preds, [rng.random() > 0.4 for _ in preds])
+    free = cluster(dag, 3, absorb=False)
+    followed = []
+    monkeypatch.setattr(clustering, "SEARCH_FLOOR", 0)
+    monkeypatch.setattr(clustering, "SEARCH_BUDGET", 1)
+    monkeypatch.setattr(clustering, "TRIES_MAX", 0)
+    real = clustering._Contraction._reach
+
+    def counted(self, edges, *rest):
+        followed.append(len(edges[rest[0]]))
+        return real(self, edges, *rest)
+
+    monkeypatch.setattr(clustering._Contraction, "_reach", counted)
+    bounded = cluster(dag, 3, absorb=False)
+    assert_valid(dag, bounded)
+    assert len(bounded) > len(free)
+    longest = max(followed)
+    assert 0 < sum(followed) <= len(preds) + sum(map(len, preds)) + 2 * longest
+
+
+def test_a_hub_with_many_followers_is_no_trap():
+    """Joining the followers one by one must not look at all of them every time."""
+    count = 3000
+    dag = Dag.of([[], *[[0]] * count, list(range(1, count + 1))], [True] + [n % 2 == 0 for n in range(count)] + [True])
+    found = cluster(dag, 3)
+    assert_valid(dag, found)
+    assert len(found) == 2
 
 
 @given(dags(), st.integers(1, 4), st.booleans())
