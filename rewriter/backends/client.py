@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +84,7 @@ class ProcessBackend:
         self._command = tuple(command) if command is not None else _worker_command(flavour)
         self._lock = threading.RLock()
         self._child: Child | None = None
+        self._finalizer: weakref.finalize[..., ProcessBackend] | None = None
         self._info: Header | None = None
         self._places = WeightPlaces()
         self._numbers = itertools.count(1)
@@ -171,9 +173,9 @@ class ProcessBackend:
         """Ends the child process; harmless when repeated, final."""
         with self._lock:
             self._closed = True
-            child, self._child = self._child, None
-            if child is not None and child.owner == os.getpid():
-                child.close()
+            self._child = None
+            if self._finalizer is not None:
+                self._finalizer()  # closes the child, once
             self._places.close()
 
     def __enter__(self) -> ProcessBackend:
@@ -217,6 +219,8 @@ class ProcessBackend:
             raise self._import_failure(str(hello.get("reason", hello)))
         _LOG.debug("started %s %s in a process of its own", self.flavour, hello["version"])
         self._child, self._info = child, hello
+        # The child's reader threads keep it alive: a backend that is dropped without close() must end it.
+        self._finalizer = weakref.finalize(self, child.close)
         return child
 
     def _import_failure(self, reason: str) -> Exception:

@@ -92,7 +92,9 @@ class Child:
         self._collect()
 
     def close(self) -> None:
-        """Asks the process to end by closing its stdin, then makes sure."""
+        """Asks the process to end by closing its stdin, then makes sure; in a forked copy it does nothing."""
+        if self.owner != os.getpid():
+            return
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()

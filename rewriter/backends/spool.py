@@ -59,6 +59,7 @@ class WeightPlaces:
     def _write(self, array: np.ndarray) -> Path:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-weights-")
+            weakref.finalize(self, self._folder.cleanup)
         self._count += 1
         path = Path(self._folder.name) / f"{self._count}.bin"
         path.write_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -68,14 +69,19 @@ while (frame := read_frame(sys.stdin.buffer)) is not None:
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake_command(tmp_path):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
+    return [sys.executable, str(script)]
+
+
+@pytest.fixture
+def fake(fake_command):
     backends = []
 
     def open_fake(targets=(), flavour=tensorrt_rtx.FLAVOUR, **timeouts):
         times = Timeouts(**timeouts) if timeouts else None
-        backends.append(ProcessBackend(flavour, targets, timeouts=times, command=[sys.executable, str(script)]))
+        backends.append(ProcessBackend(flavour, targets, timeouts=times, command=fake_command))
         return backends[-1]
 
     yield open_fake
@@ -242,6 +248,15 @@ def test_close_ends_the_child_is_repeatable_and_final(fake, named):
         os.kill(pid, 0)
     with pytest.raises(BackendError, match="closed"):
         backend.parse(named("ok"))
+
+
+def test_a_backend_that_is_dropped_ends_its_child(fake_command, named):
+    backend = ProcessBackend(tensorrt_rtx.FLAVOUR, command=fake_command)
+    pid = child_pid(backend, named)
+    del backend
+    gc.collect()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_child_that_cannot_start_is_a_backend_error(named):
