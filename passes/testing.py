@@ -112,7 +112,7 @@ def random_model(
     while len(builder.nodes) < nodes:
         values.append(builder.step(values))
     outputs = []
-    for i, name in enumerate(dict.fromkeys([values[-1], *rng.choices(values, k=2)])):
+    for i, name in enumerate(dict.fromkeys([builder.join(values), *rng.choices(values, k=2)])):
         outputs.append(f"out_{i}")
         builder.nodes.append(helper.make_node("Identity", [name], [f"out_{i}"]))
     graph = helper.make_graph(builder.nodes, "random", _typed(["x", "z"]), _typed(outputs), builder.initializers)
@@ -153,7 +153,7 @@ class _Builder:
     def step(self, values: Sequence[str]) -> str:
         """Adds a few nodes; returns their result."""
         if self.rng.random() < self.options.unsupported:
-            return self._unsupported(self.rng.choice(values))
+            return self._unsupported(self._pick(values))
         makers: list[Callable[[Sequence[str]], str]] = [
             self._unary, self._unary, self._binary, self._binary, self._noop, self._matmul, self._wide,
             self._constant, self._constant_chain, self._reshape, self._statistics, self._dead,
@@ -194,17 +194,27 @@ class _Builder:
         """A constant int64 vector."""
         return self.tensor(np.array(numbers, np.int64))
 
+    def _pick(self, values: Sequence[str]) -> str:
+        """One value, mostly a recent one, so that models are as deep as exported ones."""
+        return self.rng.choice(values[-6:] if self.rng.random() < 0.8 else values)
+
+    def join(self, values: Sequence[str]) -> str:
+        """A value that all of `values` that nothing reads yet flow into, so that they are not dead."""
+        read = {name for node in self.nodes for name in node.input}
+        loose = [name for name in values if name not in read] or [values[-1]]
+        return self.add("Tanh", [self.add("Sum", loose)])
+
     def _unary(self, values: Sequence[str]) -> str:
         op = self.rng.choice(["Relu", "Tanh", "Sigmoid", "Neg", "Abs", "Softsign", "Softmax"])
-        return self.add(op, [self.rng.choice(values)])
+        return self.add(op, [self._pick(values)])
 
     def _binary(self, values: Sequence[str]) -> str:
         op = self.rng.choice(["Add", "Sub", "Mul", "Max", "Min"])
-        result = self.add(op, [self.rng.choice(values), self.rng.choice(values)])
+        result = self.add(op, [self._pick(values), self._pick(values)])
         return self.add("Tanh", [result]) if op == "Mul" else result
 
     def _noop(self, values: Sequence[str]) -> str:
-        value = self.rng.choice(values)
+        value = self._pick(values)
         kind = self.rng.randrange(3)
         if kind == 0:
             return self.add("Identity", [value])
@@ -213,22 +223,22 @@ class _Builder:
         return self.add("Dropout", [value])
 
     def _matmul(self, values: Sequence[str]) -> str:
-        return self.add("MatMul", [self.rng.choice(values), self.tensor(self.weights(WIDTH, WIDTH))])
+        return self.add("MatMul", [self._pick(values), self.tensor(self.weights(WIDTH, WIDTH))])
 
     def _wide(self, values: Sequence[str]) -> str:
-        inner = self.add("MatMul", [self.rng.choice(values), self.tensor(self.weights(WIDTH, _WIDE))])
+        inner = self.add("MatMul", [self._pick(values), self.tensor(self.weights(WIDTH, _WIDE))])
         outer = self.add("Transpose", [self.tensor(self.weights(WIDTH, _WIDE) / 6)], perm=[1, 0])
         return self.add("MatMul", [self.add("Relu", [inner]), outer])
 
     def _constant(self, values: Sequence[str]) -> str:
-        return self.add("Add", [self.rng.choice(values), self.tensor(self.weights(1, WIDTH))])
+        return self.add("Add", [self._pick(values), self.tensor(self.weights(1, WIDTH))])
 
     def _constant_chain(self, values: Sequence[str]) -> str:
         constant = self.add("Exp", [self.add("Neg", [self.tensor(self.weights(WIDTH))])])
-        return self.add("Mul", [self.add("Tanh", [self.rng.choice(values)]), constant])
+        return self.add("Mul", [self.add("Tanh", [self._pick(values)]), constant])
 
     def _reshape(self, values: Sequence[str]) -> str:
-        value = self.rng.choice(values)
+        value = self._pick(values)
         shape = self.add("Shape", [value])
         batch = self.add("Slice", [shape, self.ints(0), self.ints(1), self.ints(0)])
         width = self.add("Gather", [shape, self.ints(1)], axis=0)
@@ -236,13 +246,13 @@ class _Builder:
         return self.add("Reshape", [flat, self.add("Concat", [batch, width], axis=0)])
 
     def _statistics(self, values: Sequence[str]) -> str:
-        value = self.rng.choice(values)
+        value = self._pick(values)
         mean = self.add("ReduceMean", [value], keepdims=1)
         return self.add("Sub", [value, mean])
 
     def _dead(self, values: Sequence[str]) -> str:
-        self.add("Shape", [self.add("Relu", [self.rng.choice(values)])])
-        return self.rng.choice(values)
+        self.add("Shape", [self.add("Relu", [self._pick(values)])])
+        return self._pick(values)
 
     def _unsupported(self, value: str) -> str:
         """Adds to the first row by ScatterND with a reduction, which TensorRT's parser does not know."""
@@ -251,10 +261,10 @@ class _Builder:
 
     def _call(self, values: Sequence[str]) -> str:
         self.calls[0] += 1
-        return self.add("Mix", [self.rng.choice(values), self.rng.choice(values)], domain="random")
+        return self.add("Mix", [self._pick(values), self._pick(values)], domain="random")
 
     def _if(self, values: Sequence[str]) -> str:
-        total = self.add("ReduceSum", [self.rng.choice(values)], keepdims=0)
+        total = self.add("ReduceSum", [self._pick(values)], keepdims=0)
         condition = self.add("Greater", [total, self.tensor(np.array(0.1234, np.float32))])
         branches = {}
         for name in ("then_branch", "else_branch"):
@@ -278,14 +288,14 @@ class _Builder:
         )
         graph.output.insert(0, helper.make_tensor_value_info(going, TensorProto.BOOL, []))
         trips = self.tensor(np.array(2, np.int64))
-        return self.add("Loop", [trips, "", self.rng.choice(values)], body=graph)
+        return self.add("Loop", [trips, "", self._pick(values)], body=graph)
 
     def body(self, name: str, values: Sequence[str], inputs: Sequence[Any], steps: int) -> GraphProto:
         """Closes this builder's graph as a body with one [N, 4] output."""
-        values = list(values)
+        own: list[str] = []
         for _ in range(steps):
-            values.append(self.step(values))
-        result = self.add("Identity", [values[-1]])
+            own.append(self.step([*values, *own]))
+        result = self.add("Identity", [self.join(own)])
         return helper.make_graph(self.nodes, name, inputs, _typed([result]), self.initializers)
 
 
