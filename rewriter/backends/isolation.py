@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from passes.extract import Extractor
 from passes.graph_index import Scope
@@ -45,8 +45,7 @@ def signature(proto: ModelProto) -> bytes:
     graph = proto.graph
     inputs = {value.name: _type_of(value) for value in graph.input}
     constants = {
-        t.name: repr((t.data_type, tuple(t.dims))).encode()
-        + (b"" if is_stub(t) else _without_name(t.SerializeToString(deterministic=True), t.name))
+        t.name: repr((t.data_type, tuple(t.dims))).encode() + (b"" if is_stub(t) else _without_name(t))
         for t in graph.initializer
     }
     for opset in sorted(proto.opset_import, key=lambda o: o.domain):
@@ -74,5 +73,8 @@ def _type_of(value: ValueInfoProto) -> str:
     return f"{tensor.elem_type}{dims if tensor.HasField('shape') else 'no rank'}"
 
 
-def _without_name(data: bytes, name: str) -> bytes:
-    return data.replace(name.encode(), b"", 1)
+def _without_name(tensor: TensorProto) -> bytes:
+    anonymous = TensorProto()
+    anonymous.CopyFrom(tensor)
+    anonymous.ClearField("name")
+    return bytes(anonymous.SerializeToString(deterministic=True))
