@@ -257,9 +257,10 @@ class _Contraction:
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The groups of supported nodes, in topological order."""
         members: dict[int, list[int]] = {}
+        roots = [_find(self._parent, group) for group in range(len(self._parent))]
         for node, group in enumerate(self._group):
-            if self._dag.supported[node]:
-                members.setdefault(_find(self._parent, group), []).append(node)
+            if self._joinable[group]:
+                members.setdefault(roots[group], []).append(node)
         return tuple(tuple(members[g]) for g in sorted(members, key=self._order.__getitem__))
 
     def _between(self, first: int, second: int) -> bool:

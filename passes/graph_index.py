@@ -145,7 +145,7 @@ def iter_scopes(proto: ModelProto) -> Iterator[tuple[Scope, GraphProto]]:
     while stack:
         scope, graph = stack.pop()
         yield scope, graph
-        inner = [((*scope, entry), body) for node in graph.node for entry, body in bodies_of(node)]
+        inner = [((*scope, entry), body) for node in graph.node if node.attribute for entry, body in bodies_of(node)]
         stack.extend(reversed(inner))
 
 
@@ -183,7 +183,7 @@ def free_names(graphs: Iterable[GraphProto]) -> tuple[str, ...]:
     for graph in graphs:
         defined = defined_names(graph)
         for node in graph.node:
-            inner = [g for _, g in bodies_of(node)]
+            inner = [g for _, g in bodies_of(node)] if node.attribute else []
             for name in (*node.input, *(free_names(inner) if inner else ())):
                 if name and name not in defined:
                     found[name] = None

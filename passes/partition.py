@@ -106,7 +106,8 @@ class _Proposer:
                     total += effective_weight(node, self._infos)
                 else:
                     total += is_effective(node, self._infos)
-                    inner += [((*scope, entry), body) for entry, body in bodies_of(node)]
+                    if node.attribute:
+                        inner += [((*scope, entry), body) for entry, body in bodies_of(node)]
             stack.extend(reversed(inner))
         return Segmentation(tuple(self._segments), tuple(self._native), total)
 
