@@ -144,6 +144,7 @@ class _Probe:
             session = NativeSession(
                 self._model,
                 names or None,
+                prepack=False,  # few runs: the second copy of the weights would not pay
                 optimize=not traced,  # fused nodes would be missing in the record
                 profile=Path(folder) / "trace" if traced else None,
             )

@@ -14,7 +14,7 @@ from passes.engine_node import engine_nodes
 from passes.model import Model
 from passes.segments import TensorSpec
 from rewriter.artifact import EngineEntry, load_artifact
-from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, SourceError
+from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError
 from rewriter.runtime import device
 from rewriter.runtime.executor import Execution, Executor, NativeExecutor
 from rewriter.runtime.inputs import bind, describe, first_line, is_tensorflow, to_feeds
@@ -40,6 +40,7 @@ class ConvertedFunction:
         engines: what is known of the engines of the model's engine nodes.
         provider: "auto", "cpu" (no engine is used) or "cuda" (an error where no GPU can be used).
         strict: True raises where an engine would not be used, instead of running its segment natively.
+        lazy: True makes the session at the first call: until then the model costs no time and no memory.
 
     Attributes:
         signature: what it was made with.
@@ -50,8 +51,8 @@ class ConvertedFunction:
 
     Raises:
         InvalidParameterError: an unknown provider.
-        ConversionError: "cuda" without a usable GPU; `strict` although an engine cannot be used; or ONNX Runtime
-            refuses the model.
+        ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used.
+        SourceError: ONNX Runtime refuses the model (with `lazy`, the first call raises it).
         MissingDependencyError: ONNX Runtime is not installed.
     """
 
@@ -63,6 +64,7 @@ class ConvertedFunction:
         *,
         provider: str = "auto",
         strict: bool = False,
+        lazy: bool = False,
     ) -> None:
         self.signature = signature
         self.engines = tuple(engines)
@@ -78,7 +80,9 @@ class ConvertedFunction:
         self._engine_calls = 0
         self._fallbacks: collections.Counter[str] = collections.Counter()
         self._said: set[str] = set()
-        self._executor: Executor | None = _make_executor(model, signature, self.engines, provider, strict)
+        self._executor: Executor | None = _make_executor(
+            model, signature, self.engines, provider, strict=strict, lazy=lazy
+        )
         self.provider = self._executor.provider
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -154,8 +158,6 @@ class ConvertedFunction:
         except ConversionError:
             raise
         except Exception as error:
-            if self._executor is None:
-                raise ConverterStateError("this function was closed during the call") from error
             shapes = ", ".join(f"{spec.name} {list(feeds[spec.tensor].shape)}" for spec in self.signature.inputs)
             raise ConversionError(f"the model failed on the inputs {shapes}: {first_line(error)}") from error
 
@@ -201,7 +203,7 @@ def check_provider(provider: str) -> None:
 
 
 def _make_executor(
-    model: Model, signature: Signature, engines: Sequence[EngineEntry], provider: str, strict: bool
+    model: Model, signature: Signature, engines: Sequence[EngineEntry], provider: str, *, strict: bool, lazy: bool
 ) -> Executor:
     """Chooses what computes the model; each engine that will not be used has its reason."""
     check_provider(provider)
@@ -215,12 +217,7 @@ def _make_executor(
             f"strict: {len(nodes)} engine nodes would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
         )
     fallbacks = collections.Counter(reasons[op] for op in nodes)
-    try:
-        return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks)
-    except ConversionError:
-        raise
-    except Exception as error:
-        raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
+    return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks, lazy=lazy)
 
 
 def _why_native(op: str, engines: Sequence[EngineEntry], blocked: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class NativeSession:
         outputs: graph outputs to compute; default all, in graph order.
         optimize: False switches ONNX Runtime's graph optimisations off.
         threads: intra-op threads; 0 for ONNX Runtime's default.
+        prepack: False keeps weights as they are instead of copying them into the layout that is fastest to compute
+            with: less memory, slower runs.
         profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
             control flow included); `end_profiling` finishes it.
 
@@ -36,6 +39,7 @@ class NativeSession:
         *,
         optimize: bool = True,
         threads: int = 0,
+        prepack: bool = True,
         profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime()
@@ -44,6 +48,8 @@ class NativeSession:
         options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -59,6 +65,7 @@ class NativeSession:
         self._session = ort.InferenceSession(
             model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        _drop_pages(self._weights.values())
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(outputs or (o.name for o in self._session.get_outputs()))
         self._exotic_inputs = {i.name for i in self._session.get_inputs() if is_exotic(i.type)}
@@ -80,6 +87,19 @@ class NativeSession:
     def end_profiling(self) -> Path:
         """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
         return Path(self._session.end_profiling())
+
+
+def _drop_pages(arrays: Iterable[np.ndarray]) -> None:
+    """Gives back the memory of mapped weights that were read while a session was made.
+
+    Most were copied into another layout then and are never looked at again; the others come back by themselves.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    for array in arrays:
+        # Only maps of files that are never written to: for any other memory this advice would lose data.
+        mapped = isinstance(array, np.memmap) and array.mode == "r" and isinstance(array.base, mmap.mmap)
+        if mapped and advice is not None:
+            array.base.madvise(advice)  # type: ignore[union-attr]
 
 
 def evaluate(proto: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

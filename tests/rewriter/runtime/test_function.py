@@ -22,7 +22,7 @@ from rewriter.errors import (
     InvalidParameterError,
     SourceError,
 )
-from rewriter.runtime import device, function
+from rewriter.runtime import device, executor, function
 from rewriter.runtime.executor import Execution
 from rewriter.runtime.function import ConvertedFunction, load
 from rewriter.source import Signature
@@ -222,6 +222,33 @@ def test_a_model_that_onnx_runtime_refuses(no_gpu):
         ConvertedFunction(models.Model(parser.parse_model(text)), SIGNATURE)
 
 
+def test_lazy_makes_the_session_at_the_first_call(make, monkeypatch):
+    made = []
+    session = executor.NativeSession
+    monkeypatch.setattr(executor, "NativeSession", lambda *given: made.append(1) or session(*given))
+    converted = make(lazy=True)
+    assert made == []
+    x, y = inputs()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: converted(x, y)["product"], range(8)))
+    assert made == [1]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    unused = make(lazy=True)
+    unused.close()
+    with pytest.raises(ConverterStateError, match="closed"):
+        unused(x, y)
+    assert made == [1]
+
+
+def test_lazy_tells_of_a_refused_model_at_the_first_call(no_gpu):
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x) => (float[2] y) { y = NoSuchOperator(x) }'
+    signature = Signature((TensorSpec("x", TensorProto.FLOAT, (2,)),), (TensorSpec("y", TensorProto.FLOAT, (2,)),))
+    converted = ConvertedFunction(models.Model(parser.parse_model(text)), signature, lazy=True)
+    with pytest.raises(SourceError, match="ONNX Runtime refuses the model"):
+        converted([1, 2])
+
+
 def test_closing_is_final_and_harmless_when_repeated(make):
     with make() as converted:
         converted(*inputs())
@@ -290,8 +317,8 @@ class EngineExecutor:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_the_seam_for_other_executors(model, entry, monkeypatch, strict):
-    executor = EngineExecutor()
-    monkeypatch.setattr(function, "_make_executor", lambda *given: executor)
+    fake = EngineExecutor()
+    monkeypatch.setattr(function, "_make_executor", lambda *given, **options: fake)
     converted = ConvertedFunction(model, SIGNATURE, [entry], strict=strict)
     if strict:
         with pytest.raises(ConversionError, match="strict: an engine was not used: the shapes are outside"):
@@ -304,7 +331,7 @@ def test_the_seam_for_other_executors(model, entry, monkeypatch, strict):
     assert stats["provider"] == "cuda"
     converted.close()
     converted.close()
-    assert executor.closed == 1
+    assert fake.closed == 1
 
 
 def test_saved_and_loaded(model, tmp_path, no_gpu):

@@ -1,0 +1,69 @@
+"""ONNX Runtime as the native executor: weights by reference, from memory or mapped from files."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from passes import model as models
+from rewriter.runtime.native import NativeSession, evaluate
+
+WEIGHTS = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+
+
+@pytest.fixture
+def model():
+    proto = parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[n, 64] x, int64[k] index) => (float[n, 48] y, float[k, 48] rows)
+        {
+            y = MatMul(x, w)
+            rows = Gather(w, index)
+        }
+        """
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "w"))
+    return models.from_proto(proto)
+
+
+@pytest.fixture(params=["memory", "mapped"])
+def placed(request, model, tmp_path):
+    return model if request.param == "memory" else models.spool(model, tmp_path / "weights")
+
+
+@pytest.mark.parametrize("options", [{}, {"prepack": False}, {"optimize": False}, {"threads": 1}])
+def test_results_are_the_same_wherever_the_weights_lie(placed, options):
+    """Mapped pages are given back after the session is made; what is read from them later must be right still."""
+    session = NativeSession(placed, **options)
+    x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    index = np.array([0, 63, 7])
+    for _ in range(2):
+        outputs = session.run({"x": x, "index": index})
+        np.testing.assert_allclose(outputs["y"], x @ WEIGHTS, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(outputs["rows"], WEIGHTS[index])
+    np.testing.assert_array_equal(placed.weights["w"], WEIGHTS)
+
+
+def test_only_wanted_outputs_are_computed(model):
+    session = NativeSession(model, ["rows"])
+    assert session.input_names == ("x", "index")
+    outputs = session.run({"x": np.zeros((1, 64), np.float32), "index": np.array([5])})
+    assert list(outputs) == ["rows"]
+
+
+def test_a_profile_records_the_nodes(model, tmp_path):
+    session = NativeSession(model, optimize=False, profile=tmp_path / "trace")
+    session.run({"x": np.zeros((2, 64), np.float32), "index": np.array([5])})
+    path = session.end_profiling()
+    assert path.parent == tmp_path
+    shapes = [e["args"]["output_type_shape"] for e in json.loads(path.read_text()) if e.get("cat") == "Node"]
+    assert {"float": [2, 48]} in [item for items in shapes for item in items]
+
+
+def test_evaluate_runs_a_small_model_once():
+    proto = parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (int64 a, int64 b) => (int64 c) { c = Mul(a, b) }'
+    )
+    assert evaluate(proto, {"a": np.array(6), "b": np.array(7)})["c"] == 42
