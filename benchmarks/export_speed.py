@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 MODELS = {"resnet50": "ResNet50", "mobilenetv2": "MobileNetV2", "small": None}
 MAKE = """
@@ -38,16 +40,17 @@ print(len(source.model.proto.graph.node))
 """
 
 
-def timed(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
-    start = time.perf_counter()
+def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float, str]:
+    """Wall seconds, CPU seconds and printed text of one process."""
+    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
+    seconds, now = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:3])} ... failed:\n{done.stderr[-2000:]}")
-    return seconds, done.stdout
+    return seconds, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime, done.stdout
 
 
-def measure(model: str, runs: int) -> dict[str, object]:
+def measure(model: str, runs: int) -> dict[str, Any]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder) / "saved_model")
@@ -55,27 +58,31 @@ def measure(model: str, runs: int) -> dict[str, object]:
         stock_file, our_file = str(Path(folder) / "stock.onnx"), str(Path(folder) / "ours.onnx")
         stock = ["-m", "tf2onnx.convert", "--saved-model", saved, "--output", stock_file, "--opset", "18"]
         ours = ["-c", OURS, saved, our_file]
-        seconds: dict[str, list[float]] = {"stock": [], "ours": []}
-        nodes = 0
+        wall: dict[str, list[float]] = {"stock": [], "ours": []}
+        cpu: dict[str, list[float]] = {"stock": [], "ours": []}
+        printed = ""
         for number in range(runs):
-            seconds["stock"].append(timed([sys.executable, *stock], environment)[0])
-            taken, printed = timed([sys.executable, *ours], environment)
-            seconds["ours"].append(taken)
-            nodes = int(printed)
-            print(f"run {number + 1}/{runs}: stock {seconds['stock'][-1]:.1f} s, ours {taken:.1f} s", file=sys.stderr)
+            for kind, arguments in (("stock", stock), ("ours", ours)):
+                seconds, used, printed = timed([sys.executable, *arguments], environment)
+                wall[kind].append(round(seconds, 2))
+                cpu[kind].append(round(used, 2))
+            told = ", ".join(f"{kind} {wall[kind][-1]:.1f} s ({cpu[kind][-1]:.1f} s CPU)" for kind in wall)
+            print(f"run {number + 1}/{runs}: {told}", file=sys.stderr)
         import onnx
 
         stock_nodes = len(onnx.load(stock_file).graph.node)
-    ratios = [s / o for s, o in zip(seconds["stock"], seconds["ours"], strict=True)]
+
+    def ratio(seconds: dict[str, list[float]]) -> float:
+        pairs = zip(seconds["stock"], seconds["ours"], strict=True)
+        return round(statistics.median(s / o for s, o in pairs), 2)
+
     return {
         "model": model,
-        "stock_seconds": [round(s, 2) for s in seconds["stock"]],
-        "our_seconds": [round(s, 2) for s in seconds["ours"]],
-        "median_stock": round(statistics.median(seconds["stock"]), 2),
-        "median_ours": round(statistics.median(seconds["ours"]), 2),
-        "median_ratio": round(statistics.median(ratios), 2),
-        "nodes_stock": stock_nodes,
-        "nodes_ours": nodes,
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "ratio": ratio(wall),
+        "cpu_ratio": ratio(cpu),
+        "nodes": {"stock": stock_nodes, "ours": int(printed)},
     }
 
 
@@ -85,10 +92,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs (default 3)")
     options = parser.parse_args()
     result = measure(options.model, options.runs)
-    print(f"{'':8} {'median s':>9} {'nodes':>6}")
-    print(f"{'stock':8} {result['median_stock']:>9} {result['nodes_stock']:>6}")
-    print(f"{'ours':8} {result['median_ours']:>9} {result['nodes_ours']:>6}")
-    print(f"{options.model}: {result['median_ratio']} times as fast (median of {options.runs} pairs, whole processes)")
+    print(f"{'':8} {'wall s':>8} {'CPU s':>8} {'nodes':>6}   (medians of {options.runs})")
+    for kind in ("stock", "ours"):
+        wall, cpu = (statistics.median(result[f"{what}_seconds"][kind]) for what in ("wall", "cpu"))
+        print(f"{kind:8} {wall:>8.1f} {cpu:>8.1f} {result['nodes'][kind]:>6}")
+    print(f"{options.model}: {result['ratio']} times as fast, {result['cpu_ratio']} in CPU time (whole processes)")
     print(json.dumps(result))
 
 

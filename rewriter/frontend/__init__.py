@@ -46,6 +46,7 @@ def load_source(
             compute in float16 or bfloat16. Integers, booleans and strings must be equal.
 
     Raises:
+        InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel.
         SourceError: the source cannot be read.
         ExportError: it cannot be expressed in ONNX; the message names the ops.
         VerificationError: the export computes something else; the message names the outputs.
@@ -54,6 +55,8 @@ def load_source(
     """
     if samples is not None and len(samples) == 0:
         raise InvalidParameterError("samples is an empty list: pass at least one sample, or None")
+    if (tags is not None or signature_key is not None) and not _is_saved_model(source):
+        raise InvalidParameterError("tags and signature_key name a part of a SavedModel, and the source is none")
     if isinstance(source, ModelProto):
         from rewriter.frontend import onnx as onnx_source
 
@@ -73,6 +76,13 @@ def load_source(
         else:
             callee = _from_object(source, signature_key, samples)
     return convert(callee, Options(samples, verify, tolerance), clock)
+
+
+def _is_saved_model(source: Any) -> bool:
+    """True where tags or a signature key have a meaning: directories (or no file at all) and loaded SavedModels."""
+    if isinstance(source, (str, os.PathLike)):
+        return not Path(source).is_file()
+    return hasattr(source, "signatures")
 
 
 def _from_path(path: Path, tags: Any, signature_key: str | None, samples: Sequence[Any] | None) -> Any:

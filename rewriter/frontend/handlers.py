@@ -24,6 +24,7 @@ def handlers() -> dict[str, tuple[Any, list[Any]]]:
         "FakeQuantWithMinMaxArgs": fake_quant,
         "FakeQuantWithMinMaxVars": fake_quant,
         "FakeQuantWithMinMaxVarsPerChannel": fake_quant,
+        "ResizeNearestNeighbor": resize_nearest,
     }
     return {op: (handler, []) for op, handler in table.items()}
 
@@ -105,6 +106,25 @@ def fake_quant(graph: Any, node: Any, *_: Any) -> None:
     steps = make("Mul", make("Sub", clipped, make.const(lowest)), make.const(inverse))
     level = make("Floor", make("Add", make("Sub", steps, make.const(origin)), make.const(0.5)))
     make.finish("Mul", [level, make.const(scale)])
+
+
+def resize_nearest(graph: Any, node: Any, *_: Any) -> None:
+    """Nearest-neighbour resize; enlarging by whole numbers is written in the form that TensorRT takes.
+
+    With half-pixel centres the source of x is floor((x + 1/2) / k), which for whole k is floor(x / k): the
+    "asymmetric" form. Otherwise tf2onnx writes "tf_half_pixel_for_nn", which TensorRT refuses.
+    """
+    from tf2onnx.onnx_opset.nn import Resize
+
+    source, target = graph.get_shape(node.input[0]), node.inputs[1]
+    if node.get_attr_value("half_pixel_centers", 0) and source and target.is_const():
+        factors = [
+            divmod(new, old) if old > 0 else (0, 1)
+            for new, old in zip(target.get_tensor_value(), source[1:3], strict=True)
+        ]
+        if all(factor >= 1 and rest == 0 for factor, rest in factors):
+            node.set_attr("half_pixel_centers", 0)
+    Resize.version_11(graph, node)
 
 
 def nudge(low: Any, high: Any, bits: int, narrow: bool) -> tuple[Any, Any, Any, Any]:

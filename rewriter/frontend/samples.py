@@ -31,12 +31,18 @@ class Run:
 
 
 def evaluate(callee: Callee, inputs: Mapping[str, np.ndarray]) -> Run:
-    """Runs TensorFlow on one sample, on the CPU."""
+    """Runs TensorFlow on one sample, on the CPU; bfloat16 values are told as float32."""
     tf = import_tensorflow()
     with tf.device("/CPU:0"):
         tensors = [tf.constant(inputs[a.name], dtype=a.dtype) for a in callee.inputs]
         outputs = callee.call(tensors)
-    return Run(dict(inputs), {name: np.asarray(value.numpy()) for name, value in outputs.items()})
+    taken = {name: without_bfloat16(array) for name, array in inputs.items()}
+    return Run(taken, {name: without_bfloat16(np.asarray(value.numpy())) for name, value in outputs.items()})
+
+
+def without_bfloat16(array: np.ndarray) -> np.ndarray:
+    """bfloat16 as float32, which is what the export takes and returns in its place."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def given_runs(callee: Callee, given: Sequence[Any]) -> tuple[Run, ...]:
@@ -120,7 +126,8 @@ def _fitted(argument: Argument, value: Any) -> np.ndarray:
     dtype = np.dtype(argument.dtype.as_numpy_dtype)
     array = np.asarray(value)
     if argument.dtype.name != "string":
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
+        floats = array.dtype.kind == "f" and argument.dtype.is_floating
+        if not (floats or np.can_cast(array.dtype, dtype, "same_kind")):
             raise InputError(f"the sample for {argument.name!r} is {array.dtype}, the signature wants {dtype}")
         array = array.astype(dtype)
     wanted = argument.shape

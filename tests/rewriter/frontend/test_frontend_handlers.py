@@ -116,6 +116,22 @@ def test_nudge_puts_zero_on_the_grid():
     assert inverse == pytest.approx(1 / scale)
 
 
+HALF = "tf_half_pixel_for_nn"
+
+
+@pytest.mark.parametrize(
+    ("size", "mode"), [((8, 15), "asymmetric"), ((4, 5), "asymmetric"), ((6, 5), HALF), ((2, 5), HALF)]
+)
+def test_nearest_resize_by_whole_numbers(tf, size, mode):
+    spec = tf.TensorSpec([None, 4, 5, 2], tf.float32)
+    source = convert(tf, lambda x: tf.image.resize(x, size, method="nearest"), spec)
+    assert source.verification.worst == 0.0
+    resizes = [node for node in source.model.proto.graph.node if node.op_type == "Resize"]
+    modes = {a.s.decode() for node in resizes for a in node.attribute if a.name == "coordinate_transformation_mode"}
+    assert modes <= {mode}
+    assert modes or size == (4, 5)
+
+
 def test_the_handlers_stay_out_of_the_users_tf2onnx(tf):
     from tf2onnx import constants
     from tf2onnx.handler import tf_op

@@ -69,6 +69,16 @@ def test_dtypes_are_kept(tf):
     assert [s.dtype for s in signature.outputs] == wanted
 
 
+def test_bfloat16_at_the_boundary_is_float32(tf, run):
+    specs = [tf.TensorSpec([None, 2], tf.bfloat16, name="x")]
+    source = load_source(tf.function(lambda x: {"y": x * 2, "z": tf.cast(x, tf.float32)}, input_signature=specs))
+    assert [s.dtype for s in (*source.signature.inputs, *source.signature.outputs)] == [1, 1, 1]
+    assert {sample["x"].dtype for sample in source.samples} == {np.dtype("float32")}
+    assert run(source, x=np.ones((1, 2), np.float32))["y"].tolist() == [[2.0, 2.0]]
+    given = load_source(tf.function(lambda x: x + 1, input_signature=specs), samples=[np.ones((3, 2), np.float32)])
+    assert given.verification.worst == 0.0
+
+
 def test_public_names_do_not_collide_with_inner_names(tf, run):
     specs = [tf.TensorSpec([2], tf.float32, name="mul:0")]
     function = tf.function(lambda v: {"Identity:0": v * 2.0 + 1.0, "add": v * 3.0 + 2.0}, input_signature=specs)

@@ -224,6 +224,11 @@ def test_verification_can_be_left_out(tf):
     assert source.samples
 
 
+def test_signature_keys_are_for_saved_models(cnn):
+    with pytest.raises(InvalidParameterError, match="name a part of a SavedModel"):
+        load_source(cnn, signature_key="serving_default")
+
+
 def test_an_empty_list_of_samples_is_refused(cnn):
     with pytest.raises(InvalidParameterError, match="empty list"):
         load_source(cnn, samples=[])
