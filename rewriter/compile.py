@@ -73,7 +73,7 @@ def blame(
 
     Rules:
         1. A failure that is no fault of a node (workspace, memory, profile, cancelled) denies nothing.
-        2. Nodes that TensorRT names in its log are denied.
+        2. Nodes that TensorRT names in its log are denied, and the one node of a segment of one.
         3. Else the shortest prefix of the topological order whose dry build fails ends in the guilty node. A prefix
            has the segment's own inputs, so the segment's profiles fit it. At most about 2 + log2(nodes) builds.
         4. If the failure comes and goes, or changes its kind on the way, the whole segment is denied, jointly.
@@ -93,8 +93,8 @@ def blame(
         return ()
     nodes = list(segment.model.proto.graph.node)
     named = nodes_named(failure.log, nodes) if failure.kind == "unsupported" else ()
-    if named:
-        return tuple(_denial(node, failure) for node in nodes if node.name in named)
+    if named or len(nodes) == 1:
+        return tuple(_denial(node, failure) for node in nodes if node.name in named or len(nodes) == 1)
     with tempfile.TemporaryDirectory(dir=scratch_dir, prefix="blame-") as folder:
         search = _PrefixSearch(backend, segment, profiles, options, Path(folder) / "dry.engine")
         found = search.run(failure)

@@ -88,6 +88,12 @@ def test_names_in_the_log_save_the_search(tmp_path):
     assert builder.profiles == []
 
 
+def test_a_single_node_needs_no_search(tmp_path):
+    builder = TableBuilder(lambda nodes: UNNAMED)
+    assert [v.node for v in blame(builder, chain(1), (BATCH,), OPTIONS, UNNAMED, tmp_path)] == ["n0"]
+    assert builder.profiles == []
+
+
 def test_a_pattern_is_broken_at_its_end(tmp_path):
     builder = TableBuilder(lambda nodes: UNNAMED if {"n2", "n5"} <= set(nodes) else None)
     (found,) = blame(builder, chain(9), (BATCH,), OPTIONS, UNNAMED, tmp_path)
