@@ -19,7 +19,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from passes.graph_index import find_graph
-from passes.model import Model
+from passes.model import Model, stubs_as_inputs
 from passes.segments import Segment, Segmentation, TensorSpec
 from passes.value_types import collect_infos, spec_of
 from rewriter.errors import ConversionError, InputError
@@ -141,14 +141,16 @@ class _Probe:
         traced = any(self._witnesses.values())
         names = [name for fetch in self._fetches.values() for name in (fetch.shape, fetch.values) if name]
         with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
+            # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
             session = NativeSession(
-                self._model,
+                Model(stubs_as_inputs(self._model)),
                 names or None,
-                prepack=False,  # few runs: the second copy of the weights would not pay
                 optimize=not traced,  # fused nodes would be missing in the record
                 profile=Path(folder) / "trace" if traced else None,
             )
-            fetched = [self._decode(_run(session, number, feeds)) for number, feeds in enumerate(inputs)]
+            fetched = [
+                self._decode(_run(session, number, feeds, self._model.weights)) for number, feeds in enumerate(inputs)
+            ]
             traces = _read_trace(session.end_profiling(), len(fetched)) if traced else [{} for _ in fetched]
         for values, trace in zip(fetched, traces, strict=True):
             yield [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
@@ -239,9 +241,11 @@ def _node(op_type: str, value: str, output: str) -> NodeProto:
     return helper.make_node(op_type, [value], [output], name=output)
 
 
-def _run(session: NativeSession, number: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(
+    session: NativeSession, number: int, feeds: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     try:
-        return session.run(feeds)
+        return session.run({**weights, **feeds})
     except Exception as error:
         shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
         raise ConversionError(

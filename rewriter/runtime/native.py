@@ -19,12 +19,11 @@ class NativeSession:
     """A model in ONNX Runtime on the CPU.
 
     Args:
-        model: the graph; its large weights are passed by reference and must not change while the session lives.
+        model: the graph; its large weights must not change while the session lives. ONNX Runtime makes one copy of
+            them, mostly in another layout.
         outputs: graph outputs to compute; default all, in graph order.
         optimize: False switches ONNX Runtime's graph optimisations off.
         threads: intra-op threads; 0 for ONNX Runtime's default.
-        prepack: False keeps weights as they are instead of copying them into the layout that is fastest to compute
-            with: less memory, slower runs.
         profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
             control flow included); `end_profiling` finishes it.
 
@@ -39,7 +38,6 @@ class NativeSession:
         *,
         optimize: bool = True,
         threads: int = 0,
-        prepack: bool = True,
         profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime()
@@ -48,8 +46,6 @@ class NativeSession:
         options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if not prepack:
-            options.add_session_config_entry("session.disable_prepacking", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

@@ -176,6 +176,18 @@ def test_a_failing_sample_is_named(main):
         harvest(main, segmentation(cut(main, "S", (), ["Neg_z"])), [feeds(1, 1), bad])
 
 
+def test_large_weights_are_read_where_they_lie(tmp_path):
+    head = '<ir_version: 10, opset_import: ["": 20]> g (float[N, 40] x) => (float[N, 50] y)'
+    proto = named(head + "{ t = MatMul(x, w) y = Relu(t) }").proto
+    weights = np.ones((40, 50), np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    model = models.spool(models.from_proto(proto), tmp_path / "weights")
+    assert list(model.weights) == ["w"]
+    part = cut(model, "S", (), ["Relu_y"])
+    found = harvest(model, segmentation(part), [{"x": np.ones((n, 40), np.float32)} for n in (1, 6)])
+    assert found.segments["S"].sets == ({"t": Observed((1, 50))}, {"t": Observed((6, 50))})
+
+
 def test_loop_bodies_are_seen_once_for_every_iteration(loop):
     node = "Loop_y"
     prefix = f"{node}.body."

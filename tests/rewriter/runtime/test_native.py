@@ -33,7 +33,7 @@ def placed(request, model, tmp_path):
     return model if request.param == "memory" else models.spool(model, tmp_path / "weights")
 
 
-@pytest.mark.parametrize("options", [{}, {"prepack": False}, {"optimize": False}, {"threads": 1}])
+@pytest.mark.parametrize("options", [{}, {"optimize": False}, {"threads": 1}])
 def test_results_are_the_same_wherever_the_weights_lie(placed, options):
     """Mapped pages are given back after the session is made; what is read from them later must be right still."""
     session = NativeSession(placed, **options)
