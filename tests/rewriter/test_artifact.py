@@ -405,15 +405,32 @@ def test_weights_come_from_listed_files_only(save, out, tmp_path):
             load_artifact(out)
 
 
-def test_external_tensors_in_attributes_are_refused(save, out):
-    save()
+def add_constant(location):
+    """Adds a Constant whose value lies in a file."""
 
     def change(proto):
         tensor = TensorProto(name="c", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
-        tensor.external_data.add(key="location", value="model.onnx.data")
+        tensor.external_data.add(key="location", value=location)
         proto.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
 
-    rewrite_model(out, change)
+    return change
+
+
+def test_tensors_in_attributes_come_from_listed_files_too(save, out):
+    save()
+    rewrite_model(out, add_constant("model.onnx.data"))
+    assert numpy_helper.to_array(load_artifact(out).model.proto.graph.node[-1].attribute[0].t) == 0.0
+    rewrite_model(out, add_constant("../outside"))
+    with pytest.raises(ArtifactError, match=r"'../outside', which the manifest does not list"):
+        load_artifact(out)
+
+
+def test_a_tensor_that_claims_to_be_read_already_is_refused(save, out):
+    save()
+    (out / models.STUB_LOCATION).write_bytes(bytes(4))
+    record = dataclasses.asdict(manifests.hash_file(out / models.STUB_LOCATION))
+    rewrite_model(out, add_constant(models.STUB_LOCATION))
+    edit_manifest(out, lambda data: data["files"].update({models.STUB_LOCATION: record}))
     with pytest.raises(ArtifactError, match="'c', which is not a weight of the main graph"):
         load_artifact(out)
 
