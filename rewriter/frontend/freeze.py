@@ -11,6 +11,8 @@ from rewriter.frontend.callee import Callee, import_tensorflow
 from rewriter.frontend.samples import one_line
 
 INPUT = "trt_rewriter_input_{}"
+#: Constants of at least so many bytes are hidden from Grappler; smaller ones may be shapes or scales to fold.
+LARGE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +233,9 @@ def _check_size(graph_def: Any, origin: str) -> None:
 def _grapple(graph_def: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
     """One run of Grappler: function inlining, constant folding, dependency clean-up.
 
-    One iteration, not the default two: in the second Grappler multiplies scales into convolution weights, which
-    tf2onnx does as well and about five times faster (ResNet50).
+    Large constants are hidden from it behind placeholders: Grappler copies the graph many times, and what it would
+    fold into weights the converter folds as well. One iteration, not the default two: in the second Grappler
+    multiplies scales into convolution weights, which tf2onnx does as well and about five times faster (ResNet50).
     """
     from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
     from tensorflow.python.grappler import tf_optimizer
@@ -245,6 +248,26 @@ def _grapple(graph_def: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) 
     options.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     options.optimizers[:] = ["function", "constfold", "dependency"]
     options.experimental_disable_folding_quantization_emulation = True
-    meta = meta_graph_pb2.MetaGraphDef(graph_def=graph_def)
+    light, hidden = _hide_large(graph_def)
+    meta = meta_graph_pb2.MetaGraphDef(graph_def=light)
     meta.collection_def["train_op"].node_list.value.extend([*inputs, *outputs])
-    return tf_optimizer.OptimizeGraph(config, meta)
+    optimized = tf_optimizer.OptimizeGraph(config, meta)
+    for node in optimized.node:
+        if node.name in hidden:
+            node.CopyFrom(hidden[node.name])
+    return optimized
+
+
+def _hide_large(graph_def: Any) -> tuple[Any, dict[str, Any]]:
+    """A copy with a Placeholder for each large Const, and those Const nodes by name."""
+    light = type(graph_def)(versions=graph_def.versions, library=graph_def.library)
+    hidden = {}
+    for node in graph_def.node:
+        if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) >= LARGE:
+            stand_in = light.node.add(name=node.name, op="Placeholder", input=node.input)
+            stand_in.attr["dtype"].CopyFrom(node.attr["dtype"])
+            stand_in.attr["shape"].shape.CopyFrom(node.attr["value"].tensor.tensor_shape)
+            hidden[node.name] = node
+        else:
+            light.node.add().CopyFrom(node)
+    return light, hidden

@@ -69,13 +69,13 @@ def _must_be_equal(callee: Callee, run: Run, group: list[Dimension], other: Dime
 
 
 def other_sizes(symbols: Mapping[Dimension, str], run: Run) -> dict[Dimension, int]:
-    """Sizes that differ from those of `run`: the batch one more, the n-th other symbol n + 1 times as large."""
+    """Sizes that differ from those of `run`: the batch one less (or 2), the n-th other symbol n + 1 times as large."""
     names = list(dict.fromkeys(symbols.values()))
     factors = {name: index + 2 for index, name in enumerate(n for n in names if not _counts(n, symbols))}
     sizes = {}
     for (owner, axis), name in symbols.items():
         size = run.inputs[owner].shape[axis]
-        sizes[owner, axis] = size * factors[name] if name in factors else size + 1
+        sizes[owner, axis] = size * factors[name] if name in factors else max(size - 1, 0) or 2
     return sizes
 
 
