@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rewriter import manifest as manifests
 from rewriter.errors import ArtifactError
 from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
 from rewriter.source import Signature
+from rewriter.tensor_walk import all_tensors, external_locations
 
 __all__ = ["Artifact", "EngineEntry", "check_output", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
 
@@ -384,49 +385,19 @@ def _read_model(root: Path, content: Manifest) -> Model:
     path = root / manifests.MODEL_FILE
     try:
         proto = onnx.load(path, load_external_data=False)
-        unlisted = sorted(set(_external_locations(proto)) - set(content.files))
+        unlisted = sorted(set(external_locations(proto)) - set(content.files))
         if unlisted:
             raise ArtifactError(f"{root}: {path.name} refers to {unlisted[0]!r}, which the manifest does not list")
         model = models.from_proto(proto, root)
     except (DecodeError, ValueError, OSError) as error:
         raise ArtifactError(f"{root}: {path.name} is damaged: {error}") from error
-    inner = {t.name for t in _tensors(model.proto) if t.data_location == onnx.TensorProto.EXTERNAL}
+    inner = {t.name for t in all_tensors(model.proto) if t.data_location == onnx.TensorProto.EXTERNAL}
     inner -= set(model.weights)
     if inner:
         raise ArtifactError(
             f"{root}: {path.name} keeps {min(inner)!r}, which is not a weight of the main graph, outside"
         )
     return model
-
-
-def _external_locations(proto: onnx.ModelProto) -> Iterator[str]:
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield next((item.value for item in tensor.external_data if item.key == "location"), "")
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, bodies and functions included."""
-    yield from _graph_tensors(proto.graph)
-    for function in proto.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _graph_tensors(graph)
 
 
 def _check_signature(root: Path, model: Model, signature: Signature) -> None:
