@@ -120,7 +120,7 @@ def save_artifact(
                 files=files,
             )
             _write_json(scratch / manifests.MANIFEST_FILE, manifests.manifest_to_json(content))
-            _sync_directory(scratch)
+            manifests.sync_directory(scratch)
             _install(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -272,17 +272,6 @@ def _write_json(path: Path, data: object) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable, where the system lets a directory be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _install(scratch: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -132,6 +133,17 @@ def hash_file(path: Path) -> FileRecord:
             digest.update(buffer[:count])
             size += count
     return FileRecord(size, digest.hexdigest())
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable, where the system lets a directory be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def installed_versions() -> dict[str, str]:
