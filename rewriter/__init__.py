@@ -1,9 +1,12 @@
 """The successor of TF-TRT: TensorFlow models, as ONNX, with TensorRT engines spliced in.
 
-Importing this package is quick and needs none of TensorFlow, TensorRT or ONNX Runtime.
+Importing this package is quick and needs none of TensorFlow, TensorRT or ONNX Runtime: what is heavy is imported
+with the first use of its name.
 """
 
-from rewriter.converter import Converter
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rewriter.errors import (
     ArtifactError,
     BackendError,
@@ -22,13 +25,26 @@ from rewriter.params import (
     TrtPrecisionMode,
     supported_profile_strategies,
 )
-from rewriter.progress import ProgressEvent
-from rewriter.report import Report
-from rewriter.runtime.function import ConvertedFunction, load
 
-#: TF-TRT's names, for a one-line migration.
-TrtGraphConverterV2 = Converter
+if TYPE_CHECKING:
+    from rewriter.converter import Converter
+    from rewriter.converter import Converter as TrtGraphConverterV2
+    from rewriter.progress import ProgressEvent
+    from rewriter.report import Report
+    from rewriter.runtime.function import ConvertedFunction, load
+
+#: TF-TRT's name, for a one-line migration (as is `TrtGraphConverterV2`).
 TrtConversionParams = ConversionParams
+
+#: name -> (module, name there), imported with the first use.
+_LAZY = {
+    "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
+    "Converter": ("rewriter.converter", "Converter"),
+    "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
+    "Report": ("rewriter.report", "Report"),
+    "TrtGraphConverterV2": ("rewriter.converter", "Converter"),
+    "load": ("rewriter.runtime.function", "load"),
+}
 
 __all__ = [
     "DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES",
@@ -53,3 +69,16 @@ __all__ = [
     "load",
     "supported_profile_strategies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))

@@ -108,6 +108,8 @@ class EngineBuilder:
         """Hash of everything that reaches the builder: segment, profiles, options, TensorRT's flavour and version."""
         parts = {
             "segment": segment.content_hash,
+            # The hash ignores names, but an engine's bindings have them.
+            "bindings": [spec.tensor for spec in (*segment.inputs, *segment.outputs)],
             "profiles": [profile_to_json(profile) for profile in profiles],
             "precision": "FP32",
             "backend": self.backend.flavour,
