@@ -8,6 +8,7 @@ initializers are taken out: the proto keeps a *stub* (name, dtype, dims, `data_l
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from passes.walk import bodies
-from passes.walk import graphs as walk_graphs
-from passes.walk import nodes as walk_nodes
+from passes.graph.walk import bodies
+from passes.graph.walk import graphs as walk_graphs
+from passes.graph.walk import nodes as walk_nodes
 
 STUB_LOCATION = "<weights>"
 #: Smaller tensors stay inline: shape arithmetic is read from them, and ONNX Runtime cannot read small external ones.
@@ -182,15 +183,29 @@ def write_weights(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, tu
 
 
 def spool(model: Model, path: Path) -> Model:
-    """Moves the weights into one file and maps them from there, so that other processes can share the pages."""
-    if not model.weights:
+    """Moves the weights into one file and maps them from there, so that other processes can share the pages.
+
+    Weights that are read-only maps of a file already stay where they are.
+    """
+    loose = {name: array for name, array in model.weights.items() if not is_file_map(array)}
+    if not loose:
         return model
-    places = write_weights(model.weights, path)
+    places = write_weights(loose, path)
     mapped = {
         name: np.memmap(path, dtype=array.dtype, mode="r", offset=places[name][0], shape=array.shape)
-        for name, array in model.weights.items()
+        for name, array in loose.items()
     }
-    return Model(model.proto, mapped)
+    return Model(model.proto, {name: mapped.get(name, array) for name, array in model.weights.items()})
+
+
+def is_file_map(array: np.ndarray) -> bool:
+    """True for an array that is itself a read-only map of a file, from its first element to its last.
+
+    A view of a map is none: numpy keeps the offset of the whole in it.
+    """
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
+        return False
+    return array.mode == "r" and array.filename is not None and bool(array.flags.c_contiguous)
 
 
 def stubs_as_inputs(model: Model) -> onnx.ModelProto:

@@ -182,7 +182,7 @@ class Converter:
         self._result = BuildResult(plan, {}, ())
         if not self.params.is_dynamic_op:
             self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
-        return ConvertedFunction(self._spliced({}), source.signature)
+        return ConvertedFunction(self._spliced({}), source.signature, lazy=True)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import tempfile
 import weakref
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.model import Model, is_stub
+from passes.model import Model, is_file_map, is_stub
 
 
 class WeightPlaces:
@@ -47,9 +46,9 @@ class WeightPlaces:
             self._folder = None
 
     def _place(self, array: np.ndarray) -> tuple[str, int]:
-        mapped = _file_map(array)
-        if mapped is not None:
-            return mapped
+        if is_file_map(array):
+            assert isinstance(array, np.memmap)  # noqa: S101 - narrows the type
+            return str(Path(str(array.filename)).resolve()), int(array.offset)
         key = id(array)
         if key not in self._known:
             self._known[key] = self._write(array)
@@ -69,12 +68,3 @@ class WeightPlaces:
         if self._known.get(key) == path:
             del self._known[key]
         path.unlink(missing_ok=True)
-
-
-def _file_map(array: np.ndarray) -> tuple[str, int] | None:
-    """File and offset of an array that is itself an unchangeable map of a file; None for any other."""
-    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
-        return None  # a view of a map keeps the offset of the whole: it says nothing about the view
-    if array.mode != "r" or array.filename is None or not array.flags.c_contiguous:
-        return None
-    return str(Path(array.filename).resolve()), int(array.offset)

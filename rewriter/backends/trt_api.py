@@ -7,8 +7,6 @@ as None, False or -1 and explains them in its log only, never by an exception: e
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from rewriter.backends import text
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, InputProfile, ParserError
+from rewriter.backends.plan_file import PlanFile, stream_to
 
 #: Called with (phase, steps done, steps in all); False cancels.
 Step = Callable[[str, int, int], bool]
@@ -89,12 +88,25 @@ class Session:
             return failure
         if step is not None:
             config.progress_monitor = _make_monitor(self._trt, step)
-        plan = self._builder.build_serialized_network(network, config)
-        del parser  # owns what the network was made from: it lives until here
-        if plan is None:
-            return self._failure(options)
-        digest, size = _write(memoryview(plan), output)
-        return BuiltEngine(output, size, digest, int(network.num_layers), time.perf_counter() - start)
+        with PlanFile(output) as plan:
+            built = self._serialize(network, config, plan)
+            del parser  # owns what the network was made from: it lives until here
+            if plan.error is not None:
+                raise plan.error
+            if not built:
+                return self._failure(options)
+            plan.commit()
+        return BuiltEngine(output, plan.size, plan.sha256, int(network.num_layers), time.perf_counter() - start)
+
+    def _serialize(self, network: Any, config: Any, plan: PlanFile) -> bool:
+        """Builds straight into the file where the version can: that saves a copy of the engine in memory."""
+        if hasattr(self._builder, "build_serialized_network_to_stream"):
+            writer = stream_to(self._trt, plan)
+            return bool(self._builder.build_serialized_network_to_stream(network, config, writer))
+        data = self._builder.build_serialized_network(network, config)
+        if data is not None:
+            plan.write(memoryview(data))
+        return data is not None
 
     def _network(self) -> Any:
         flags = getattr(self._trt, "NetworkDefinitionCreationFlag", None)
@@ -210,18 +222,6 @@ def _parser_error(error: Any) -> ParserError:
         # For an input that cannot be imported the parser puts the input's name where the file belongs.
         input=file if function == "importInput" and node < 0 else "",
     )
-
-
-def _write(data: memoryview, output: Path) -> tuple[str, int]:
-    """Writes to a sibling and renames it; returns (sha256, bytes)."""
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return hashlib.sha256(data).hexdigest(), data.nbytes
 
 
 def _make_logger(trt: Any) -> Any:

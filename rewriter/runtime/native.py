@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from passes.model import Model, is_stub
+from passes.model import Model, is_file_map, is_stub
 from rewriter.errors import missing_dependency
 from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
 
@@ -93,8 +93,7 @@ def _drop_pages(arrays: Iterable[np.ndarray]) -> None:
     advice = getattr(mmap, "MADV_DONTNEED", None)
     for array in arrays:
         # Only maps of files that are never written to: for any other memory this advice would lose data.
-        mapped = isinstance(array, np.memmap) and array.mode == "r" and isinstance(array.base, mmap.mmap)
-        if mapped and advice is not None:
+        if is_file_map(array) and advice is not None:
             array.base.madvise(advice)  # type: ignore[union-attr]
 
 
