@@ -329,10 +329,18 @@ def _arranged(network: Any, feeds: Feeds) -> Any:
 
 
 def _keras_reference(network: Any) -> Callable[[Feeds], dict[str, np.ndarray]]:
-    """The network called eagerly in inference mode; one unnamed output gets the name ""."""
+    """The network in inference mode; one unnamed output gets the name "".
+
+    Called as a graph, as in a SavedModel: eagerly, some layers compute something else (Resizing rounds to uint8).
+    """
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def graph(given: Any) -> Any:
+        return network(given, training=False)
 
     def reference(feeds: Feeds) -> dict[str, np.ndarray]:
-        outputs = network(_arranged(network, feeds), training=False)
+        outputs = graph(tf.nest.map_structure(tf.constant, _arranged(network, feeds)))
         named = outputs if isinstance(outputs, dict) else {"": outputs}
         return {name: np.asarray(value) for name, value in named.items()}
 
