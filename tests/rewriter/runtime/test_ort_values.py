@@ -27,6 +27,16 @@ def dtype_of(kind):
     return np.dtype(helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind)))
 
 
+def skip_unless_known(kind):
+    """ONNX Runtime before 1.24 (the last for Python 3.10) has no types of two bits."""
+    import onnxruntime
+
+    try:
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type((1,), getattr(TensorProto, kind))
+    except RuntimeError as error:
+        pytest.skip(f"ONNX Runtime {onnxruntime.__version__}: {error}")
+
+
 def session(source, target, shape=(3,)):
     """A model that casts its input "x" to its output "y"."""
     kinds = [getattr(TensorProto, kind) for kind in (source, target)]
@@ -36,7 +46,8 @@ def session(source, target, shape=(3,)):
         [helper.make_tensor_value_info("x", kinds[0], shape)],
         [helper.make_tensor_value_info("y", kinds[1], shape)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=11)
+    opset = 25 if {"INT2", "UINT2"} & {source, target} else 23
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11)
     onnx.checker.check_model(model)
     return NativeSession(Model(model))
 
@@ -44,6 +55,7 @@ def session(source, target, shape=(3,)):
 @pytest.mark.parametrize("kind", EXOTIC + PLAIN)
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (0, 3)])
 def test_bits_survive_the_way_there_and_back(kind, shape):
+    skip_unless_known(kind)
     array = np.ones(shape, np.float32).astype(dtype_of(kind))
     back = from_ort_value(to_ort_value(array))
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
@@ -52,6 +64,7 @@ def test_bits_survive_the_way_there_and_back(kind, shape):
 
 @pytest.mark.parametrize("kind", EXOTIC)
 def test_a_session_takes_and_gives_them(kind):
+    skip_unless_known(kind)
     values = np.float32([1, 0, 1])
     there = session("FLOAT", kind).run({"x": values})["y"]
     assert there.dtype == dtype_of(kind)
