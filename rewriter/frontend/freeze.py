@@ -255,7 +255,20 @@ def _grapple(graph_def: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) 
     for node in optimized.node:
         if node.name in hidden:
             node.CopyFrom(hidden[node.name])
+    _forget_unknown_ranks(optimized)
     return optimized
+
+
+def _forget_unknown_ranks(graph_def: Any) -> None:
+    """Drops notes that the rank of a branch's or loop body's argument is unknown.
+
+    Grappler writes them when it inlines, and TensorFlow prefers them to the shapes of the caller, without which
+    the converter leaves a Conv in a branch half converted.
+    """
+    for function in graph_def.library.function:
+        for note in function.arg_attr.values():
+            if any(shape.unknown_rank for shape in note.attr["_output_shapes"].list.shape):
+                del note.attr["_output_shapes"]
 
 
 def _hide_large(graph_def: Any) -> tuple[Any, dict[str, Any]]:

@@ -25,9 +25,11 @@ def applied() -> Iterator[None]:
     2. `GraphOptimizerBase.optimize` writes all attributes, weights included, into the node protos after each of about
        50 optimizer runs, though `make_graph` writes them again at the end.
     3. Made-up names count on from export to export; starting anew makes equal models equal.
+    4. `tflist_to_onnx` gives the branches of an If the shapes of all its inputs, the condition first, so every shape is
+       one place off: the branch is read without shapes (which leaves a Conv half converted) or with wrong ones.
     """
     import tf2onnx
-    from tf2onnx import utils
+    from tf2onnx import tf_loader, utils
     from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -39,6 +41,7 @@ def applied() -> Iterator[None]:
         _replaced(TransposeOptimizer, "_add_handler", _add_handler(TransposeOptimizer._add_handler)),
         _replaced(GraphOptimizerBase, "optimize", _optimize),
         _replaced(utils, "INTERNAL_NAME", 1),
+        _replaced(tf_loader, "tflist_to_onnx", _branch_shapes(tf_loader.tflist_to_onnx)),
     ):
         yield
 
@@ -71,3 +74,18 @@ def _optimize(self: Any, graph: Any, iteration: int) -> Any:
     graph = self._optimize(graph)
     graph.delete_unused_nodes(graph.outputs)
     return graph
+
+
+def _branch_shapes(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The shapes of an If's branches without that of its condition."""
+
+    def tflist_to_onnx(graph: Any, *args: Any, **kwargs: Any) -> Any:
+        *rest, functions = original(graph, *args, **kwargs)
+        for operation in graph.get_operations():
+            if operation.type in ("If", "StatelessIf"):
+                shapes = [tensor.get_shape() for tensor in operation.inputs[1:]]
+                for branch in ("then_branch", "else_branch"):
+                    functions[operation.get_attr(branch).name] = shapes
+        return *rest, functions
+
+    return tflist_to_onnx

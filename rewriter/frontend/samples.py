@@ -31,11 +31,15 @@ class Run:
 
 
 def evaluate(callee: Callee, inputs: Mapping[str, np.ndarray]) -> Run:
-    """Runs TensorFlow on one sample, on the CPU; bfloat16 values are told as float32."""
+    """Runs TensorFlow on one sample, on the CPU; bfloat16 values are told as float32.
+
+    As a graph, which is what gets exported: run eagerly, some Keras layers compute something else (Resizing rounds its
+    result to uint8 when its input is uint8).
+    """
     tf = import_tensorflow()
     with tf.device("/CPU:0"):
         tensors = [tf.constant(inputs[a.name], dtype=a.dtype) for a in callee.inputs]
-        outputs = callee.call(tensors)
+        outputs = tf.function(lambda *given: callee.call(given), autograph=False)(*tensors)
     taken = {name: without_bfloat16(array) for name, array in inputs.items()}
     return Run(taken, {name: without_bfloat16(np.asarray(value.numpy())) for name, value in outputs.items()})
 

@@ -94,6 +94,26 @@ def test_while_loop_and_cond(tf, ops):
     assert ops(source)["If"] == 1
 
 
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_convolutions_in_branches(tf, ops, shift):
+    random = np.random.default_rng(5)
+    one, two = (tf.constant(random.normal(size=(3, 3, 2, 4)), tf.float32) for _ in range(2))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 2], tf.float32)])
+    def function(x):
+        here, there = (lambda: tf.nn.conv2d(x, one, 2, "SAME")), (lambda: tf.nn.conv2d(-x, two, 2, "SAME"))
+        return tf.cond(tf.reduce_mean(x) > 0.0, here, there)
+
+    sample = (random.normal(size=(3, 8, 8, 2)) + shift).astype(np.float32)
+    source = check(load_source(function, samples=[sample]))
+    assert ops(source)["If"] == 1
+
+
+def test_the_graph_is_the_reference_not_the_eager_call(keras):
+    image = keras.Input((48, 40, 3), dtype="uint8")  # run eagerly, Resizing rounds to uint8
+    check(load_source(keras.Model(image, keras.layers.Resizing(32, 32)(image))))
+
+
 def test_combined_non_max_suppression_with_dynamic_batch(tf):
     @tf.function(
         input_signature=[tf.TensorSpec([None, 12, 1, 4], tf.float32), tf.TensorSpec([None, 12, 3], tf.float32)]
