@@ -7,7 +7,7 @@ cluster's edges are tried again. Every check searches the graph, so the time gro
 
 from __future__ import annotations
 
-from passes.clustering import Dag
+from passes.graph.clustering import Dag
 
 
 def naive_clusters(dag: Dag) -> tuple[tuple[int, ...], ...]:

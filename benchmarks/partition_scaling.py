@@ -25,11 +25,11 @@ add_project_to_path()
 from naive_partition import naive_clusters  # noqa: E402
 from onnx import helper  # noqa: E402
 
-from passes import clustering  # noqa: E402
-from passes.clustering import Dag, cluster  # noqa: E402
+from passes.graph import clustering  # noqa: E402
+from passes.graph.clustering import Dag, cluster  # noqa: E402
+from passes.graph.random_dags import FAMILIES  # noqa: E402
 from passes.model import Model  # noqa: E402
 from passes.partition import PartitionOptions, propose  # noqa: E402
-from passes.random_dags import FAMILIES  # noqa: E402
 from passes.support import SupportMap, Verdict  # noqa: E402
 
 MINIMUM = 3

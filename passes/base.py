@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import onnx
 
+from passes.graph.walk import definitions, iter_graphs
 from passes.model import Model, stubs_as_inputs
-from passes.walk import definitions, graphs
 
 
 class PassError(RuntimeError):
@@ -150,7 +150,7 @@ def _verify_canonical(model: Model, after: str) -> None:
         raise PassError(f"the graph is not canonical after {after}: it has model-local functions")
     nodes: set[str] = set()
     values: set[str] = set()
-    for _, graph in graphs(model.proto.graph):
+    for graph in iter_graphs(model.proto.graph):
         for node in graph.node:
             if not node.name or node.name in nodes:
                 raise PassError(f"the graph is not canonical after {after}: node name {node.name!r} is not unique")

@@ -10,13 +10,13 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, helper
 
 from passes.base import Change, PassError, PassResult
-from passes.cleanup import drop_stale_value_info, remove_dead, remove_noops
-from passes.constants import lift_constants
-from passes.editing import finish, label
+from passes.graph.editing import finish, label
+from passes.graph.walk import bodies_of, iter_nodes, iter_scopes
 from passes.model import Model, Weights
-from passes.naming import unique_nodes, unique_values
-from passes.ordering import sort_nodes
-from passes.walk import bodies, graphs, nodes
+from passes.steps.cleanup import drop_stale_value_info, remove_dead, remove_noops
+from passes.steps.constants import lift_constants
+from passes.steps.naming import unique_nodes, unique_values
+from passes.steps.ordering import sort_nodes
 
 #: IR version of canonical models: new enough for typed model-local functions, old enough for ONNX Runtime 1.23.
 IR_VERSION = 10
@@ -83,7 +83,7 @@ def _inline_functions(proto: ModelProto, changes: list[Change]) -> ModelProto:
             inlined = onnx.inliner.inline_local_functions(inlined, convert_version=True)
     except (onnx.checker.ValidationError, RuntimeError) as error:
         raise PassError(f"the model-local functions cannot be inlined: {error}") from error
-    called = {(node.domain, node.op_type) for _, node in nodes(inlined.graph)}
+    called = {(node.domain, node.op_type) for node in iter_nodes(inlined.graph)}
     left = [f"{f.domain}.{f.name}" for f in inlined.functions if (f.domain, f.name) in called]
     if left:
         raise PassError(
@@ -100,11 +100,11 @@ def _spell_out_defaults(proto: ModelProto) -> None:
     defaults = {(f.domain, f.name, f.overload): f.attribute_proto for f in proto.functions if f.attribute_proto}
     if not defaults:
         return
-    calls = [node for _, node in nodes(proto.graph)]
+    calls = list(iter_nodes(proto.graph))
     for function in proto.functions:
         for node in function.node:
             calls.append(node)
-            calls.extend(inner for _, body in bodies(node) for _, inner in nodes(body))
+            calls.extend(inner for _, body in bodies_of(node) for inner in iter_nodes(body))
     for node in calls:
         given = {attribute.name for attribute in node.attribute}
         for default in defaults.get((node.domain, node.op_type, node.overload), ()):
@@ -114,7 +114,7 @@ def _spell_out_defaults(proto: ModelProto) -> None:
 
 def _reject_references(proto: ModelProto) -> list[Change]:
     """Raises on attributes that refer to an attribute of a function: outside one they have no value."""
-    for _, node in nodes(proto.graph):
+    for node in iter_nodes(proto.graph):
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 raise PassError(
@@ -127,7 +127,7 @@ def _reject_references(proto: ModelProto) -> list[Change]:
 def _name_graphs(proto: ModelProto) -> list[Change]:
     """Names nameless graphs, as the checker demands."""
     changes = []
-    for scope, graph in graphs(proto.graph):
+    for scope, graph in iter_scopes(proto.graph):
         if not graph.name:
             graph.name = scope[-1].rpartition("/")[2] if scope else "main"
             changes.append(Change("name-graph", graph.name, "the graph had no name"))
@@ -138,7 +138,7 @@ def _set_versions(proto: ModelProto) -> list[Change]:
     """One import a used domain, the default domain under its empty name, and the IR version."""
     changes = []
     used = {""}
-    for _, node in nodes(proto.graph):
+    for node in iter_nodes(proto.graph):
         if node.domain == "ai.onnx":
             node.domain = ""
             changes.append(Change("default-domain", node.name, "'ai.onnx' is the default domain"))
@@ -167,7 +167,7 @@ def _set_versions(proto: ModelProto) -> list[Change]:
 
 
 def _require_no_default_nodes(graph: GraphProto) -> None:
-    for _, node in nodes(graph):
+    for node in iter_nodes(graph):
         if not node.domain:
             raise PassError(
                 f"node {label(node)} is of the default domain, but the model does not say which opset version of it"

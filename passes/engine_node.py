@@ -9,7 +9,7 @@ from typing import Any
 from onnx import AttributeProto, ModelProto, NodeProto
 
 from passes.base import PassError
-from passes.graph_index import Scope, iter_scopes
+from passes.graph.walk import Scope, iter_scopes
 from passes.segments import ENGINE_DOMAIN
 
 

@@ -8,12 +8,13 @@ import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from passes.base import PassError
-from passes.boundary import Boundary, boundary, constant_names
-from passes.content_hash import WeightDigests, content_hash, opset_versions, tensor_digest
-from passes.graph_index import GraphIndex, Scope, iter_scopes
+from passes.graph.boundary import Boundary, boundary, constant_names
+from passes.graph.content_hash import WeightDigests, content_hash, opset_versions, tensor_digest
+from passes.graph.value_types import collect_infos, spec_of, value_info_of
+from passes.graph.walk import Scope, iter_scopes
+from passes.graph_index import GraphIndex
 from passes.model import Model, is_stub
 from passes.segments import Segment, SegmentModel, TensorSpec
-from passes.value_types import collect_infos, spec_of, value_info_of
 
 
 class Extractor:

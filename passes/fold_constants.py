@@ -10,13 +10,13 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from passes.base import Change, PassResult
-from passes.cleanup import drop_stale_value_info, remove_dead
-from passes.editing import finish, label, replace_nodes
-from passes.evaluation import Evaluate, Evaluator, reference_evaluate
-from passes.infer_shapes import value_types
+from passes.graph.editing import finish, label, replace_nodes
+from passes.graph.value_types import value_types
+from passes.graph.walk import bodies_of, definitions, iter_graphs, iter_scopes
 from passes.model import Model, Weights, stow
-from passes.static_shapes import StaticShapes
-from passes.walk import bodies, definitions, graphs
+from passes.steps.cleanup import drop_stale_value_info, remove_dead
+from passes.steps.evaluation import Evaluate, Evaluator, reference_evaluate
+from passes.steps.static_shapes import StaticShapes
 
 #: Quantisation is structure, not arithmetic: it says which values are 8 bits wide.
 _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -31,7 +31,7 @@ class FoldConstants:
     """Replaces nodes by their values where these are the same in every run.
 
     1. Shape and Size of values with static dimensions, and index arithmetic on their static entries
-       (`passes.static_shapes`), become constants.
+       (`passes.steps.static_shapes`), become constants.
     2. Nodes that read constants alone are evaluated, in the main graph and in bodies, and their results become
        main-graph initializers, large ones as stubs. Weights take part.
     3. Never folded: QuantizeLinear and DequantizeLinear and the nodes between a constant and their data input,
@@ -83,7 +83,7 @@ def _collect(
 ) -> None:
     """Adds the candidates of one graph and the bodies below it to `found`, their outputs to `constant`."""
     for node in graph.node:
-        inner = bodies(node)
+        inner = bodies_of(node)
         for _, body in inner:
             _collect(body, opset, protected, {o.name for o in body.output}, constant, found)
         if inner or not _foldable(node, opset):
@@ -108,7 +108,7 @@ def _foldable(node: NodeProto, opset: int) -> bool:
 def _protect(graph: GraphProto, protected: set[str]) -> None:
     """Collects the values on the way into the data input of a quantisation node, last node first."""
     for node in reversed(graph.node):
-        for _, body in bodies(node):
+        for _, body in bodies_of(node):
             _protect(body, protected)
         quantizes = node.op_type in _QUANTIZATION
         if node.input and (quantizes or any(name in protected for name in node.output if name)):
@@ -126,7 +126,7 @@ def _replace(
     """Removes the nodes named in `folded` and makes those of their values that are still read initializers."""
     if not folded:
         return
-    for _, graph in graphs(main):
+    for graph in iter_graphs(main):
         kept = [node for node in graph.node if node.name not in folded]
         if len(kept) != len(graph.node):
             changes.extend(
@@ -135,7 +135,7 @@ def _replace(
                 if node.name in folded
             )
             replace_nodes(graph, kept)
-    wanted = _used(main).difference(*(definitions(graph) for _, graph in graphs(main)))
+    wanted = _used(main).difference(*(definitions(graph) for graph in iter_graphs(main)))
     for name, array in values.items():
         if name in wanted:
             # Not ascontiguousarray: that makes a scalar one-dimensional.
@@ -145,7 +145,7 @@ def _replace(
 def _static_nodes(main: GraphProto, values: Mapping[str, np.ndarray]) -> frozenset[str]:
     """Names of the nodes whose only output is known; not those that a body returns."""
     found: set[str] = set()
-    for scope, graph in graphs(main):
+    for scope, graph in iter_scopes(main):
         bound = {o.name for o in graph.output} if scope else set()
         found.update(n.name for n in graph.node if n.output and n.output[0] in values and n.output[0] not in bound)
     return frozenset(found)
@@ -154,7 +154,7 @@ def _static_nodes(main: GraphProto, values: Mapping[str, np.ndarray]) -> frozens
 def _used(main: GraphProto) -> set[str]:
     """Names that a node or an output reads, anywhere."""
     used: set[str] = set()
-    for _, graph in graphs(main):
+    for graph in iter_graphs(main):
         used.update(o.name for o in graph.output)
         for node in graph.node:
             used.update(node.input)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from passes.base import PassError
+from passes.graph.order import stable_order
+from passes.graph.walk import Scope, bodies_of, captures, free_names, has_bodies, iter_graphs, iter_scopes
 
-#: The way to a graph: () for the main graph, else one "<node name>/<attribute name>" per level.
-Scope = tuple[str, ...]
+__all__ = ["GraphIndex", "Scope", "bodies_of", "find_graph", "free_names", "has_bodies", "iter_graphs", "iter_scopes"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +26,8 @@ class GraphIndex:
     Attributes:
         graph: the graph that was indexed; it must not change while the index is used.
         nodes: its nodes in topological order: the order of the graph itself wherever that is sorted already.
+        names: per node its name.
+        makes: per node its outputs as they stand, '' for those that are left out.
         reads: per node the outer values it needs, in order of first use: inputs, then captures; no '' and no repeats.
         preds: per node the nodes that it reads from, ascending.
         succs: per node the nodes that read from it, ascending.
@@ -36,6 +38,8 @@ class GraphIndex:
 
     graph: GraphProto
     nodes: tuple[NodeProto, ...]
+    names: tuple[str, ...]
+    makes: tuple[tuple[str, ...], ...]
     reads: tuple[tuple[str, ...], ...]
     preds: tuple[tuple[int, ...], ...]
     succs: tuple[tuple[int, ...], ...]
@@ -50,29 +54,36 @@ class GraphIndex:
         Raises:
             PassError: a value has two producers, or the nodes form a cycle; the message names one.
         """
-        nodes = list(graph.node)
-        captured = _captured(nodes)
-        reads = [_reads(node, captured.get(i, ())) for i, node in enumerate(nodes)]
-        producer = _producers(nodes)
-        order = _sorted_order(nodes, reads, producer)
-        if order is not None:
-            nodes = [nodes[i] for i in order]
+        nodes = tuple(graph.node)
+        names = tuple(node.name for node in nodes)
+        makes = tuple(tuple(node.output) for node in nodes)
+        reads, captured = _reads(nodes)
+        producer = _producers(names, makes)
+        sources, in_order = _sources(reads, producer)
+        if not in_order:
+            order, waiting = stable_order(sources)
+            if len(order) < len(nodes):
+                stuck = next(node for node, count in zip(nodes, waiting, strict=True) if count)
+                raise PassError(
+                    f"the graph has a cycle: node {stuck.name!r} ({stuck.op_type}) waits for its own result"
+                )
+            nodes, names, makes = (tuple(map(field.__getitem__, order)) for field in (nodes, names, makes))
             reads = [reads[i] for i in order]
             place = {old: new for new, old in enumerate(order)}
-            captured = {place[old]: names for old, names in captured.items()}
+            captured = {place[old]: values for old, values in captured.items()}
             producer = {name: place[old] for name, old in producer.items()}
-        preds: list[tuple[int, ...]] = []
+            sources, _ = _sources(reads, producer)
         succs: list[list[int]] = [[] for _ in nodes]
-        for number, names in enumerate(reads):
-            sources = {producer[name] for name in names if name in producer}
-            preds.append(tuple(sorted(sources)))
-            for source in sources:
+        for number, found in enumerate(sources):
+            for source in found:
                 succs[source].append(number)
         return cls(
             graph,
-            tuple(nodes),
+            nodes,
+            names,
+            makes,
             tuple(reads),
-            tuple(preds),
+            tuple(sources),
             tuple(map(tuple, succs)),
             producer,
             captured,
@@ -101,11 +112,13 @@ class GraphIndex:
             PassError: a node has no name, or two share one (canonicalize gives unique names).
         """
         found: dict[str, int] = {}
-        for number, node in enumerate(self.nodes):
-            if not node.name or node.name in found:
-                what = f"node name {node.name!r} is used twice" if node.name else f"a {node.op_type} node has no name"
+        for number, name in enumerate(self.names):
+            if not name or name in found:
+                what = (
+                    f"node name {name!r} is used twice" if name else f"a {self.nodes[number].op_type} node has no name"
+                )
                 raise PassError(f"{what} in graph {self.graph.name!r}: run canonicalize first")
-            found[node.name] = number
+            found[name] = number
         return found
 
     def positions(self, names: Iterable[str]) -> tuple[int, ...]:
@@ -118,44 +131,6 @@ class GraphIndex:
             return tuple(sorted({self.position[name] for name in names}))
         except KeyError as error:
             raise PassError(f"there is no node {error.args[0]!r} in graph {self.graph.name!r}") from error
-
-
-def bodies_of(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    """The graphs in a node's attributes with their scope path entries, in order of the attributes' names.
-
-    A list of graphs (no operator of ONNX has one) gives "<node name>/<attribute name>[<index>]".
-    """
-    found: list[tuple[str, GraphProto]] = []
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            found.append((f"{node.name}/{attribute.name}", attribute.g))
-        elif attribute.type == AttributeProto.GRAPHS:
-            found.extend((f"{node.name}/{attribute.name}[{i}]", g) for i, g in enumerate(attribute.graphs))
-    yield from sorted(found, key=lambda pair: pair[0])
-
-
-def has_bodies(node: NodeProto) -> bool:
-    """True for If, Loop, Scan and every other node with a graph among its attributes."""
-    return any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute)
-
-
-def iter_scopes(proto: ModelProto) -> Iterator[tuple[Scope, GraphProto]]:
-    """Every graph of the model: the main graph first, then all bodies, depth first in node order."""
-    stack: list[tuple[Scope, GraphProto]] = [((), proto.graph)]
-    while stack:
-        scope, graph = stack.pop()
-        yield scope, graph
-        inner = [((*scope, entry), body) for node in graph.node if node.attribute for entry, body in bodies_of(node)]
-        stack.extend(reversed(inner))
-
-
-def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and every body inside it, depth first."""
-    stack = [graph]
-    while stack:
-        current = stack.pop()
-        yield current
-        stack.extend(reversed([body for node in current.node for _, body in bodies_of(node)]))
 
 
 def find_graph(proto: ModelProto, scope: Sequence[str]) -> GraphProto:
@@ -174,84 +149,41 @@ def find_graph(proto: ModelProto, scope: Sequence[str]) -> GraphProto:
     return graph
 
 
-def free_names(graphs: Iterable[GraphProto]) -> tuple[str, ...]:
-    """Names that the graphs read but do not define: their captures, in order of first use.
-
-    Recursion is as deep as bodies are nested.
-    """
-    found: dict[str, None] = {}
-    for graph in graphs:
-        defined = defined_names(graph)
-        for node in graph.node:
-            inner = [g for _, g in bodies_of(node)] if node.attribute else []
-            for name in (*node.input, *(free_names(inner) if inner else ())):
-                if name and name not in defined:
-                    found[name] = None
-        found.update((o.name, None) for o in graph.output if o.name and o.name not in defined)
-    return tuple(found)
-
-
-def defined_names(graph: GraphProto) -> set[str]:
-    """Names that a graph itself defines: inputs, initializers and node outputs."""
-    names = {i.name for i in graph.input}
-    names.update(t.name for t in graph.initializer)
-    names.update(t.values.name for t in graph.sparse_initializer)
-    for node in graph.node:
-        names.update(node.output)
-    return names
-
-
-def _captured(nodes: Sequence[NodeProto]) -> dict[int, tuple[str, ...]]:
-    """Node -> what its bodies read and the node itself does not, for the nodes with bodies."""
-    found: dict[int, tuple[str, ...]] = {}
+def _reads(nodes: Sequence[NodeProto]) -> tuple[list[tuple[str, ...]], dict[int, tuple[str, ...]]]:
+    """Per node what it reads, and node -> what its bodies read and the node itself does not, where it has bodies."""
+    found: list[tuple[str, ...]] = []
+    captured: dict[int, tuple[str, ...]] = {}
     for number, node in enumerate(nodes):
+        names = tuple(node.input)
         if node.attribute and has_bodies(node):
-            own = set(node.input)
-            found[number] = tuple(n for n in free_names(g for _, g in bodies_of(node)) if n not in own)
-    return found
+            captured[number] = tuple(name for name in captures(node) if name not in names)
+            names += captured[number]
+        if "" in names or (len(names) > 1 and len(set(names)) < len(names)):
+            names = tuple(dict.fromkeys(name for name in names if name))
+        found.append(names)
+    return found, captured
 
 
-def _reads(node: NodeProto, captured: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(node.input)
-    if captured or "" in names or len(set(names)) < len(names):
-        return tuple(dict.fromkeys(n for n in (*names, *captured) if n))
-    return names
-
-
-def _producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
+def _producers(names: Sequence[str], makes: Sequence[Sequence[str]]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for number, node in enumerate(nodes):
-        for name in node.output:
-            if not name:
-                continue
-            if name in found:
-                raise PassError(f"value {name!r} is made by two nodes: {nodes[found[name]].name!r} and {node.name!r}")
-            found[name] = number
+    for number, made in enumerate(makes):
+        for value in made:
+            if value:
+                other = found.setdefault(value, number)
+                if other != number or made.count(value) > 1:
+                    raise PassError(f"value {value!r} is made by two nodes: {names[other]!r} and {names[number]!r}")
     return found
 
 
-def _sorted_order(
-    nodes: Sequence[NodeProto], reads: Sequence[Sequence[str]], producer: Mapping[str, int]
-) -> list[int] | None:
-    """A stable topological order, or None when the given order is one already."""
-    if all(producer.get(name, -1) < number for number, names in enumerate(reads) for name in names):
-        return None
-    sources = [{producer[name] for name in names if name in producer} for names in reads]
-    users: list[list[int]] = [[] for _ in nodes]
-    for number, found in enumerate(sources):
-        for source in found:
-            users[source].append(number)
-    waiting = [len(found) for found in sources]
-    ready = [number for number, count in enumerate(waiting) if not count]
-    order: list[int] = []
-    while ready:
-        number = heapq.heappop(ready)
-        order.append(number)
-        for user in users[number]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                heapq.heappush(ready, user)
-    if len(order) < len(nodes):
-        stuck = next(nodes[number] for number, count in enumerate(waiting) if count)
-        raise PassError(f"the graph has a cycle: node {stuck.name!r} ({stuck.op_type}) waits for its own result")
-    return order
+def _sources(reads: Sequence[Sequence[str]], producer: Mapping[str, int]) -> tuple[list[tuple[int, ...]], bool]:
+    """Per node the nodes it reads from, ascending, and whether each of them comes before it."""
+    found: list[tuple[int, ...]] = []
+    in_order = True
+    for number, names in enumerate(reads):
+        sources: tuple[int, ...] = tuple([producer[name] for name in names if name in producer])
+        if len(sources) > 1:
+            sources = tuple(sorted(set(sources)))
+        if sources and sources[-1] >= number:
+            in_order = False
+        found.append(sources)
+    return found, in_order

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import onnx
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto
 
 from passes.base import Change, PassResult
-from passes.editing import finish
+from passes.graph.editing import finish
+from passes.graph.value_types import Shape, set_tensor_type, tensor_type, value_types
+from passes.graph.walk import bodies_of, iter_graphs
 from passes.model import Model, stubs_as_inputs
-from passes.segments import TensorSpec
-from passes.walk import bodies, graphs
 
 _log = logging.getLogger(__name__)
 
-#: One entry a dimension: a number, a symbol, or None for unknown.
-Shape = tuple[int | str | None, ...]
+__all__ = ["InferShapes", "infer", "value_types"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,24 +50,6 @@ class InferShapes:
         return finish(model, proto, {}, changes)
 
 
-def value_types(model: Model) -> Mapping[str, TensorSpec]:
-    """What the model says about its tensors: value name -> dtype and shape, bodies of If/Loop/Scan included.
-
-    Values of unknown type and values that are no tensors (sequences, optionals) are missing. Value names must be
-    unique in the whole model, as `Canonicalize` leaves them; run `InferShapes` first to have nearly all of them.
-    """
-    found: dict[str, TensorSpec] = {}
-    for _, graph in graphs(model.proto.graph):
-        for values in (graph.input, graph.output, graph.value_info):
-            for value in values:
-                dtype, shape = tensor_type(value.type)
-                if dtype and value.name not in found:
-                    found[value.name] = TensorSpec(value.name, dtype, shape)
-        for tensor in graph.initializer:
-            found[tensor.name] = TensorSpec(tensor.name, tensor.data_type, tuple(tensor.dims))
-    return found
-
-
 def infer(proto: ModelProto) -> ModelProto | None:
     """The model with inferred types, or None where ONNX gives up."""
     try:
@@ -79,12 +60,12 @@ def infer(proto: ModelProto) -> ModelProto | None:
 
 
 def _claims(proto: ModelProto) -> bool:
-    return any(graph.value_info for _, graph in graphs(proto.graph))
+    return any(graph.value_info for graph in iter_graphs(proto.graph))
 
 
 def _without_claims(model: Model) -> ModelProto:
     proto = stubs_as_inputs(model)
-    for _, graph in graphs(proto.graph):
+    for graph in iter_graphs(proto.graph):
         del graph.value_info[:]
     return proto
 
@@ -93,7 +74,7 @@ def _pairs(ours: GraphProto, theirs: GraphProto) -> Iterator[tuple[GraphProto, G
     """The same graph in two copies of a model, main graph first."""
     yield ours, theirs
     for mine, other in zip(ours.node, theirs.node, strict=True):
-        for (_, body), (_, inferred) in zip(bodies(mine), bodies(other), strict=True):
+        for (_, body), (_, inferred) in zip(bodies_of(mine), bodies_of(other), strict=True):
             yield from _pairs(body, inferred)
 
 
@@ -199,38 +180,10 @@ def _cleaned(name: str, inferred: TypeProto, symbols: set[str]) -> ValueInfoProt
     return value
 
 
-def tensor_type(value: TypeProto) -> tuple[int, Shape | None]:
-    """Element type (0: unknown) and shape (None: unknown rank); negative numbers count as unknown."""
-    if not value.HasField("tensor_type"):
-        return 0, None
-    tensor = value.tensor_type
-    if not tensor.HasField("shape"):
-        return tensor.elem_type, None
-    return tensor.elem_type, tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in tensor.shape.dim
-    )
-
-
-def set_tensor_type(value: TypeProto, dtype: int, shape: Shape | None) -> None:
-    """Writes element type and shape (None: unknown rank) into a type."""
-    tensor = value.tensor_type
-    tensor.elem_type = dtype
-    tensor.ClearField("shape")
-    if shape is None:
-        return
-    tensor.shape.SetInParent()
-    for size in shape:
-        dim = tensor.shape.dim.add()
-        if isinstance(size, int):
-            dim.dim_value = size
-        elif size is not None:
-            dim.dim_param = size
-
-
 def _symbols(proto: ModelProto) -> set[str]:
     """Every symbol that the model itself uses for a dimension."""
     found: set[str] = set()
-    for _, graph in graphs(proto.graph):
+    for graph in iter_graphs(proto.graph):
         for values in (graph.input, graph.output, graph.value_info):
             for value in values:
                 shape = tensor_type(value.type)[1]

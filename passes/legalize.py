@@ -7,19 +7,19 @@ import dataclasses
 from onnx import GraphProto
 
 from passes.base import Change, PassResult
-from passes.cast_earlier import cast_earlier
-from passes.editing import finish, replace_nodes
-from passes.legalize_rules import RULES, Workshop
+from passes.graph.editing import finish, replace_nodes
+from passes.graph.walk import bodies_of
 from passes.model import Model
-from passes.walk import bodies
+from passes.steps.cast_earlier import cast_earlier
+from passes.steps.legalize_rules import RULES, Workshop
 
 
 @dataclasses.dataclass(frozen=True)
 class Legalize:
     """Rewrites nodes so that TensorRT's ONNX parser takes them; every result is equal to the last bit.
 
-    The rules and the parser's complaint that each one answers stand in `passes.legalize_rules` and
-    `passes.cast_earlier`. Needs a canonical model with types; no-op Casts and unused constants are left for
+    The rules and the parser's complaint that each one answers stand in `passes.steps.legalize_rules` and
+    `passes.steps.cast_earlier`. Needs a canonical model with types; no-op Casts and unused constants are left for
     `Canonicalize`, types of new values for `InferShapes`.
     """
 
@@ -40,7 +40,7 @@ def _rewrite(graph: GraphProto, workshop: Workshop, changes: list[Change]) -> No
     nodes = []
     replaced = False
     for node in graph.node:
-        for _, body in bodies(node):
+        for _, body in bodies_of(node):
             _rewrite(body, workshop, changes)
         new = [node]
         for rule in RULES:

@@ -16,9 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from passes.graph.walk import bodies
-from passes.graph.walk import graphs as walk_graphs
-from passes.graph.walk import nodes as walk_nodes
+from passes.graph.walk import bodies_of, iter_graphs, iter_nodes, iter_scopes
 
 STUB_LOCATION = "<weights>"
 #: Smaller tensors stay inline: shape arithmetic is read from them, and ONNX Runtime cannot read small external ones.
@@ -245,14 +243,14 @@ def _inline_nested(proto: onnx.ModelProto, base_dir: str | Path | None) -> None:
 
 def _nested_external(proto: onnx.ModelProto) -> list[TensorProto]:
     """Tensors with external data that are no main-graph initializers."""
-    nodes = [node for _, node in walk_nodes(proto.graph)]
-    inner = [graph for scope, graph in walk_graphs(proto.graph) if scope]
+    nodes = list(iter_nodes(proto.graph))
+    inner = [graph for scope, graph in iter_scopes(proto.graph) if scope]
     for function in proto.functions:
         for node in function.node:
             nodes.append(node)
-            for _, body in bodies(node):
-                nodes.extend(n for _, n in walk_nodes(body))
-                inner.extend(graph for _, graph in walk_graphs(body))
+            for _, body in bodies_of(node):
+                nodes.extend(n for n in iter_nodes(body))
+                inner.extend(graph for graph in iter_graphs(body))
     tensors = [t for graph in inner for t in graph.initializer]
     tensors += [t for node in nodes for a in node.attribute for t in (*([a.t] if a.HasField("t") else ()), *a.tensors)]
     return [t for t in tensors if t.data_location == TensorProto.EXTERNAL and not is_stub(t)]

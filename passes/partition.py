@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, ValueInfoProto
 
-from passes.boundary import boundary, constant_names
-from passes.clustering import Dag, cluster
-from passes.effective import effective_weight, is_effective
-from passes.graph_index import GraphIndex, Scope, bodies_of, iter_graphs
+from passes.graph.boundary import boundary, constant_names
+from passes.graph.clustering import Dag, cluster
+from passes.graph.effective import effective_weight, is_effective
+from passes.graph.value_types import collect_infos
+from passes.graph.walk import Scope, bodies_of, iter_graphs
+from passes.graph_index import GraphIndex
 from passes.model import Model
 from passes.segments import Segment, Segmentation
 from passes.support import SupportMap, Verdict
-from passes.value_types import collect_infos
 
 #: `minimum_segment_size` that leaves the main graph native, and the minimum that bodies get then.
 BODIES_ONLY = -1
@@ -52,7 +53,7 @@ class PartitionOptions:
 def propose(model: Model, support: SupportMap, options: PartitionOptions | None = None) -> Segmentation:
     """Cuts a model into segments and native nodes.
 
-    1. In every graph the supported nodes are clustered (`passes.clustering`); contracting all segments of a graph at
+    1. In every graph the supported nodes are clustered (`passes.graph.clustering`); contracting all segments of it at
        once leaves it acyclic. A control-flow node counts as supported when it is and nothing in its bodies is denied;
        what its bodies capture are its inputs.
     2. Pass-through nodes (Identity, Dropout, Cast to the same type) that only carry a value out of a segment to native

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from passes.base import Pipeline
 from passes.canonicalize import Canonicalize
-from passes.evaluation import Evaluate
 from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
 from passes.legalize import Legalize
+from passes.steps.evaluation import Evaluate
 
 
 def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:

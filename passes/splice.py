@@ -11,10 +11,12 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProt
 
 from passes.base import PassError
 from passes.engine_node import EngineAttributes, engine_nodes, read_attributes, read_engines, write_attributes
-from passes.graph_index import GraphIndex, Scope, bodies_of, defined_names, iter_graphs, iter_scopes
+from passes.graph.editing import Namer, node_namer, value_namer
+from passes.graph.value_types import collect_infos
+from passes.graph.walk import Scope, bodies_of, defined_names, iter_graphs, iter_scopes, plain_domain
+from passes.graph_index import GraphIndex
 from passes.model import Model
 from passes.segments import ENGINE_DOMAIN, ENGINE_DOMAIN_VERSION, Segment, Segmentation
-from passes.value_types import collect_infos
 
 #: FunctionProto.value_info, which carries the types of inner values, exists since this IR version.
 MINIMUM_IR_VERSION = 10
@@ -44,7 +46,7 @@ def splice(model: Model, segmentation: Segmentation, engines: Mapping[str, Engin
     proto = model.copy_proto()
     infos = collect_infos(model.proto)
     graphs = dict(iter_scopes(proto))
-    names = {node.name for graph in graphs.values() for node in graph.node}
+    names = node_namer(proto.graph)
     by_scope: dict[Scope, list[Segment]] = {}
     for segment in segmentation.segments:
         by_scope.setdefault(segment.scope, []).append(segment)
@@ -74,8 +76,8 @@ def unsplice(model: Model) -> Model:
     functions = {f.name: f for f in model.proto.functions if f.domain == ENGINE_DOMAIN}
     scopes = sorted({scope for scope, _ in engine_nodes(proto)}, key=len, reverse=True)
     graphs = dict(iter_scopes(proto))
-    values: set[str] = set().union(*(defined_names(g) for g in graphs.values()))
-    names = {node.name for graph in graphs.values() for node in graph.node}
+    values = value_namer(proto.graph)
+    names = node_namer(proto.graph)
     for scope in scopes:
         graph = graphs[scope]
         nodes: list[NodeProto] = []
@@ -110,7 +112,7 @@ def _check(model: Model, segmentation: Segmentation, engines: Mapping[str, Engin
 
 
 def _rewrite(
-    graph: GraphProto, segments: Sequence[Segment], engines: Mapping[str, EngineAttributes], names: set[str]
+    graph: GraphProto, segments: Sequence[Segment], engines: Mapping[str, EngineAttributes], names: Namer
 ) -> None:
     """Replaces the segments of one graph, in place."""
     index = GraphIndex.of(graph)
@@ -139,8 +141,8 @@ def _rewrite(
         graph.value_info.extend(kept)
 
 
-def _engine_node(segment: Segment, attributes: EngineAttributes, names: set[str]) -> NodeProto:
-    node = NodeProto(op_type=segment.name, domain=ENGINE_DOMAIN, name=_unique(segment.name, names))
+def _engine_node(segment: Segment, attributes: EngineAttributes, names: Namer) -> NodeProto:
+    node = NodeProto(op_type=segment.name, domain=ENGINE_DOMAIN, name=names.fresh(segment.name))
     node.input.extend((*segment.inputs, *segment.weights))
     node.output.extend(segment.outputs)
     write_attributes(node, attributes)
@@ -166,9 +168,9 @@ def _function(
     function.output.extend(segment.outputs)
     function.node.extend(index.nodes[m] for m in members)
     bodies = (body for node in function.node for _, body in bodies_of(node))
-    domains = {_domain(node.domain) for body in bodies for graph in iter_graphs(body) for node in graph.node}
-    domains.update(_domain(node.domain) for node in function.node)
-    function.opset_import.extend(o for o in proto.opset_import if _domain(o.domain) in domains)
+    domains = {plain_domain(node.domain) for body in bodies for graph in iter_graphs(body) for node in graph.node}
+    domains.update(plain_domain(node.domain) for node in function.node)
+    function.opset_import.extend(o for o in proto.opset_import if plain_domain(o.domain) in domains)
     made = (name for node in function.node for name in node.output if name)
     known = (infos.get(name) for name in (*function.input, *made))
     function.value_info.extend(value for value in known if value is not None)
@@ -176,7 +178,7 @@ def _function(
 
 
 def _inline(
-    node: NodeProto, function: FunctionProto, graph: GraphProto, values: set[str], names: set[str]
+    node: NodeProto, function: FunctionProto, graph: GraphProto, values: Namer, names: Namer
 ) -> list[NodeProto]:
     """Copies of the function's nodes with the engine node's own inputs and outputs; adds their types to the graph."""
     renamed = dict(zip(function.input, (*node.input, *[""] * len(function.input)), strict=False))
@@ -184,13 +186,13 @@ def _inline(
     renamed.update((formal, actual) for formal, actual in zip(function.output, node.output, strict=False) if actual)
     inner = [name for n in function.node for name in n.output if name and name not in renamed]
     for name in inner:
-        renamed[name] = _unique(name, values)
+        renamed[name] = values.fresh(name)
     renamed = {old: new for old, new in renamed.items() if old != new}
     nodes: list[NodeProto] = []
     for original in function.node:
         copy = NodeProto()
         copy.CopyFrom(original)
-        copy.name = _unique(copy.name, names)
+        copy.name = names.fresh(copy.name)
         if renamed:
             _rename(copy, renamed)
         nodes.append(copy)
@@ -216,17 +218,3 @@ def _rename(node: NodeProto, renamed: Mapping[str, str]) -> None:
             _rename(inner, visible)
         for output in body.output:
             output.name = visible.get(output.name, output.name)
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """`name`, or `name_1`, `name_2` ... where it is taken; takes it."""
-    candidate, number = name, 0
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}_{number}"
-    taken.add(candidate)
-    return candidate
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain

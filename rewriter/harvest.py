@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
+from passes.graph.value_types import collect_infos, spec_of
 from passes.graph_index import find_graph
 from passes.model import Model, stubs_as_inputs
 from passes.segments import Segment, Segmentation, TensorSpec
-from passes.value_types import collect_infos, spec_of
 from rewriter.errors import ConversionError, InputError
 from rewriter.runtime.inputs import first_line
 from rewriter.runtime.native import NativeSession

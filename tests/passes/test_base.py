@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from passes.base import Change, PassError, PassResult, Pipeline, count_by_rule, verify
-from passes.editing import Namer, finish
+from passes.graph.editing import Namer, finish
 from passes.model import Model, from_proto, make_stub
 
 

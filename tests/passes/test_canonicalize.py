@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError, verify
 from passes.canonicalize import Canonicalize
+from passes.graph.walk import definitions, iter_graphs, iter_nodes
 from passes.model import Model, from_proto, is_stub, make_stub
-from passes.walk import definitions, graphs, nodes
 from rewriter.runtime.native import NativeSession
 
 X = np.array([1.0, -2.0], np.float32)
@@ -82,8 +82,8 @@ def test_node_names_become_unique_and_the_first_owner_keeps_its_name():
         y = If(b) <then_branch = a () => (float[2] u) { [n] u = Neg(s) },
                    else_branch = e () => (float[2] v) { v = Abs(s) }> }"""
     result = clean(parsed(text))
-    names = [node.name for _, node in nodes(result.model.proto.graph)]
-    assert names == ["n", "n__1", "Relu_r__1", "Relu_r", "If_y", "n__2", "Abs_v"]
+    names = [node.name for node in iter_nodes(result.model.proto.graph)]
+    assert names == ["n", "n__1", "Relu_r__1", "Relu_r", "If_y", "Abs_v", "n__2"]
 
 
 def test_nested_functions_with_attributes_and_weight_stubs():
@@ -386,7 +386,7 @@ def test_scan_bodies_count_as_bodies():
             c = Constant<value_floats=[1.0, 1.0]>() w = Add(v, c) t = Add(s, w) o = Identity(t) }>(s, x) }"""
     proto = parsed(text)
     result = clean(proto)
-    names = [name for _, graph in graphs(result.model.proto.graph) for name in definitions(graph)]
+    names = [name for graph in iter_graphs(result.model.proto.graph) for name in definitions(graph)]
     assert len(names) == len(set(names))
     same(result, proto, x=np.ones((3, 2), np.float32))
 

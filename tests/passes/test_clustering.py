@@ -1,4 +1,4 @@
-"""passes.clustering: hazards by name on literal DAGs, properties on random ones, and the baseline beside it."""
+"""passes.graph.clustering: hazards by name on literal DAGs, properties on random ones, and the baseline beside it."""
 
 import graphlib
 import importlib.util
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes import clustering
-from passes.clustering import Dag, cluster, epochs, late_epochs
-from passes.random_dags import FAMILIES
+from passes.graph import clustering
+from passes.graph.clustering import Dag, cluster, epochs, late_epochs
+from passes.graph.random_dags import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,7 +218,7 @@ def test_no_more_clusters_and_no_less_coverage_than_the_baseline(family, unsuppo
 
 def test_the_result_does_not_depend_on_hash_seeds():
     code = (
-        "from passes.clustering import cluster\nfrom passes.random_dags import FAMILIES\nimport hashlib\n"
+        "from passes.graph.clustering import cluster\nfrom passes.graph.random_dags import FAMILIES\nimport hashlib\n"
         "print(hashlib.sha256(repr([cluster(b(n, .2, 7), 3, absorb=a) for b in FAMILIES.values() "
         "for n in (500, 6000) for a in (True, False)]).encode()).hexdigest())"
     )

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError, verify
-from passes.content_hash import WeightDigests
 from passes.extract import Extractor
+from passes.graph.content_hash import WeightDigests
 from passes.model import Model, from_proto, is_stub, make_stub
 from passes.segments import Segment, TensorSpec
 
@@ -247,7 +247,7 @@ def test_large_weights_count_by_content():
 
 
 def test_a_weight_is_hashed_once(monkeypatch):
-    from passes import content_hash
+    from passes.graph import content_hash
 
     calls = []
     real = content_hash._digest

@@ -272,7 +272,7 @@ def test_the_same_segment_twice_and_names_that_are_taken():
     result = assert_good(parse(text), {"x": np.float32([1, -2])}, 2)
     nodes = [n for _, n in engine_nodes(result.proto)]
     assert [(n.name, n.op_type) for n in nodes] == [
-        ("TRTEngineOp_000_1", "TRTEngineOp_000"), ("TRTEngineOp_001", "TRTEngineOp_001"),
+        ("TRTEngineOp_000__1", "TRTEngineOp_000"), ("TRTEngineOp_001", "TRTEngineOp_001"),
     ]  # fmt: skip
     first, second = (read_attributes(n).segment_hash for n in nodes)
     assert first == second

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from passes.graph.walk import iter_nodes
 from passes.model import Model
 from passes.testing import TOLERANCES, assert_close, random_feeds, random_model
-from passes.walk import nodes
 from rewriter.runtime.native import NativeSession
 
 
@@ -19,7 +19,7 @@ def test_models_are_valid_reproducible_and_varied():
         proto = random_model(seed, 40)
         onnx.checker.check_model(proto, full_check=True)
         assert proto == random_model(random.Random(seed), 40)  # noqa: S311
-        seen.update(node.op_type for _, node in nodes(proto.graph))
+        seen.update(node.op_type for node in iter_nodes(proto.graph))
         outputs = NativeSession(Model(proto), threads=1).run(random_feeds(proto, seed, {"N": 3}))
         assert all(value.shape == (3, 4) and np.isfinite(value).all() for value in outputs.values())
     assert {"If", "Loop", "Constant", "Identity", "Mix", "ScatterND", "Dropout", "Shape"} <= seen

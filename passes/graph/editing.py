@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from passes.base import Change, PassError, PassResult
+from passes.graph.walk import Scope, definitions, iter_graphs
 from passes.model import Model
-from passes.walk import Scope, definitions, graphs
 
 
 class Namer:
@@ -31,12 +31,12 @@ class Namer:
 
 def value_namer(graph: GraphProto) -> Namer:
     """A namer that avoids every value name of the whole model."""
-    return Namer(name for _, inner in graphs(graph) for name in definitions(inner))
+    return Namer(name for inner in iter_graphs(graph) for name in definitions(inner))
 
 
 def node_namer(graph: GraphProto) -> Namer:
     """A namer that avoids every node name of the whole model."""
-    return Namer(node.name for _, inner in graphs(graph) for node in inner.node)
+    return Namer(node.name for inner in iter_graphs(graph) for node in inner.node)
 
 
 def finish(before: Model, proto: ModelProto, weights: Mapping[str, object], changes: Sequence[Change]) -> PassResult:
@@ -65,7 +65,7 @@ def substitute(graph: GraphProto, names: Mapping[str, str], *, outputs: bool = F
     if not names:
         return
     final = {old: _last(old, names) for old in names}
-    for _, inner in graphs(graph):
+    for inner in iter_graphs(graph):
         for node in inner.node:
             replace_names(node.input, final)
             if outputs:

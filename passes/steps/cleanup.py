@@ -5,9 +5,9 @@ from __future__ import annotations
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from passes.base import Change
-from passes.editing import filter_initializers, label, place, replace_nodes, substitute
+from passes.graph.editing import filter_initializers, label, place, replace_nodes, substitute
+from passes.graph.walk import bodies_of, iter_graphs, iter_scopes
 from passes.model import is_stub
-from passes.walk import bodies, graphs
 
 
 def remove_noops(model: ModelProto) -> list[Change]:
@@ -30,7 +30,7 @@ def remove_dead(model: ModelProto) -> list[Change]:
     graph = model.graph
     live = {
         name
-        for _, inner in graphs(graph)
+        for inner in iter_graphs(graph)
         for annotation in inner.quantization_annotation
         for name in (entry.value for entry in annotation.quant_parameter_tensor_names)
     }
@@ -43,7 +43,7 @@ def remove_dead(model: ModelProto) -> list[Change]:
 def drop_stale_value_info(graph: GraphProto) -> list[Change]:
     """Keeps the value_info that names an output of a node of the same graph, each name once."""
     changes = []
-    for scope, inner in graphs(graph):
+    for scope, inner in iter_scopes(graph):
         wanted = {name for node in inner.node for name in node.output if name} - {o.name for o in inner.output}
         kept = []
         for value in inner.value_info:
@@ -70,7 +70,7 @@ class _NoopSweep:
         self._opset = next((o.version for o in model.opset_import if not o.domain), 0)
         self._types = _element_types(model.graph)
         self._false = {t.name for t in model.graph.initializer if _is_false(t)}
-        self._annotated = {a.tensor_name for _, graph in graphs(model.graph) for a in graph.quantization_annotation}
+        self._annotated = {a.tensor_name for graph in iter_graphs(model.graph) for a in graph.quantization_annotation}
 
     def run(self, graph: GraphProto, changes: list[Change]) -> None:
         """Walks one graph and the bodies below it."""
@@ -83,7 +83,7 @@ class _NoopSweep:
             if reason and self._redirect(node, outputs, produced):
                 changes.append(Change("remove-noop", node.name, reason))
                 continue
-            for _, body in bodies(node):
+            for _, body in bodies_of(node):
                 self.run(body, changes)
             produced.update(name for name in node.output if name)
             kept.append(node)
@@ -147,8 +147,8 @@ class _UseCount:
     def any(self, names: object) -> bool:
         """True when one of `names` is read somewhere."""
         if self._names is None:
-            self._names = {n for _, g in graphs(self._graph) for node in g.node for n in node.input}
-            self._names.update(o.name for _, g in graphs(self._graph) for o in g.output)
+            self._names = {n for g in iter_graphs(self._graph) for node in g.node for n in node.input}
+            self._names.update(o.name for g in iter_graphs(self._graph) for o in g.output)
             self._names.discard("")
         return any(name in self._names for name in names)  # type: ignore[attr-defined]
 
@@ -156,7 +156,7 @@ class _UseCount:
 def _element_types(main: GraphProto) -> dict[str, int]:
     """Element types of the values that say so themselves."""
     types: dict[str, int] = {}
-    for _, graph in graphs(main):
+    for graph in iter_graphs(main):
         for values in (graph.value_info, graph.input, graph.output):
             for value in values:
                 if value.type.HasField("tensor_type"):
@@ -164,7 +164,7 @@ def _element_types(main: GraphProto) -> dict[str, int]:
         for tensor in graph.initializer:
             types[tensor.name] = tensor.data_type
     # An Identity that hands a typed output over will leave its type on the value before it: know that now.
-    for _, graph in graphs(main):
+    for graph in iter_graphs(main):
         for node in reversed(graph.node):
             if node.op_type in ("Identity", "Dropout") and node.input and node.output[0] in types:
                 types.setdefault(node.input[0], types[node.output[0]])
@@ -185,7 +185,7 @@ def _sweep_dead(graph: GraphProto, live: set[str], changes: list[Change]) -> Non
         if not any(name in live for name in node.output if name):
             changes.append(Change("remove-dead", node.name, f"nothing uses the outputs of {label(node)}"))
             continue
-        for _, body in bodies(node):
+        for _, body in bodies_of(node):
             _sweep_dead(body, live, changes)
         live.update(node.input)
         kept.append(node)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from passes.graph.walk import bodies_of
 from passes.model import is_stub
 from passes.segments import TensorSpec
-from passes.walk import bodies
 
 #: Entries of a 1-D integer tensor, or the one entry of a scalar; None where the number is unknown.
 Entries = tuple[int | None, ...]
@@ -28,7 +28,7 @@ class StaticShapes:
 
     Args:
         main: the main graph, not changed.
-        types: value name -> type, as `passes.infer_shapes.value_types` gives them.
+        types: value name -> type, as `passes.graph.value_types.value_types` gives them.
 
     Attributes:
         constants: name of a node output -> its value (int64 or int32), for all that are wholly known.
@@ -60,7 +60,7 @@ class StaticShapes:
                 found = rule(self, node)
                 if found is not None:
                     self._add(node, *found)
-            for _, body in bodies(node):
+            for _, body in bodies_of(node):
                 self._walk(body)
 
     def _add(self, node: NodeProto, entries: Entries, scalar: bool) -> None:

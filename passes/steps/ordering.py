@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from onnx import GraphProto
 
 from passes.base import Change, PassError
-from passes.editing import label, place, replace_nodes
-from passes.walk import Scope, bodies, definitions, reads
+from passes.graph.editing import label, place, replace_nodes
+from passes.graph.order import stable_order
+from passes.graph.walk import Scope, bodies_of, definitions, reads
 
 
 def sort_nodes(graph: GraphProto) -> list[Change]:
@@ -45,8 +45,8 @@ def _sort(graph: GraphProto, scope: Scope, outer: list[set[str]], changes: list[
         replace_nodes(graph, [graph.node[i] for i in order])
         changes.append(Change("sort", place(scope), "nodes were not in topological order"))
     for node in graph.node:
-        for name, body in bodies(node):
-            _sort(body, (*scope, f"{node.name}/{name}"), visible, changes)
+        for entry, body in bodies_of(node):
+            _sort(body, (*scope, entry), visible, changes)
 
 
 def _check_outputs(graph: GraphProto, scope: Scope, defined: set[str]) -> None:
@@ -57,20 +57,7 @@ def _check_outputs(graph: GraphProto, scope: Scope, defined: set[str]) -> None:
 
 def _kahn(graph: GraphProto, scope: Scope, needs: Sequence[Sequence[int]]) -> list[int]:
     """Node indices in topological order; of several ready nodes the one that stood first goes first."""
-    waiting = [len(set(before)) for before in needs]
-    users: list[list[int]] = [[] for _ in needs]
-    for i, before in enumerate(needs):
-        for producer in set(before):
-            users[producer].append(i)
-    ready = [i for i, count in enumerate(waiting) if not count]
-    order = []
-    while ready:
-        node = heapq.heappop(ready)
-        order.append(node)
-        for user in users[node]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                heapq.heappush(ready, user)
+    order, waiting = stable_order(needs)
     if len(order) < len(needs):
         names = [label(graph.node[i]) for i in _cycle(needs, waiting)]
         raise PassError(f"{place(scope)} has a cycle: {' -> '.join([*names, names[0]])}")

@@ -11,11 +11,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from passes.editing import label
-from passes.infer_shapes import infer, tensor_type
+from passes.graph.editing import label
+from passes.graph.value_types import tensor_type
+from passes.graph.walk import iter_graphs, iter_nodes
+from passes.infer_shapes import infer
 from passes.model import is_stub
-from passes.walk import graphs
-from passes.walk import nodes as walk_nodes
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ class Evaluator:
         self._max_bytes = max_bytes
         self._batch: set[str] = set()
         self._tensors = {t.name: t for t in frame.graph.initializer}
-        self._exposed = {o.name for _, graph in graphs(frame.graph) for o in graph.output}
+        self._exposed = {o.name for graph in iter_graphs(frame.graph) for o in graph.output}
         self._readers: dict[str, set[str]] = {}
-        for _, node in walk_nodes(frame.graph):
+        for node in iter_nodes(frame.graph):
             for name in node.input:
                 self._readers.setdefault(name, set()).add(node.name)
 

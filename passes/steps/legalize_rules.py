@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from passes.editing import Namer, node_namer, value_namer
-from passes.infer_shapes import value_types
+from passes.graph.editing import Namer, node_namer, value_namer
+from passes.graph.value_types import value_types
+from passes.graph.walk import iter_graphs
 from passes.model import Model
 from passes.segments import TensorSpec
-from passes.walk import graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Workshop:
     def of(cls, model: Model) -> Workshop:
         """The workshop for one canonical model."""
         graph = model.proto.graph
-        used = {name for _, g in graphs(graph) for node in g.node for name in node.input}
-        used.update(o.name for _, g in graphs(graph) for o in g.output)
+        used = {name for g in iter_graphs(graph) for node in g.node for name in node.input}
+        used.update(o.name for g in iter_graphs(graph) for o in g.output)
         opset = next((o.version for o in model.proto.opset_import if not o.domain), 0)
         return cls(opset, value_types(model), frozenset(used), value_namer(graph), node_namer(graph))
 

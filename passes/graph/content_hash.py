@@ -15,10 +15,10 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
-from passes.graph_index import defined_names, iter_graphs
+from passes.graph.value_types import spec_of
+from passes.graph.walk import defined_names, iter_graphs, plain_domain
 from passes.model import is_stub
 from passes.segments import TensorSpec
-from passes.value_types import spec_of
 
 #: Changes whenever the canonical form does, so that old hashes never match new ones.
 FORMAT = b"trt-rewriter segment 1"
@@ -99,7 +99,9 @@ class _Canonical:
 
     def nodes(self, nodes: Iterable[NodeProto]) -> None:
         for node in nodes:
-            self.token("node", node.op_type, _domain(node.domain), node.overload, [self.number(n) for n in node.input])
+            self.token(
+                "node", node.op_type, plain_domain(node.domain), node.overload, [self.number(n) for n in node.input]
+            )
             for attribute in sorted(node.attribute, key=lambda a: a.name):
                 self.attribute(attribute)
             self.token([self.define(n) for n in node.output])
@@ -153,10 +155,6 @@ class _Canonical:
                 self._numbers[name] = known
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
 def content_hash(
     graph: GraphProto,
     *,
@@ -179,8 +177,8 @@ def content_hash(
         inline: digests of inline initializers that are known already, by name.
     """
     form = _Canonical()
-    used = {_domain(node.domain) for inner in iter_graphs(graph) for node in inner.node}
-    form.token(sorted((d, v) for d, v in ((_domain(k), v) for k, v in opsets.items()) if d in used))
+    used = {plain_domain(node.domain) for inner in iter_graphs(graph) for node in inner.node}
+    form.token(sorted((d, v) for d, v in ((plain_domain(k), v) for k, v in opsets.items()) if d in used))
     form.token(len(inputs), len(graph.initializer), len(graph.node), len(outputs))
     for spec in inputs:
         form.token(form.define(spec.tensor))
@@ -200,4 +198,4 @@ def content_hash(
 
 def opset_versions(proto: onnx.ModelProto) -> dict[str, int]:
     """Domain -> version, with "" for the default domain whichever way it is spelt."""
-    return {_domain(o.domain): o.version for o in proto.opset_import}
+    return {plain_domain(o.domain): o.version for o in proto.opset_import}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from passes.graph_index import bodies_of
+from passes.graph.walk import bodies_of
 
 #: Operators that only pass a value on (Dropout at inference does) or hold one.
 PASS_THROUGH = frozenset({"Identity", "Constant", "Dropout"})

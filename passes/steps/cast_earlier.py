@@ -5,9 +5,9 @@ from __future__ import annotations
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from passes.base import Change
-from passes.editing import replace_nodes
-from passes.legalize_rules import Workshop
-from passes.walk import captures, graphs
+from passes.graph.editing import replace_nodes
+from passes.graph.walk import captures, iter_graphs
+from passes.steps.legalize_rules import Workshop
 
 #: Operators that only move elements of their first input, and give one output.
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile"})
@@ -26,7 +26,7 @@ def cast_earlier(proto: ModelProto, workshop: Workshop) -> list[Change]:
     changes: list[Change] = []
     # A table that is gathered from would grow fourfold.
     constants = {t.name for t in proto.graph.initializer}
-    for _, graph in graphs(proto.graph):
+    for graph in iter_graphs(proto.graph):
         targets = _targets(graph, workshop, constants)
         if targets:
             _move(graph, workshop, targets, changes)
@@ -45,8 +45,7 @@ def _targets(graph: GraphProto, workshop: Workshop, constants: set[str]) -> dict
             _want(wanted, blocked, node.input[0], next(a.i for a in node.attribute if a.name == "to"))
         else:
             blocked.update(node.input)
-            if node.attribute:
-                _block_captures(node, blocked)
+            blocked.update(captures(node))
     return {
         node.output[0]: wanted[node.output[0]]
         for node in graph.node
@@ -63,14 +62,6 @@ def _moves(node: NodeProto, workshop: Workshop, constants: set[str]) -> bool:
 def _want(wanted: dict[str, int], blocked: set[str], name: str, to: int) -> None:
     if to not in _TARGETS or wanted.setdefault(name, to) != to:
         blocked.add(name)
-
-
-def _block_captures(node: NodeProto, blocked: set[str]) -> None:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            blocked.update(captures(attribute.g))
-        for body in attribute.graphs:
-            blocked.update(captures(body))
 
 
 def _move(graph: GraphProto, workshop: Workshop, targets: dict[str, int], changes: list[Change]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Container, Sequence
 
 from onnx import ModelProto
 
-from passes.graph_index import GraphIndex, iter_scopes
+from passes.graph.walk import iter_scopes
+from passes.graph_index import GraphIndex
 
 #: (inputs, weights, outputs), each as value names in the order that `passes.segments.Segment` asks for.
 Boundary = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
@@ -41,7 +42,7 @@ def boundary(index: GraphIndex, members: Sequence[int], constants: Container[str
         for name in index.reads[member]:
             if index.producer.get(name, -1) not in inside:
                 (weights if name in constants else inputs)[name] = None
-        for name in index.nodes[member].output:
+        for name in index.makes[member]:
             if not name:
                 continue
             users = index.consumers.get(name, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from passes.clustering import Dag
+from passes.graph.clustering import Dag
 
 
 def layered(count: int, unsupported: float, seed: int = 0, width: int = 8) -> Dag:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from passes.base import Change, PassError
-from passes.editing import label, place, replace_nodes
+from passes.graph.editing import label, place, replace_nodes
+from passes.graph.walk import Scope, iter_scopes
 from passes.model import Weights, is_stub, stow
-from passes.walk import Scope, graphs
 
 
 def lift_constants(main: GraphProto, weights: Weights) -> list[Change]:
@@ -24,7 +24,7 @@ def lift_constants(main: GraphProto, weights: Weights) -> list[Change]:
     """
     changes: list[Change] = []
     lifted: list[TensorProto] = []
-    for scope, graph in graphs(main):
+    for scope, graph in iter_scopes(main):
         constants = _take_constant_nodes(graph, changes)
         if not scope:
             lifted.extend(constants)

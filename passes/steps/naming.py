@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from onnx import GraphProto
 
 from passes.base import Change, PassError
-from passes.editing import Namer, node_namer, place, rename_annotation, replace_names, value_namer
-from passes.walk import Scope, bodies, definitions, nodes
+from passes.graph.editing import Namer, node_namer, place, rename_annotation, replace_names, value_namer
+from passes.graph.walk import Scope, bodies_of, definitions, iter_nodes
 
 
 def unique_values(graph: GraphProto) -> list[Change]:
@@ -21,8 +21,8 @@ def unique_values(graph: GraphProto) -> list[Change]:
     namer = value_namer(graph)
     claimed = set(_local_names(graph, ()))
     for node in graph.node:
-        for name, body in bodies(node):
-            _rename_body(body, (f"{node.name}/{name}",), {}, claimed, namer, changes)
+        for entry, body in bodies_of(node):
+            _rename_body(body, (entry,), {}, claimed, namer, changes)
     return changes
 
 
@@ -34,7 +34,7 @@ def unique_nodes(graph: GraphProto) -> list[Change]:
     changes: list[Change] = []
     namer = node_namer(graph)
     seen: set[str] = set()
-    for _, node in nodes(graph):
+    for node in iter_nodes(graph):
         old = node.name
         if not old:
             output = next((o for o in node.output if o), "")
@@ -94,8 +94,8 @@ def _rename_body(
     if renames:
         _apply(graph, renames)
     for node in graph.node:
-        for name, body in bodies(node):
-            _rename_body(body, (*scope, f"{node.name}/{name}"), renames, claimed, namer, changes)
+        for entry, body in bodies_of(node):
+            _rename_body(body, (*scope, entry), renames, claimed, namer, changes)
 
 
 def _apply(graph: GraphProto, renames: Mapping[str, str]) -> None:
