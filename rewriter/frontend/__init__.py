@@ -67,15 +67,17 @@ def load_source(
             from rewriter.frontend import onnx as onnx_source
 
             return onnx_source.load(path)
+    from rewriter.frontend.noise import collector_paused
     from rewriter.frontend.tensorflow import Clock, Options, convert
 
     clock = Clock()
-    with clock.stage("load"):
-        if isinstance(source, (str, os.PathLike)):
-            callee = _from_path(Path(source), tags, signature_key, samples)
-        else:
-            callee = _from_object(source, signature_key, samples)
-    return convert(callee, Options(samples, verify, tolerance), clock)
+    with collector_paused():
+        with clock.stage("load"):
+            if isinstance(source, (str, os.PathLike)):
+                callee = _from_path(Path(source), tags, signature_key, samples)
+            else:
+                callee = _from_object(source, signature_key, samples)
+        return convert(callee, Options(samples, verify, tolerance), clock)
 
 
 def _is_saved_model(source: Any) -> bool:

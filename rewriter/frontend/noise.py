@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -52,6 +53,23 @@ def quiet_start() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Stops Python's cyclic garbage collector for the block, unless it is off anyway.
+
+    Importing TensorFlow and building graphs makes millions of long-lived objects, which the collector walks again
+    and again: about a fifth of the time of an export.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _restore(logger: logging.Logger, handlers: list[logging.Handler], propagate: bool) -> None:

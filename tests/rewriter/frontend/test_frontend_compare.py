@@ -1,5 +1,6 @@
 """The comparison gives no benefit of the doubt; nested structures keep their order."""
 
+import gc
 import logging
 from collections import namedtuple
 
@@ -9,7 +10,7 @@ import pytest
 from passes.segments import TensorSpec
 from rewriter.errors import ExportError, VerificationError
 from rewriter.frontend import load_source
-from rewriter.frontend.noise import quiet
+from rewriter.frontend.noise import collector_paused, quiet
 from rewriter.frontend.onnx import from_proto
 from rewriter.frontend.samples import Run
 from rewriter.frontend.structure import leaves, name_outputs, rebuild, unique
@@ -101,6 +102,15 @@ def test_the_converters_log_lines_go_to_the_debug_log(tf, caplog):
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.DEBUG, "tf2onnx.test WARNING: noise 1")]
     assert logging.getLogger("tf2onnx").propagate is propagate
     assert logging.getLogger("tf2onnx").handlers == handlers
+
+
+def test_the_garbage_collector_is_put_back():
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_structures_keep_the_order_of_writing():
