@@ -18,6 +18,7 @@ from rewriter.frontend.freeze import Frozen, freeze
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
+from rewriter.frontend.short_names import shorten
 from rewriter.frontend.symbols import Dimension, dimension_symbols, other_sizes, output_symbols, witnesses
 from rewriter.frontend.verify import REDUCED_TOLERANCE, TOLERANCE, verify
 from rewriter.source import Signature, SourceModel
@@ -65,6 +66,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
     with clock.stage("export"):
         proto = export(frozen, callee.origin)
         signature = _sign(proto, callee, frozen, seen, symbols)
+        shorten(proto)
         model = from_proto(proto)
     verification = None
     if options.verify:

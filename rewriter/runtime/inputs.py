@@ -127,7 +127,7 @@ def _from_python(value: Any, spec: TensorSpec) -> np.ndarray:
     if dtype.kind == "O":
         if natural.size and natural.dtype.kind not in "SU":
             raise InputError(f"input {spec.name!r} holds {natural.dtype.name} values, expected strings")
-        return np.asarray(value, dtype=object)
+        return _decoded(np.asarray(value, dtype=object), spec)
     if natural.size and not _keeps_kind(natural, dtype):
         raise InputError(
             f"input {spec.name!r} holds {natural.dtype.name} values that do not fit {dtype.name}: expected "
@@ -171,9 +171,20 @@ def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
         raise InputError(
             f"input {spec.name!r}: this {type(value).__name__} cannot be read as an array: {first_line(error)}"
         ) from error
-    if array.dtype.kind == "S":
-        return array.astype(object)
+    if array.dtype.kind in "SO":
+        return _decoded(array, spec)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _decoded(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Bytes (TensorFlow's strings) as text: ONNX Runtime looks bytes up wrongly, without an error."""
+    try:
+        items = [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1).tolist()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"input {spec.name!r} holds bytes that are not UTF-8 text: {error}") from error
+    decoded = np.empty(array.size, dtype=object)
+    decoded[:] = items
+    return decoded.reshape(array.shape)
 
 
 def _check_dtype(array: np.ndarray, spec: TensorSpec) -> None:
