@@ -22,7 +22,7 @@ from passes.graph.value_types import collect_infos, spec_of
 from passes.graph_index import find_graph
 from passes.model import Model, stubs_as_inputs
 from passes.segments import Segment, Segmentation, TensorSpec
-from rewriter.errors import ConversionError, InputError
+from rewriter.errors import ConversionError, InputError, SourceError
 from rewriter.runtime.inputs import first_line
 from rewriter.runtime.native import NativeSession
 
@@ -84,6 +84,7 @@ def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[s
     Raises:
         InputError: there is no sample.
         ConversionError: the model fails on a sample; the message says on which.
+        SourceError: ONNX Runtime refuses the model.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     probe = _Probe(model, segmentation.segments)
@@ -142,18 +143,26 @@ class _Probe:
         names = [name for fetch in self._fetches.values() for name in (fetch.shape, fetch.values) if name]
         with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
             # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
-            session = NativeSession(
-                Model(stubs_as_inputs(self._model)),
-                names or None,
-                optimize=not traced,  # fused nodes would be missing in the record
-                profile=Path(folder) / "trace" if traced else None,
-            )
+            session = self._session(names, Path(folder) / "trace" if traced else None)
             fetched = [
                 self._decode(_run(session, number, feeds, self._model.weights)) for number, feeds in enumerate(inputs)
             ]
             traces = _read_trace(session.end_profiling(), len(fetched)) if traced else [{} for _ in fetched]
         for values, trace in zip(fetched, traces, strict=True):
             yield [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
+
+    def _session(self, outputs: Sequence[str], trace: Path | None) -> NativeSession:
+        try:
+            return NativeSession(
+                Model(stubs_as_inputs(self._model)),
+                outputs or None,
+                optimize=trace is None,  # fused nodes would be missing in the record
+                profile=trace,
+            )
+        except ConversionError:
+            raise
+        except Exception as error:
+            raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
 
     def _sets(
         self, segment: Segment, values: Mapping[str, Observed], trace: Mapping[str, list[list[tuple[int, ...]]]]

@@ -11,7 +11,7 @@ from passes import model as models
 from passes.extract import Extractor
 from passes.segments import Segment, Segmentation
 from rewriter.backends.base import InputProfile
-from rewriter.errors import ConversionError, InputError, InvalidParameterError
+from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.harvest import Observations, Observed, SegmentObservations
 from rewriter.profiles import (
     harvest,
@@ -151,6 +151,15 @@ def test_values_are_kept_where_the_type_says_small_integers(main):
     (profile,) = make_profiles(extracted, found)
     assert profile["target"] == InputProfile((6, 2), (10, 2), (10, 2), True)
     assert profile["b"] == InputProfile((3, 4), (5, 4), (5, 4))
+
+
+def test_a_model_that_onnx_runtime_refuses_is_told():
+    model = named(
+        '<ir_version: 10, opset_import: ["": 20, "other": 1]> g (float[1] x) => (float[1] y) { y = other.F(x) }'
+    )
+    whole = cut(model, "S", (), [node.name for node in model.proto.graph.node])
+    with pytest.raises(SourceError, match=r"ONNX Runtime refuses the model: .*other:F"):
+        harvest(model, segmentation(whole), [{"x": np.zeros(1, np.float32)}])
 
 
 def test_graph_inputs_and_outputs_are_boundaries_too(main):
