@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(r.outcome in BAD or r.without_reason for r in results) else 0
 
 
-def run_all(names: Sequence[str], *, jobs: int, build: bool, timeout: float) -> Iterator[CaseResult]:
-    """Runs the cases in `jobs` processes; one that dies or hangs costs its case and is replaced."""
+def run_all(
+    names: Sequence[str],
+    *,
+    jobs: int,
+    build: bool,
+    timeout: float,
+    serve: Callable[[Connection, bool], None] | None = None,
+) -> Iterator[CaseResult]:
+    """Runs the cases in `jobs` processes; one that dies or hangs costs its case and is replaced.
+
+    Args:
+        names: the cases.
+        jobs: processes.
+        build: False stops at the accepted segments.
+        timeout: seconds for one case.
+        serve: what a process does; default: converts the cases whose names come in.
+    """
     queue = list(reversed(names))
-    workers: list[_Worker] = []
+    workers = [_Worker(build, serve or _serve) for _ in range(min(jobs, len(names)))]
     try:
-        workers = [_Worker(build) for _ in range(min(jobs, len(names)))]
         while True:
             for worker in workers:
                 if worker.case is None and queue:
@@ -91,55 +105,55 @@ def run_all(names: Sequence[str], *, jobs: int, build: bool, timeout: float) -> 
 
 
 class _Worker:
-    """A process that runs cases one by one with a backend of its own."""
+    """A process that runs cases one by one with a backend of its own; started when there is a case, and again."""
 
-    def __init__(self, build: bool) -> None:
+    def __init__(self, build: bool, serve: Callable[[Connection, bool], None]) -> None:
         self._build = build
-        self.case: str | None = None
+        self._serve = serve
+        self._process: Any = None
         self._started = 0.0
-        self._spawn()
-
-    def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._build), daemon=False)
-        self._process.start()
-        theirs.close()
+        self.connection: Any = None
+        self.case: str | None = None
 
     def start(self, name: str) -> None:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            self._process = context.Process(target=self._serve, args=(theirs, self._build))
+            self._process.start()
+            theirs.close()
         self.case, self._started = name, time.monotonic()
         self.connection.send(name)
 
     def poll(self, timeout: float) -> CaseResult | None:
         """The result of the case in work, None when there is none yet."""
         assert self.case is not None
-        name, seconds = self.case, time.monotonic() - self._started
-        outcome, detail = "crash", ""
+        seconds = time.monotonic() - self._started
         if self.connection.poll():
             try:
-                result = self.connection.recv()
+                result: CaseResult = self.connection.recv()
             except (EOFError, ConnectionResetError):
                 self._process.join()
-                detail = f"the process ended with status {self._process.exitcode}"
-            else:
-                self.case = None
-                return result
+                result = CaseResult(self.case, "crash", f"the process ended with status {self._process.exitcode}")
+                self.stop()
         elif seconds > timeout:
-            outcome, detail = "hang", f"no answer after {timeout:.0f} s"
+            result = CaseResult(self.case, "hang", f"no answer after {timeout:.0f} s", seconds=seconds)
+            self.stop()
         else:
             return None
-        self.stop()
         self.case = None
-        self._spawn()
-        return CaseResult(name, outcome, detail, seconds=seconds)
+        return result
 
     def stop(self) -> None:
-        """Asks the process to end, so that it closes its backend; kills it when it does not."""
+        """Asks an idle process to end, so that it closes its backend; kills a busy one."""
+        if self._process is None:
+            return
         self.connection.close()
-        self._process.join(5 if self.case is None else 0)
+        self._process.join(10 if self.case is None else 0)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._process = None
 
 
 def _serve(connection: Connection, build: bool) -> None:

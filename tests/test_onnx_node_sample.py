@@ -1,6 +1,7 @@
 """A sample of the onnx package's node tests through the whole pipeline; all of them: benchmarks/onnx_node_tests.py."""
 
 import importlib
+import os
 import sys
 import types
 from pathlib import Path
@@ -51,6 +52,31 @@ def test_no_case_is_wrong_crashes_or_stays_native_without_a_reason(judge, cases,
     assert [r for r in results if r.without_reason] == []
     # Otherwise the pipeline would pass by doing nothing.
     assert sum(r.engine_nodes > 0 for r in results) >= len(results) // 3
+
+
+@pytest.mark.parametrize(
+    ("serve", "timeout", "outcome"),
+    [
+        (os._exit, 60.0, "crash"),  # called with other arguments than it takes, it ends the process all the same
+        (None, 0.0, "hang"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_costs_its_case(judge, serve, timeout, outcome):
+    node_tests = importlib.import_module("onnx_node_tests")
+    results = list(node_tests.run_all(["a", "b"], jobs=1, build=False, timeout=timeout, serve=serve))
+    assert [(r.name, r.outcome) for r in results] == [("a", outcome), ("b", outcome)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "general"),
+    [
+        ("TensorRT does not support Unique", "TensorRT does not support the operator"),
+        ("TensorRT's parser refuses Unique: K is 3841", "TensorRT's parser refuses the operator: K is N"),
+        ("'a_1' of node_7 has INT32, doesn't it", "'*' of * has INT32, doesn't it"),
+    ],
+)
+def test_equal_reasons_are_counted_together(judge, reason, general):
+    assert judge.generalise(reason, "node_7", "Unique") == general
 
 
 def answer(**values):
