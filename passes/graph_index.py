@@ -55,36 +55,33 @@ class GraphIndex:
             PassError: a value has two producers, or the nodes form a cycle; the message names one.
         """
         nodes = tuple(graph.node)
-        names = tuple(node.name for node in nodes)
-        makes = tuple(tuple(node.output) for node in nodes)
+        names = tuple([node.name for node in nodes])
+        # A slice of a repeated field is much quicker than iterating over it.
+        makes = tuple([tuple(node.output[:]) for node in nodes])
         reads, captured = _reads(nodes)
         producer = _producers(names, makes)
-        sources, in_order = _sources(reads, producer)
-        if not in_order:
-            order, waiting = stable_order(sources)
+        preds = _preds(reads, producer)
+        if any(sources and sources[-1] >= number for number, sources in enumerate(preds)):
+            order, waiting = stable_order(preds)
             if len(order) < len(nodes):
                 stuck = next(node for node, count in zip(nodes, waiting, strict=True) if count)
                 raise PassError(
                     f"the graph has a cycle: node {stuck.name!r} ({stuck.op_type}) waits for its own result"
                 )
-            nodes, names, makes = (tuple(map(field.__getitem__, order)) for field in (nodes, names, makes))
+            nodes, names, makes = (tuple([field[i] for i in order]) for field in (nodes, names, makes))
             reads = [reads[i] for i in order]
             place = {old: new for new, old in enumerate(order)}
             captured = {place[old]: values for old, values in captured.items()}
             producer = {name: place[old] for name, old in producer.items()}
-            sources, _ = _sources(reads, producer)
-        succs: list[list[int]] = [[] for _ in nodes]
-        for number, found in enumerate(sources):
-            for source in found:
-                succs[source].append(number)
+            preds = _preds(reads, producer)
         return cls(
             graph,
             nodes,
             names,
             makes,
             tuple(reads),
-            tuple(sources),
-            tuple(map(tuple, succs)),
+            tuple(preds),
+            _succs(preds),
             producer,
             captured,
             tuple(o.name for o in graph.output),
@@ -151,16 +148,16 @@ def find_graph(proto: ModelProto, scope: Sequence[str]) -> GraphProto:
 
 def _reads(nodes: Sequence[NodeProto]) -> tuple[list[tuple[str, ...]], dict[int, tuple[str, ...]]]:
     """Per node what it reads, and node -> what its bodies read and the node itself does not, where it has bodies."""
-    found: list[tuple[str, ...]] = []
+    found = [tuple(node.input[:]) for node in nodes]
     captured: dict[int, tuple[str, ...]] = {}
     for number, node in enumerate(nodes):
-        names = tuple(node.input)
         if node.attribute and has_bodies(node):
-            captured[number] = tuple(name for name in captures(node) if name not in names)
-            names += captured[number]
-        if "" in names or (len(names) > 1 and len(set(names)) < len(names)):
-            names = tuple(dict.fromkeys(name for name in names if name))
-        found.append(names)
+            own = found[number]
+            captured[number] = tuple([name for name in captures(node) if name not in own])
+            found[number] = own + captured[number]
+    for number, names in enumerate(found):
+        if (len(names) > 1 and len(set(names)) < len(names)) or "" in names:
+            found[number] = tuple(dict.fromkeys([name for name in names if name]))
     return found, captured
 
 
@@ -168,22 +165,35 @@ def _producers(names: Sequence[str], makes: Sequence[Sequence[str]]) -> dict[str
     found: dict[str, int] = {}
     for number, made in enumerate(makes):
         for value in made:
+            if value in found:
+                raise PassError(f"value {value!r} is made by two nodes: {names[found[value]]!r} and {names[number]!r}")
             if value:
-                other = found.setdefault(value, number)
-                if other != number or made.count(value) > 1:
-                    raise PassError(f"value {value!r} is made by two nodes: {names[other]!r} and {names[number]!r}")
+                found[value] = number
     return found
 
 
-def _sources(reads: Sequence[Sequence[str]], producer: Mapping[str, int]) -> tuple[list[tuple[int, ...]], bool]:
-    """Per node the nodes it reads from, ascending, and whether each of them comes before it."""
+def _preds(reads: Sequence[Sequence[str]], producer: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Per node the nodes it reads from, ascending."""
     found: list[tuple[int, ...]] = []
-    in_order = True
-    for number, names in enumerate(reads):
-        sources: tuple[int, ...] = tuple([producer[name] for name in names if name in producer])
+    for names in reads:
+        sources = [producer[name] for name in names if name in producer]
         if len(sources) > 1:
-            sources = tuple(sorted(set(sources)))
-        if sources and sources[-1] >= number:
-            in_order = False
-        found.append(sources)
-    return found, in_order
+            sources = sorted(set(sources))
+        found.append(tuple(sources))
+    return found
+
+
+def _succs(preds: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Per node the nodes that read from it, ascending."""
+    # Lists are of concern to the garbage collector, and most values have one reader: so a list only for the others.
+    found: list[tuple[int, ...] | list[int]] = [()] * len(preds)
+    for number, sources in enumerate(preds):
+        for source in sources:
+            known = found[source]
+            if not known:
+                found[source] = (number,)
+            elif isinstance(known, list):
+                known.append(number)
+            else:
+                found[source] = [*known, number]
+    return tuple(map(tuple, found))

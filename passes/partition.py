@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, ValueInfoProto
 
 from passes.graph.boundary import boundary, constant_names
 from passes.graph.clustering import Dag, cluster
-from passes.graph.effective import effective_weight, is_effective
+from passes.graph.effective import effective_weight
 from passes.graph.value_types import collect_infos
-from passes.graph.walk import Scope, bodies_of, iter_graphs
+from passes.graph.walk import Scope, bodies_of, iter_nodes, plain_domain
 from passes.graph_index import GraphIndex
 from passes.model import Model
 from passes.segments import Segment, Segmentation
@@ -82,12 +83,16 @@ class _Proposer:
 
     def __init__(self, model: Model, support: SupportMap, options: PartitionOptions) -> None:
         self._model = model
-        self._support = support
+        self._verdicts = support.verdicts
         self._options = options
         self._constants = constant_names(model.proto)
-        self._infos: Mapping[str, ValueInfoProto] = collect_infos(model.proto)
         self._segments: list[Segment] = []
         self._native: list[Verdict] = []
+
+    @functools.cached_property
+    def _infos(self) -> Mapping[str, ValueInfoProto]:
+        """Declared types, which only the rare Casts need to be looked up in."""
+        return collect_infos(self._model.proto)
 
     def run(self) -> Segmentation:
         total = 0
@@ -95,32 +100,30 @@ class _Proposer:
         while stack:
             scope, graph = stack.pop()
             index = GraphIndex.of(graph)
+            weights = [effective_weight(node, lambda: self._infos) for node in index.nodes]
             if not scope and self._options.minimum_segment_size == BODIES_ONLY:
                 reason = "minimum_segment_size is -1, so the main graph stays native"
                 self._native += [self._denial(node, "main_graph_native", reason) for node in index.nodes]
                 inside: set[int] = set()
             else:
-                inside = self._cut(scope, index)
-            inner = []
-            for number, node in enumerate(index.nodes):
-                if number in inside:
-                    total += effective_weight(node, self._infos)
-                else:
-                    total += is_effective(node, self._infos)
-                    if node.attribute:
-                        inner += [((*scope, entry), body) for entry, body in bodies_of(node)]
+                inside = self._cut(scope, index, weights)
+            total += sum(weights)
+            native = [node for node in index.captures if node not in inside]
+            # What native control-flow nodes have in their bodies is counted with these bodies, and they count 1.
+            total -= sum(max(weights[node] - 1, 0) for node in native)
+            inner = [((*scope, entry), body) for node in native for entry, body in bodies_of(index.nodes[node])]
             stack.extend(reversed(inner))
         return Segmentation(tuple(self._segments), tuple(self._native), total)
 
-    def _cut(self, scope: Scope, index: GraphIndex) -> set[int]:
+    def _cut(self, scope: Scope, index: GraphIndex, weights: Sequence[int]) -> set[int]:
         """Proposes the segments of one graph; returns the nodes that lie in them."""
-        denials = {i: denial for i, node in enumerate(index.nodes) if (denial := self._refusal(node)) is not None}
-        weights = [0 if i in denials else effective_weight(node, self._infos) for i, node in enumerate(index.nodes)]
-        supported = [i not in denials for i in range(len(index.nodes))]
+        denials = self._refusals(index)
+        supported = [number not in denials for number in range(len(index.nodes))]
+        dag = Dag(index.preds, index.succs, supported, weights)
         minimum = self._options.minimum
         clusters = []
-        for members in cluster(Dag(index.preds, index.succs, supported, weights), minimum, absorb=self._options.absorb):
-            weight = sum(weights[m] for m in members)
+        for members in cluster(dag, minimum, absorb=self._options.absorb):
+            weight = sum([weights[m] for m in members])
             if weight >= minimum:
                 clusters.append(members)
             else:
@@ -134,11 +137,12 @@ class _Proposer:
         inside: set[int] = set().union(*clusters)
         for members in clusters:
             kept = _trim(index, members, weights, inside)
-            reason = "it only carries a value out of an engine to native nodes"
-            dropped = sorted(set(members) - set(kept))
-            denials.update((m, self._denial(index.nodes[m], "pass_through", reason)) for m in dropped)
-            inside.difference_update(dropped)
-            self._keep(scope, index, kept, sum(weights[m] for m in kept), inside, denials)
+            if len(kept) < len(members):
+                reason = "it only carries a value out of an engine to native nodes"
+                dropped = sorted(set(members) - set(kept))
+                denials.update((m, self._denial(index.nodes[m], "pass_through", reason)) for m in dropped)
+                inside.difference_update(dropped)
+            self._keep(scope, index, kept, sum([weights[m] for m in kept]), inside, denials)
         self._native += [denials[i] for i in sorted(denials)]
         return inside
 
@@ -161,29 +165,39 @@ class _Proposer:
             inside.difference_update(members)
             return
         name = f"{ENGINE_PREFIX}{len(self._segments):03d}"
-        nodes = tuple(index.nodes[m].name for m in members)
+        nodes = tuple([index.names[m] for m in members])
         self._segments.append(Segment(name, scope, nodes, inputs, weights, outputs, weight))
 
-    def _refusal(self, node: NodeProto) -> Verdict | None:
-        """Why a node cannot lie in a segment; None when it can."""
-        verdict = self._support.verdicts.get(node.name)
-        if verdict is None:
-            return self._denial(node, "unexamined", "no verdict was given on it")
-        if not verdict.supported:
-            return verdict
-        for _, body in bodies_of(node) if node.attribute else ():
-            for graph in iter_graphs(body):
-                for inner in graph.node:
-                    found = self._support.verdicts.get(inner.name)
-                    if found is not None and not found.supported:
-                        reason = f"node {inner.name!r} in its body is not supported: {found.reason}"
-                        return self._denial(node, found.rule, reason)
+    def _refusals(self, index: GraphIndex) -> dict[int, Verdict]:
+        """Why nodes cannot lie in a segment, for those that cannot."""
+        denials: dict[int, Verdict] = {}
+        for number, name in enumerate(index.names):
+            verdict = self._verdicts.get(name)
+            if verdict is None:
+                denials[number] = self._denial(index.nodes[number], "unexamined", "no verdict was given on it")
+            elif not verdict.supported:
+                denials[number] = verdict
+            elif number in index.captures:
+                denial = self._refused_inside(index.nodes[number])
+                if denial is not None:
+                    denials[number] = denial
+        return denials
+
+    def _refused_inside(self, node: NodeProto) -> Verdict | None:
+        """Why a control-flow node cannot lie in a segment: because of the first node in its bodies that cannot."""
+        for _, body in bodies_of(node):
+            for inner in iter_nodes(body):
+                found = self._verdicts.get(inner.name)
+                if found is not None and not found.supported:
+                    reason = f"node {inner.name!r} in its body is not supported: {found.reason}"
+                    return self._denial(node, found.rule, reason)
         return None
 
     def _denial(self, node: NodeProto, rule: str, reason: str) -> Verdict:
-        known = self._support.verdicts.get(node.name)
-        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
-        return Verdict(node.name, known.op_type if known else f"{domain}{node.op_type}", False, rule, reason)
+        known = self._verdicts.get(node.name)
+        domain = plain_domain(node.domain)
+        op_type = known.op_type if known else f"{domain}::{node.op_type}" if domain else node.op_type
+        return Verdict(node.name, op_type, False, rule, reason)
 
 
 def _trim(index: GraphIndex, members: Sequence[int], weights: Sequence[int], inside: set[int]) -> tuple[int, ...]:
@@ -198,12 +212,14 @@ def _trim(index: GraphIndex, members: Sequence[int], weights: Sequence[int], ins
         weights: effective weight by node.
         inside: all nodes in clusters.
     """
+    if all(weights[m] for m in members):
+        return tuple(members)
     kept = set(members)
     own = frozenset(members)
     for m in reversed(members):
         if weights[m] or any(s in kept or (s in inside and s not in own) for s in index.succs[m]):
             continue
-        if not any(name in index.output_names for name in index.nodes[m].output):
+        if not any(name in index.output_names for name in index.makes[m]):
             kept.discard(m)
     return tuple(sorted(kept))
 

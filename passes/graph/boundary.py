@@ -39,13 +39,21 @@ def boundary(index: GraphIndex, members: Sequence[int], constants: Container[str
     weights: dict[str, None] = {}
     outputs: list[str] = []
     for member in members:
-        for name in index.reads[member]:
-            if index.producer.get(name, -1) not in inside:
-                (weights if name in constants else inputs)[name] = None
-        for name in index.makes[member]:
-            if not name:
-                continue
-            users = index.consumers.get(name, ())
-            if name in index.output_names or any(user not in inside for user in users):
-                outputs.append(name)
+        names = index.reads[member]
+        sources = index.preds[member]
+        if len(sources) < len(names) or not inside.issuperset(sources):
+            for name in names:
+                if index.producer.get(name, -1) not in inside:
+                    (weights if name in constants else inputs)[name] = None
+        outputs += _leaving(index, member, inside)
     return tuple(inputs), tuple(weights), tuple(outputs)
+
+
+def _leaving(index: GraphIndex, member: int, inside: Container[int]) -> list[str]:
+    """The outputs of one node that a node outside reads or that are graph outputs."""
+    made = index.makes[member]
+    outside = [user for user in index.succs[member] if user not in inside]
+    if len(made) == 1:
+        return list(made) if outside or made[0] in index.output_names else []
+    read = {name for user in outside for name in index.reads[user]}
+    return [name for name in made if name and (name in read or name in index.output_names)]

@@ -50,7 +50,7 @@ def iter_scopes(root: ModelProto | GraphProto) -> Iterator[tuple[Scope, GraphPro
     while stack:
         scope, graph = stack.pop()
         yield scope, graph
-        inner = [((*scope, entry), body) for node in graph.node for entry, body in bodies_of(node)]
+        inner = [((*scope, entry), body) for node in graph.node if node.attribute for entry, body in bodies_of(node)]
         stack.extend(reversed(inner))
 
 
