@@ -10,8 +10,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 from passes.graph_index import bodies_of, iter_scopes
 from passes.segments import SegmentModel, TensorSpec
 from rewriter.backends.base import InputProfile, Profile
-from rewriter.errors import InvalidParameterError
 from rewriter.harvest import InputSet, Observations, Observed, SegmentObservations, harvest
+from rewriter.params import check_choice
 from rewriter.runtime.inputs import sample_feeds
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "sample_feeds",
     "shape_tensors",
     "static_profiles",
-    "supported_profile_strategies",
 ]
 
 #: Operator -> places of the inputs that hold shapes, counts, positions or axes instead of data.
@@ -41,16 +40,6 @@ _SHAPE_PLACES: Mapping[str, tuple[int, ...]] = {
 _SHAPE_READERS = ("Shape", "Size")
 
 
-def supported_profile_strategies() -> tuple[str, ...]:
-    """Names of the strategies that `make_profiles` knows, TF-TRT's own.
-
-    "Range": one profile from the smallest to the largest dimension seen, tuned for the input set seen most often (of
-    equals, the one with most elements). "Optimal": one exact profile for each different input set. "Range+Optimal":
-    both. "ImplicitBatchModeCompatible": as "Range", but dynamic first dimensions begin at 1.
-    """
-    return tuple(_STRATEGIES)
-
-
 def make_profiles(
     segment: SegmentModel, observations: Observations, strategy: str = "Range"
 ) -> tuple[Profile, ...] | str:
@@ -62,7 +51,10 @@ def make_profiles(
     Args:
         segment: the segment.
         observations: from `harvest`, of a segmentation that holds the segment.
-        strategy: one of `supported_profile_strategies()`.
+        strategy: one of `rewriter.params.supported_profile_strategies()`, TF-TRT's own names. "Range": one profile
+            from the smallest to the largest dimension seen, tuned for the input set seen most often (of equals, the
+            one with most elements). "Optimal": one exact profile for each different input set. "Range+Optimal":
+            both. "ImplicitBatchModeCompatible": as "Range", but dynamic first dimensions begin at 1.
 
     Returns:
         At least one profile; or, in one line, why there can be none.
@@ -70,9 +62,7 @@ def make_profiles(
     Raises:
         InvalidParameterError: an unknown strategy.
     """
-    if strategy not in _STRATEGIES:
-        known = ", ".join(_STRATEGIES)
-        raise InvalidParameterError(f"the profile strategy must be one of {known}, not {strategy!r}")
+    check_choice("dynamic_shape_profile_strategy", strategy, tuple(_STRATEGIES))
     seen = observations.segments.get(segment.segment.name)
     if seen is None or not seen.sets:
         return f"no shapes were seen: {seen.reason if seen else 'the segment was not watched'}"

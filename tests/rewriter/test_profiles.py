@@ -13,12 +13,12 @@ from passes.segments import Segment, Segmentation
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.harvest import Observations, Observed, SegmentObservations
+from rewriter.params import supported_profile_strategies
 from rewriter.profiles import (
     harvest,
     make_profiles,
     shape_tensors,
     static_profiles,
-    supported_profile_strategies,
 )
 
 MAIN = """
@@ -302,7 +302,7 @@ def test_an_unknown_segment_is_a_reason(pair):
 
 
 def test_strategies_are_listed_and_unknown_ones_refused(pair):
-    assert supported_profile_strategies() == ("Range", "Optimal", "Range+Optimal", "ImplicitBatchModeCompatible")
+    assert supported_profile_strategies() == ["Range", "Optimal", "Range+Optimal", "ImplicitBatchModeCompatible"]
     with pytest.raises(InvalidParameterError, match=r"one of Range, Optimal.*'range'"):
         make_profiles(pair, seen_by([shapes((1, 4))]), "range")
 
