@@ -38,6 +38,23 @@ from rewriter.source import Signature, SourceModel
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 
 
+@dataclasses.dataclass(frozen=True)
+class _Conversion:
+    """What `convert()` made; `build()` replaces the result.
+
+    Attributes:
+        source: origin, signature and samples; its weights are gone, for the cleaned model has them.
+        model: the cleaned model, weights in a file.
+        records: what the passes did.
+        result: the plan, and one build a segment once `build()` has run.
+    """
+
+    source: SourceModel
+    model: Model
+    records: tuple[PassRecord, ...]
+    result: BuildResult
+
+
 class Converter:
     """Turns a model into one with TensorRT engines spliced in.
 
@@ -119,12 +136,12 @@ class Converter:
         )
         self.params = parameters.merge_params(conversion_params, single)
         self._strategy = parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy)
-        self._origin = _one_source(input_saved_model_dir, model)
+        self._origin = parameters.one_source(input_saved_model_dir, model)
         self._tags = None if input_saved_model_tags is None else tuple(input_saved_model_tags)
         self._signature_key = input_saved_model_signature_key
-        _refuse("inputs", inputs)
-        _refuse("outputs", outputs)
-        _refuse("engine_cache_dir", engine_cache_dir)
+        parameters.refuse("inputs", inputs)
+        parameters.refuse("outputs", outputs)
+        parameters.refuse("engine_cache_dir", engine_cache_dir)
         self._op_denylist = parameters.check_names("op_denylist", op_denylist)
         self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
         self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
@@ -138,10 +155,7 @@ class Converter:
         self._backend = open_backend(backend, targets or ()) if isinstance(backend, str) else backend
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
-        self._source: SourceModel | None = None
-        self._model: Model | None = None
-        self._records: tuple[PassRecord, ...] = ()
-        self._result: BuildResult | None = None
+        self._conversion: _Conversion | None = None
         self._builder: EngineBuilder | None = None
         self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
 
@@ -158,7 +172,7 @@ class Converter:
             ConverterStateError: called twice.
             SourceError, ExportError, VerificationError: the model cannot be read, expressed or reproduced.
         """
-        if self._source is not None:
+        if self._conversion is not None:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
         if calibration_input_fn is not None:
             raise InvalidParameterError(
@@ -170,19 +184,18 @@ class Converter:
         for stage, seconds in source.timings.items():
             self._stages.add(stage, seconds)
         with self._stages.stage("passes"):
-            model, self._records = default_pipeline(evaluate).run(source.model)
+            model, records = default_pipeline(evaluate).run(source.model)
             model = spool(model, Path(self._scratch.name) / "weights.data")
         oracle = self._oracle()
         with self._stages.stage("support"):
             support = oracle.examine(model)
         with self._stages.stage("partition"):
             plan = make_plan(model, support, oracle, self._partition_options())
-        self._source = _without_weights(source)
-        self._model = model
-        self._result = BuildResult(plan, {}, ())
+        source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
+        self._conversion = _Conversion(source, model, records, BuildResult(plan, {}, ()))
         if not self.params.is_dynamic_op:
             self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
-        return ConvertedFunction(self._spliced({}), source.signature, lazy=True)
+        return ConvertedFunction(self._spliced(self._conversion, {}), source.signature, lazy=True)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -197,7 +210,7 @@ class Converter:
             InvalidParameterError: no input_fn although a dimension is unknown; the message names it.
             InputError: an input does not fit the signature.
         """
-        source, _ = self._converted("build")
+        source = self._converted("build").source
         if input_fn is None:
             unknown = unknown_dimensions(source.signature)
             if unknown:
@@ -222,7 +235,7 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: a shape does not fit, or a dimension stays unknown; the message names it.
         """
-        source, _ = self._converted("sample_input_fn")
+        source = self._converted("sample_input_fn").source
         return shaped_input_fn(source.signature, shapes or {}, source.samples)
 
     def save(
@@ -248,20 +261,19 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             ArtifactError: the folder exists or cannot be written.
         """
-        source, _ = self._converted("save")
+        done = self._converted("save")
         if options is not None:
             raise InvalidParameterError(
                 "options must be None: SaveOptions of TensorFlow have no meaning for an artifact"
             )
-        assert self._result is not None  # noqa: S101 - set together with the source
-        builds: Mapping[str, SegmentBuild] = self._result.builds if save_gpu_specific_engines else {}
+        builds: Mapping[str, SegmentBuild] = done.result.builds if save_gpu_specific_engines else {}
         with self._stages.stage("save"):
             return save_artifact(
                 output_saved_model_dir,
-                model=self._spliced(builds),
-                signature=source.signature,
+                model=self._spliced(done, builds),
+                signature=done.source.signature,
                 params=self._params_json(),
-                engines=engine_entries(self._result, builds, self._backend),
+                engines=engine_entries(done.result, builds, self._backend),
                 report=self.report.to_dict(),
                 overwrite=overwrite,
             )
@@ -291,7 +303,7 @@ class Converter:
         Raises:
             ConverterStateError: `convert()` has not run.
         """
-        return self._converted("signature")[0].signature
+        return self._converted("signature").source.signature
 
     @property
     def report(self) -> Report:
@@ -300,15 +312,12 @@ class Converter:
         Raises:
             ConverterStateError: `convert()` has not run.
         """
-        source, model = self._converted("report")
-        assert self._result is not None  # noqa: S101 - set together with the source
+        done = self._converted("report")
         return make_report(
-            source,
-            model,
-            self._result.plan,
-            self._result.builds,
-            records=self._records,
-            failures=self._result.failures,
+            done.source,
+            done.model,
+            done.result,
+            records=done.records,
             timings=self._stages.timings,
             backend=self._backend,
             targets=self._backend.default_targets,
@@ -325,12 +334,12 @@ class Converter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _converted(self, verb: str) -> tuple[SourceModel, Model]:
-        if self._source is None or self._model is None:
+    def _converted(self, verb: str) -> _Conversion:
+        if self._conversion is None:
             raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
         if not self._finalizer.alive:
             raise ConverterStateError(f"{verb} came too late: this converter is closed")
-        return self._source, self._model
+        return self._conversion
 
     def _oracle(self) -> ParserOracle:
         return ParserOracle(
@@ -340,12 +349,10 @@ class Converter:
             allow_double=self._allow_double,
         )
 
-    def _spliced(self, builds: Mapping[str, SegmentBuild]) -> Model:
+    def _spliced(self, done: _Conversion, builds: Mapping[str, SegmentBuild]) -> Model:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
-        assert self._model is not None  # noqa: S101 - callers have checked
-        assert self._result is not None  # noqa: S101 - set together with the model
-        attributes = engine_attributes(self._result, builds, self._backend)
-        return splice(self._model, self._result.plan.segmentation, attributes)
+        attributes = engine_attributes(done.result, builds, self._backend)
+        return splice(done.model, done.result.plan.segmentation, attributes)
 
     def _partition_options(self) -> PartitionOptions:
         return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
@@ -362,37 +369,19 @@ class Converter:
         )
 
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
-        source, model = self._converted("build")
-        assert self._result is not None  # noqa: S101 - set together with the source
+        done = self._converted("build")
         input_fns = (*self._input_fns, input_fn)
-        observer = Observer(model, source.signature, input_fns, self._strategy)
-        options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes)
+        observer = Observer(done.model, done.source.signature, input_fns, self._strategy)
         if self._builder is None:
-            self._builder = EngineBuilder(
-                self._backend, self._oracle(), options, self._partition_options(), Path(self._scratch.name)
-            )
+            options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes)
+            scratch = Path(self._scratch.name)
+            self._builder = EngineBuilder(self._backend, self._oracle(), options, self._partition_options(), scratch)
         with self._stages.stage("build"):
-            result = self._builder.build(model, self._result.plan, observer, self._build_progress)
-        self._result, self._input_fns = result, input_fns
+            result = self._builder.build(done.model, done.result.plan, observer, self._build_progress)
+        self._conversion, self._input_fns = dataclasses.replace(done, result=result), input_fns
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))
-
-
-def _one_source(directory: str | Path | None, model: Any) -> Any:
-    if (directory is None) == (model is None):
-        raise InvalidParameterError("give exactly one of input_saved_model_dir and model")
-    return directory if model is None else model
-
-
-def _refuse(name: str, value: object) -> None:
-    if value is not None:
-        raise InvalidParameterError(f"{name} is not available yet: leave it out")
-
-
-def _without_weights(source: SourceModel) -> SourceModel:
-    """Frees the exported weights: from here on the cleaned, spooled model is used."""
-    return dataclasses.replace(source, model=Model(onnx.ModelProto()))
 
 
 def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:

@@ -177,6 +177,27 @@ def check_patterns(name: str, value: object) -> tuple[str, ...]:
     return patterns
 
 
+def one_source(directory: object, model: Any) -> Any:
+    """The source out of its two spellings, `input_saved_model_dir` and `model`.
+
+    Raises:
+        InvalidParameterError: none or both are given.
+    """
+    if (directory is None) == (model is None):
+        raise InvalidParameterError("give exactly one of input_saved_model_dir and model")
+    return directory if model is None else model
+
+
+def refuse(name: str, value: object) -> None:
+    """Refuses a parameter that belongs to the interface and does nothing yet, rather than ignore it.
+
+    Raises:
+        InvalidParameterError: it is given.
+    """
+    if value is not None:
+        raise InvalidParameterError(f"{name} is not available yet: leave it out")
+
+
 def _check_integer(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidParameterError(f"{name} must be an integer of at least {least}, not {value!r}")

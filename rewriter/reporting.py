@@ -12,11 +12,10 @@ from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.segments import SegmentModel
 from rewriter.backends.base import Backend, BuiltEngine
-from rewriter.building import SegmentBuild
+from rewriter.building import BuildResult, SegmentBuild
 from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
-from rewriter.planning import Plan
-from rewriter.report import EngineReport, Failure, PassSummary, Report
+from rewriter.report import EngineReport, PassSummary, Report
 from rewriter.source import SourceModel
 
 NOT_BUILT = "not built yet: build() has not run"
@@ -25,18 +24,17 @@ NOT_BUILT = "not built yet: build() has not run"
 def make_report(
     source: SourceModel,
     model: Model,
-    plan: Plan,
-    builds: Mapping[str, SegmentBuild],
+    result: BuildResult,
     *,
     records: Iterable[PassRecord],
-    failures: Iterable[Failure],
     timings: Mapping[str, float],
     backend: Backend,
     targets: tuple[str, ...],
     params: Mapping[str, Any],
 ) -> Report:
     """Collects everything that a user may ask about a conversion (see `Report`)."""
-    engines = tuple(_engine(segment, builds.get(segment.segment.name)) for segment in plan.segments)
+    plan = result.plan
+    engines = tuple(_engine(segment, result.builds.get(segment.segment.name)) for segment in plan.segments)
     built = {e.name for e in engines if e.built}
     inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
     total = plan.segmentation.effective_nodes
@@ -48,7 +46,7 @@ def make_report(
         built_coverage=inside / total if total else 1.0,
         total_nodes=sum(len(graph.node) for _, graph in iter_scopes(model.proto)),
         verification=dict(source.verification.max_rel_diff) if source.verification else {},
-        failures=tuple(failures),
+        failures=result.failures,
         timings=dict(timings),
         passes=tuple(
             PassSummary(r.name, r.options, r.seconds, r.nodes_before, r.nodes_after, count_by_rule(r.changes))
