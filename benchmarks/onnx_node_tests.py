@@ -41,6 +41,8 @@ OUTCOMES = {
     "crash": "the process died",
     "hang": "no answer in time",
 }
+#: Lines and characters of the table of reasons.
+REASONS, REASON_WIDTH = 30, 120
 #: Seconds for one case.
 TIMEOUT = 180.0
 
@@ -228,10 +230,24 @@ def _reasons(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
         for rule, reason, op, count in result.denials:
             nodes[rule, reason] += count
             ops.setdefault((rule, reason), Counter())[op] += count
-    return [
-        {"rule": rule, "reason": reason, "cases": count, "nodes": nodes[rule, reason], "ops": _few(ops[rule, reason])}
-        for (rule, reason), count in sorted(cases.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(cases.items(), key=lambda item: (-item[1], item[0]))
+    lines = [
+        {
+            "rule": rule,
+            "reason": reason if len(reason) <= REASON_WIDTH else reason[: REASON_WIDTH - 3] + "...",
+            "cases": count,
+            "nodes": nodes[rule, reason],
+            "ops": _few(ops[rule, reason]),
+        }
+        for (rule, reason), count in ordered[:REASONS]
     ]
+    rest = [key for key, _ in ordered[REASONS:]]
+    if rest:
+        total = sum(cases[key] for key in rest)
+        least = sum((ops[key] for key in rest), Counter())
+        label = f"{len(rest)} other reasons (all are in the JSON)"
+        lines.append({"rule": "", "reason": label, "cases": total, "nodes": least.total(), "ops": _few(least)})
+    return lines
 
 
 def _few(ops: Counter[str]) -> str:
