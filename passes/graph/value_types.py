@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto
 
 from passes.graph.walk import iter_graphs
 from passes.model import Model
@@ -25,9 +25,14 @@ def tensor_type(value: TypeProto) -> tuple[int, Shape | None]:
     tensor = value.tensor_type
     if not tensor.HasField("shape"):
         return tensor.elem_type, None
-    return tensor.elem_type, tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in tensor.shape.dim
-    )
+    return tensor.elem_type, tuple([_size(dim) for dim in tensor.shape.dim])
+
+
+def _size(dim: TensorShapeProto.Dimension) -> int | str | None:
+    number = int(dim.dim_value)
+    if number > 0:
+        return number
+    return 0 if not number and dim.HasField("dim_value") else (dim.dim_param or None)
 
 
 def set_tensor_type(value: TypeProto, dtype: int, shape: Shape | None) -> None:

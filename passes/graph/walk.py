@@ -66,18 +66,15 @@ def iter_nodes(root: ModelProto | GraphProto) -> Iterator[NodeProto]:
         yield from graph.node
 
 
-def definitions(graph: GraphProto) -> Iterator[str]:
+def definitions(graph: GraphProto) -> list[str]:
     """Names that `graph` itself defines: inputs, initializers, node outputs; a name that is given twice comes twice."""
-    for value in graph.input:
-        yield value.name
-    for tensor in graph.initializer:
-        yield tensor.name
-    for sparse in graph.sparse_initializer:
-        yield sparse.values.name
+    names = [value.name for value in graph.input]
+    names += [tensor.name for tensor in graph.initializer]
+    names += [sparse.values.name for sparse in graph.sparse_initializer]
     for node in graph.node:
-        for name in node.output:
-            if name:
-                yield name
+        # A slice of a repeated field is much quicker than iterating over it.
+        names += node.output[:]
+    return [name for name in names if name]
 
 
 def defined_names(graph: GraphProto) -> set[str]:
@@ -107,7 +104,10 @@ def captures(node: NodeProto) -> tuple[str, ...]:
 
 def reads(node: NodeProto) -> list[str]:
     """Names that a node reads: its inputs, then what its bodies capture; no optional inputs that are left out."""
-    return [name for name in (*node.input, *captures(node)) if name]
+    names = node.input[:]
+    if node.attribute:
+        names += captures(node)
+    return [name for name in names if name] if "" in names else names
 
 
 def plain_domain(domain: str) -> str:
