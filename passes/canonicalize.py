@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, helper
 
 from passes.base import Change, PassError, PassResult
 from passes.graph.editing import finish, label
-from passes.graph.walk import bodies_of, iter_nodes, iter_scopes
+from passes.graph.walk import bodies_of, iter_nodes, iter_scopes, plain_domain
 from passes.model import Model, Weights
 from passes.steps.cleanup import drop_stale_value_info, remove_dead, remove_noops
 from passes.steps.constants import lift_constants
@@ -57,6 +57,7 @@ class Canonicalize:
             _drop_initialized_inputs,
             lambda m: unique_nodes(m.graph),
             lambda m: unique_values(m.graph),
+            _spell_out_axes,
             lambda m: sort_nodes(m.graph),
             lambda m: lift_constants(m.graph, weights),
             remove_noops,
@@ -110,6 +111,16 @@ def _spell_out_defaults(proto: ModelProto) -> None:
         for default in defaults.get((node.domain, node.op_type, node.overload), ()):
             if default.name not in given:
                 node.attribute.append(default)
+
+
+def _spell_out_axes(proto: ModelProto) -> list[Change]:
+    """Writes the default axes of MeanVarianceNormalization: inside a function ONNX Runtime does not find them."""
+    changes = []
+    for node in iter_nodes(proto.graph):
+        if node.op_type == "MeanVarianceNormalization" and not plain_domain(node.domain) and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
+            changes.append(Change("explicit-axes", node.name, "ONNX Runtime does not find the default in a function"))
+    return changes
 
 
 def _reject_references(proto: ModelProto) -> list[Change]:

@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from passes import model as models
 from passes.base import PassError, verify
+from passes.canonicalize import Canonicalize
 from passes.engine_node import engine_nodes, read_attributes
 from passes.extract import Extractor
 from passes.graph_index import iter_scopes
@@ -414,3 +415,11 @@ def test_random_models_run_bit_equal(model, minimum, condition, deny_if):
     feeds = {"x": np.float32([0.3, -1]), "u": np.float32([2, 5]), "c": np.array(condition)}
     assert_same_results(model, result, feeds)
     assert nodes_by_name(unsplice(result)) == nodes_by_name(model)
+
+
+def test_default_axes_are_found_inside_a_function():
+    text = "g (float[2,3,4,4] x) => (float[2,3,4,4] y) { m = MeanVarianceNormalization(x) y = Relu(m) }"
+    source = parse(text)
+    model = Canonicalize().run(source).model
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4), np.float32)
+    assert_same_results(source, spliced(model), {"x": x})
