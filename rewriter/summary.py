@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -24,23 +25,26 @@ def render_summary(report: Report, line_length: int = 160, detailed: bool = True
         line_length: characters a line, at least `MINIMUM_LINE_LENGTH`.
         detailed: with op counts and shapes of every engine; False prints the engine table in short.
     """
-    console = Console(
-        file=io.StringIO(), width=max(line_length, MINIMUM_LINE_LENGTH), color_system=None, legacy_windows=False
-    )
+    console = plain_console(file=io.StringIO(), width=max(line_length, MINIMUM_LINE_LENGTH), color_system=None)
     print_report(console, report, detailed=detailed)
     file = console.file
     assert isinstance(file, io.StringIO)  # noqa: S101 - narrows the type
     return file.getvalue().rstrip("\n")
 
 
+def plain_console(**options: Any) -> Console:
+    """A console that prints text as it is: brackets and colons are no markup, lines are not broken (tables are)."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+
 def print_report(console: Console, report: Report, *, detailed: bool = True) -> None:
     """Prints the same to a console (with colours where it has them)."""
-    console.print(_engine_table(report))
+    console.print(_engine_table(report), soft_wrap=False)
     if detailed:
         for engine in report.engines:
-            console.print(_engine_details(engine))
-    console.print(_native_table(report))
-    console.print(coverage_line(report), highlight=False)
+            console.print(_engine_details(engine), soft_wrap=False)
+    console.print(_native_table(report), soft_wrap=False)
+    console.print(coverage_line(report))
 
 
 def print_with(print_fn: Callable[[str], object], text: str) -> None:

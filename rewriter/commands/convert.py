@@ -30,13 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
-    from rich.console import Console
-
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
-    from rewriter.summary import print_report
+    from rewriter.summary import plain_console, print_report
 
-    console = Console()
+    console = plain_console()
     shapes = parse_shapes(arguments.shapes)
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.overwrite)
@@ -57,6 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         print_report(console, converter.report)
         verification = converter.report.verification
     if verification:
-        console.print(f"Largest relative difference from TensorFlow: {max(verification.values()):.1e}", highlight=False)
-    console.print(f"Saved to {output}", highlight=False)
+        console.print(f"Largest relative difference from TensorFlow: {max(verification.values()):.1e}")
+    console.print(f"Saved to {output}")
     return 0

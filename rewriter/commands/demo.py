@@ -38,11 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; 1 when the outputs differ from TensorFlow's."""
-    from rich.console import Console
-
     from rewriter.artifact import check_output
+    from rewriter.summary import plain_console
 
-    console = Console()
+    console = plain_console()
     if arguments.output:
         check_output(Path(arguments.output), overwrite=False)
         return _demo(console, arguments, Path(arguments.output))
@@ -63,7 +62,7 @@ def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
         converter.build(converter.sample_input_fn({name: [(batch, *images.shape[1:]) for batch in _BATCHES]}))
         converter.save(output)
         report = converter.report
-    console.print(f"  in all     {time.perf_counter() - start:7.2f} s", highlight=False)
+    console.print(f"  in all     {time.perf_counter() - start:7.2f} s")
     title(console, "2. What TensorRT took, and what stays native")
     print_report(console, report)
     title(console, "3. Load the artifact and run it")
@@ -92,26 +91,24 @@ def _compare(
         difference = np.abs(np.asarray(actual[name], np.float64) - reference).max()
         relative = float(difference / max(np.abs(reference).max(), 1e-30))
         worst = max(worst, relative)
-        console.print(f"  {name}: largest relative difference from TensorFlow {relative:.1e}", highlight=False)
+        console.print(f"  {name}: largest relative difference from TensorFlow {relative:.1e}")
     if labels is not None:
         hits = [float((np.asarray(run["digit"]) == labels).mean()) for run in (expected, actual)]
-        console.print(
-            f"  accuracy on {len(labels)} test images: TensorFlow {hits[0]:.1%}, converted {hits[1]:.1%}",
-            highlight=False,
-        )
+        console.print(f"  accuracy on {len(labels)} test images: TensorFlow {hits[0]:.1%}, converted {hits[1]:.1%}")
     for reason, count in stats["fallbacks"].items():
-        console.print(f"  {count} engine call(s) ran natively: {reason}", highlight=False)
+        console.print(f"  {count} engine call(s) ran natively: {reason}")
     sizes = {
         kind: sum(p.stat().st_size for p in output.rglob(pattern) if p.is_file())
         for kind, pattern in (("model.onnx + weights", "model.onnx*"), ("engines", "*.engine"), ("all files", "*"))
     }
-    console.print("  " + ", ".join(f"{kind} {human_size(size)}" for kind, size in sizes.items()), highlight=False)
+    console.print("  " + ", ".join(f"{kind} {human_size(size)}" for kind, size in sizes.items()))
     passed = worst <= TOLERANCE
-    verdict = "[bold green]PASSED[/]" if passed else "[bold red]FAILED[/]"
+    verdict = "PASSED" if passed else "FAILED"
     console.print(
-        f"{verdict}: the converted model computes what TensorFlow computes (limit {TOLERANCE:.0e}).", highlight=False
+        f"{verdict}: the largest difference from what TensorFlow computes is {worst:.1e} (limit {TOLERANCE:.0e}).",
+        style="bold green" if passed else "bold red",
     )
-    console.print("Next: trt-rewriter convert YOUR_SAVED_MODEL -o OUT, then trt-rewriter inspect OUT", highlight=False)
+    console.print("Next: trt-rewriter convert YOUR_SAVED_MODEL -o OUT, then trt-rewriter inspect OUT")
     return 0 if passed else 1
 
 

@@ -6,6 +6,10 @@ import argparse
 import importlib.metadata
 import platform
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: (distribution, extra that brings it, what it is for)
 PACKAGES = (
@@ -30,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes its arguments
     """Prints the findings; 2 when conversion is not possible as things are."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.print(f"Python {platform.python_version()} on {platform.platform()}", highlight=False)
+    from rewriter.summary import plain_console
+
+    console = plain_console()
+    console.print(f"Python {platform.python_version()} on {platform.platform()}")
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("package", "version", "for", "install"):
         table.add_column(column)
@@ -43,30 +48,27 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - every command t
         table.add_row(
             package, version or "-", purpose, "" if version or not extra else f"pip install 'trt-rewriter[{extra}]'"
         )
-    console.print(table)
-    console.print(f"GPU: {_gpus()}", highlight=False)
+    console.print(table, soft_wrap=False)
+    console.print(f"GPU: {_gpus()}")
     problems = _problems(console)
     for problem in problems:
         print(f"trt-rewriter: {problem}", file=sys.stderr)
     if not problems:
-        console.print("Ready: models can be converted, and run natively.", highlight=False)
+        console.print("Ready: models can be converted, and run natively.")
     return 2 if problems else 0
 
 
-def _problems(console: object) -> list[str]:
+def _problems(console: Console) -> list[str]:
     """What stands in the way, one line each; prints the TensorRT that would be used."""
-    from rich.console import Console
-
     from rewriter.backends import open_backend
     from rewriter.errors import ConversionError
     from rewriter.runtime.native import import_onnxruntime
 
-    assert isinstance(console, Console)  # noqa: S101 - narrows the type
     problems = []
     try:
         with open_backend("auto") as backend:
             targets = " ".join(backend.default_targets) or "the GPU of this machine"
-            console.print(f"TensorRT: {backend.flavour} {backend.version}, builds for {targets}", highlight=False)
+            console.print(f"TensorRT: {backend.flavour} {backend.version}, builds for {targets}")
     except ConversionError as error:
         problems.append(str(error))
     try:

@@ -18,25 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the artifact once and prints its outputs' shapes and ranges."""
     import numpy as np
-    from rich.console import Console
 
     from rewriter.errors import InputError
     from rewriter.runtime.function import load
+    from rewriter.summary import plain_console
 
     try:
         with np.load(arguments.inputs, allow_pickle=False) as file:
             feeds = {name: file[name] for name in file.files}
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the inputs {arguments.inputs!r} as an .npz file: {error}") from error
-    console = Console()
+    console = plain_console()
     with load(arguments.artifact, provider=arguments.provider, strict=arguments.strict) as function:
         outputs = function(**feeds)
         stats = function.stats()
     for name, array in outputs.items():
         span = f" {array.min():.6g} .. {array.max():.6g}" if array.size and array.dtype.kind in "iuf" else ""
-        console.print(f"{name}: {array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}{span}", highlight=False)
+        console.print(f"{name}: {array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}{span}")
     for reason, count in stats["fallbacks"].items():
-        console.print(f"native: {count} engine call(s): {reason}", highlight=False)
+        console.print(f"native: {count} engine call(s): {reason}")
     if arguments.outputs:
         try:
             np.savez(Path(arguments.outputs), **outputs)

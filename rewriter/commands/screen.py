@@ -42,14 +42,14 @@ class StageScreen:
             self._bar(event)
         if event.seconds is not None:
             words = STAGE_WORDS.get(event.stage, "")
-            self._console.print(f"  {event.stage:<10} {event.seconds:7.2f} s   {words}", highlight=False)
+            self._console.print(f"  {event.stage:<10} {event.seconds:7.2f} s   {words}")
         return True
 
 
 def title(console: Console, text: str) -> None:
     """A headline between two parts of the screen."""
     console.print()
-    console.print(f"[bold]{text}[/bold]", highlight=False)
+    console.print(text, style="bold")
 
 
 def import_tensorflow(purpose: str) -> Any:
