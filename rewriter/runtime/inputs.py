@@ -73,6 +73,24 @@ def sample_feeds(signature: Signature, samples: Iterable[Any]) -> Iterator[dict[
             raise InputError(f"sample {number}: {error}") from error
 
 
+def iterate_samples(value: Any) -> Iterator[Any]:
+    """An iterator over what one call of an `input_fn` returned.
+
+    Raises:
+        InputError: it is nothing that can be iterated over (None, where a `yield` is missing), or one input instead
+            of a series of them (a dict, a text).
+    """
+    if value is None:
+        raise InputError("input_fn returned None: it must yield inputs (is a `yield` missing?)")
+    kind = type(value).__name__
+    if isinstance(value, (Mapping, str, bytes)):
+        raise InputError(f"input_fn returned a {kind}: it must yield inputs, so yield it or return it in a list")
+    try:
+        return iter(value)
+    except TypeError as error:
+        raise InputError(f"input_fn returned a {kind}: it must yield inputs (is a `yield` missing?)") from error
+
+
 def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
     """One input as an array, without a copy where it already lies in CPU memory.
 

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InputError
-from rewriter.runtime.inputs import bind, is_tensorflow, sample_feeds, to_array, to_feeds
+from rewriter.runtime.inputs import bind, is_tensorflow, iterate_samples, sample_feeds, to_array, to_feeds
 from rewriter.source import Signature
 
 IMAGE = TensorSpec("image", TensorProto.FLOAT, ("batch", 3), "image_1")
@@ -256,3 +256,40 @@ def test_tensorflow_tensors_are_arrays():
         to_array(tf.ones((2, 3), tf.float64), IMAGE)
     with pytest.raises(InputError, match=r"cannot be read as an array|expected an array"):
         to_array(tf.ragged.constant([[1.0], [1.0, 2.0]]), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "input_fn returned None: it must yield inputs (is a `yield` missing?)"),
+        (3, "input_fn returned a int: it must yield inputs (is a `yield` missing?)"),
+        (np.array(1.0), "input_fn returned a ndarray: it must yield inputs (is a `yield` missing?)"),
+        ({"image": image()}, "input_fn returned a dict: it must yield inputs, so yield it or return it in a list"),
+        ("image", "input_fn returned a str: it must yield inputs, so yield it or return it in a list"),
+    ],
+)
+def test_an_input_fn_that_yields_nothing_to_iterate_over_is_told(value, message):
+    with pytest.raises(InputError) as caught:
+        iterate_samples(value)
+    assert str(caught.value) == message
+
+
+def test_what_an_input_fn_may_return():
+    def generate():
+        yield 1
+        yield 2
+
+    for value in (generate(), [1, 2], (1, 2), iter([1, 2]), map(int, "12"), {1: None, 2: None}.keys()):
+        assert list(iterate_samples(value)) == [1, 2]
+    assert list(iterate_samples([])) == []
+
+
+def test_errors_of_a_generator_come_through_when_it_runs():
+    def generate():
+        yield 1
+        raise TypeError("inner")
+
+    samples = iterate_samples(generate())
+    assert next(samples) == 1
+    with pytest.raises(TypeError, match="inner"):
+        next(samples)
