@@ -20,6 +20,7 @@ from rewriter.errors import (
     VerificationError,
 )
 from rewriter.params import (
+    DEFAULT_TRT_CONVERSION_PARAMS,
     DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES,
     ConversionParams,
     TrtPrecisionMode,
@@ -47,6 +48,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "DEFAULT_TRT_CONVERSION_PARAMS",
     "DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES",
     "ArtifactError",
     "BackendError",

@@ -137,7 +137,8 @@ class Converter:
         self.params = parameters.merge_params(conversion_params, single)
         self._strategy = parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy)
         self._origin = parameters.one_source(input_saved_model_dir, model)
-        self._tags = None if input_saved_model_tags is None else tuple(input_saved_model_tags)
+        tags = input_saved_model_tags
+        self._tags = None if tags is None else parameters.check_names("input_saved_model_tags", tags)
         self._signature_key = input_saved_model_signature_key
         parameters.refuse("inputs", inputs)
         parameters.refuse("outputs", outputs)
@@ -145,14 +146,12 @@ class Converter:
         self._op_denylist = parameters.check_names("op_denylist", op_denylist)
         self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
         self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
-        self._samples = None if samples is None else list(samples)
-        self._allow_double = allow_double
-        self._verify = verify
+        self._samples = parameters.check_samples(samples)
+        self._allow_double = parameters.check_switch("allow_double", allow_double)
+        self._verify = parameters.check_switch("verify", verify)
         self._stages = Stages(resolve(progress))
         self._owns_backend = isinstance(backend, str)
-        if not isinstance(backend, str) and targets:
-            raise InvalidParameterError("targets belong to the open backend: give them to open_backend()")
-        self._backend = open_backend(backend, targets or ()) if isinstance(backend, str) else backend
+        self._backend = _open(backend, () if targets is None else parameters.check_names("targets", targets))
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
         self._conversion: _Conversion | None = None
@@ -166,7 +165,7 @@ class Converter:
             calibration_input_fn: INT8 only, so not accepted yet.
 
         Returns:
-            The spliced model as a function (engines appear in it once saved and loaded).
+            The spliced model as a function that runs natively; to use the engines, `save()` and `rewriter.load()`.
 
         Raises:
             ConverterStateError: called twice.
@@ -174,6 +173,8 @@ class Converter:
         """
         if self._conversion is not None:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
+        if not self._finalizer.alive:
+            raise ConverterStateError("this converter is closed: make a new one")
         if calibration_input_fn is not None:
             raise InvalidParameterError(
                 "calibration_input_fn is only for precision_mode='INT8', which is not available yet"
@@ -292,7 +293,8 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: line_length is too small.
         """
-        if line_length < MINIMUM_LINE_LENGTH:
+        self._converted("summary")
+        if not isinstance(line_length, int) or line_length < MINIMUM_LINE_LENGTH:
             raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {line_length!r}")
         print_with(print_fn or print, render_summary(self.report, line_length, detailed))
 
@@ -382,6 +384,17 @@ class Converter:
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))
+
+
+def _open(backend: object, targets: tuple[str, ...]) -> Backend:
+    """The backend that the two parameters mean."""
+    if isinstance(backend, str):
+        return open_backend(backend, targets)
+    if not isinstance(backend, Backend):
+        raise InvalidParameterError(f"backend must be a name or an open Backend, not {backend!r}")
+    if targets:
+        raise InvalidParameterError("targets belong to the open backend: give them to open_backend()")
+    return backend
 
 
 def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:

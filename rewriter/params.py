@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rewriter.errors import InvalidParameterError
@@ -17,6 +18,8 @@ PROFILE_STRATEGY_RANGE_OPTIMAL = "Range+Optimal"
 PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE = "ImplicitBatchModeCompatible"
 
 CACHE_FULL_RULES = ("native", "evict")
+#: TensorRT counts memory in signed 64-bit integers; TF-TRT's own largest default was this.
+MAXIMUM_WORKSPACE_SIZE_BYTES = (1 << 63) - 512
 
 
 class TrtPrecisionMode:
@@ -84,17 +87,25 @@ def check_params(params: ConversionParams) -> ConversionParams:
         raise InvalidParameterError(f"conversion_params must be a ConversionParams, not {type(params).__name__}")
     if params.rewriter_config_template is not None:
         raise InvalidParameterError("rewriter_config_template must be None: choosing passes is not available yet")
-    for name, least in (("max_workspace_size_bytes", 1), ("maximum_cached_engines", 1), ("max_batch_size", 1)):
-        _check_integer(name, getattr(params, name), least)
-    size = params.minimum_segment_size
-    if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+    integers: dict[str, Any] = {
+        name: _check_integer(name, getattr(params, name))
+        for name in ("max_workspace_size_bytes", "maximum_cached_engines", "max_batch_size")
+    }
+    if integers["max_workspace_size_bytes"] > MAXIMUM_WORKSPACE_SIZE_BYTES:
         raise InvalidParameterError(
-            f"minimum_segment_size must be a positive integer, or -1 to leave the main graph native, not {size!r}"
+            f"max_workspace_size_bytes must be at most {MAXIMUM_WORKSPACE_SIZE_BYTES}, "
+            f"not {params.max_workspace_size_bytes!r}"
+        )
+    size = _as_integer(params.minimum_segment_size)
+    if size is None or (size < 1 and size != -1):
+        raise InvalidParameterError(
+            "minimum_segment_size must be a positive integer, or -1 to leave the main graph native, "
+            f"not {params.minimum_segment_size!r}"
         )
     for name in ("is_dynamic_op", "use_calibration", "allow_build_at_runtime"):
-        if not isinstance(getattr(params, name), bool):
-            raise InvalidParameterError(f"{name} must be True or False, not {getattr(params, name)!r}")
-    return params._replace(precision_mode=check_precision_mode(params.precision_mode))
+        check_switch(name, getattr(params, name))
+    mode = check_precision_mode(params.precision_mode)
+    return params._replace(precision_mode=mode, minimum_segment_size=size, **integers)
 
 
 def merge_params(whole: ConversionParams | None, single: ConversionParams) -> ConversionParams:
@@ -109,6 +120,30 @@ def merge_params(whole: ConversionParams | None, single: ConversionParams) -> Co
         if value != getattr(DEFAULT_TRT_CONVERSION_PARAMS, name):
             raise InvalidParameterError(f"{name} and conversion_params are both given: set {name} in conversion_params")
     return check_params(whole)
+
+
+def check_switch(name: str, value: object) -> bool:
+    """The value when it is True or False; anything else that counts as true is refused.
+
+    Raises:
+        InvalidParameterError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InvalidParameterError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def check_samples(value: object) -> list[Any] | None:
+    """Sample inputs as a list; None for none given.
+
+    Raises:
+        InvalidParameterError: it cannot be iterated over.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidParameterError(f"samples must be a list of inputs, not {value!r}")
+    return list(value)
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> str:
@@ -140,6 +175,8 @@ def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None)
     Raises:
         InvalidParameterError: unknown strategy; or one given although use_dynamic_shape is False.
     """
+    if use_dynamic_shape is not None:
+        check_switch("use_dynamic_shape", use_dynamic_shape)
     if strategy is not None:
         check_choice("dynamic_shape_profile_strategy", strategy, supported_profile_strategies())
     if use_dynamic_shape is False:
@@ -198,6 +235,18 @@ def refuse(name: str, value: object) -> None:
         raise InvalidParameterError(f"{name} is not available yet: leave it out")
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidParameterError(f"{name} must be an integer of at least {least}, not {value!r}")
+def _check_integer(name: str, value: object) -> int:
+    number = _as_integer(value)
+    if number is None or number < 1:
+        raise InvalidParameterError(f"{name} must be an integer of at least 1, not {value!r}")
+    return number
+
+
+def _as_integer(value: object) -> int | None:
+    """The value as an int (numpy's integers count); None for anything else, True and False included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

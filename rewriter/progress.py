@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rewriter.errors import InvalidParameterError
+
 
 @dataclasses.dataclass(frozen=True)
 class ProgressEvent:
@@ -99,9 +101,15 @@ class ProgressBar:
 
 
 def resolve(progress: ProgressCallback | bool | None) -> ProgressCallback | None:
-    """What the `progress` argument means: a callback as given; True a bar; None a bar at a terminal; False nothing."""
+    """What the `progress` argument means: a callback as given; True a bar; None a bar at a terminal; False nothing.
+
+    Raises:
+        InvalidParameterError: anything else.
+    """
     if progress is None:
         progress = sys.stderr.isatty()
+    if not isinstance(progress, bool) and not callable(progress):
+        raise InvalidParameterError(f"progress must be True, False, None or a function, not {progress!r}")
     if progress is True:
         return ProgressBar()
     return progress or None

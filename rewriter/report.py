@@ -132,17 +132,37 @@ class Report:
         return cls(**values)
 
 
-def group_by_reason(verdicts: tuple[Verdict, ...]) -> list[tuple[str, str, Counter[str]]]:
-    """Native nodes grouped for people: (rule, reason, op_type -> count), most nodes first.
+@dataclasses.dataclass(frozen=True)
+class NativeGroup:
+    """Native nodes that share a rule and a reason.
 
-    Reasons that differ only in a node's own name are one group; names are replaced by "*".
+    Attributes:
+        ops: op_type -> number of nodes, most frequent first.
+        nodes: their names, in graph order.
     """
-    groups: dict[tuple[str, str], Counter[str]] = {}
+
+    rule: str
+    reason: str
+    ops: Mapping[str, int]
+    nodes: tuple[str, ...]
+
+
+def group_by_reason(verdicts: tuple[Verdict, ...]) -> list[NativeGroup]:
+    """Native nodes grouped for people, most nodes first.
+
+    Reasons that differ only in a node's own name are one group; the name is replaced by "*". A denylist names the
+    user's own words, so its reasons stay as they are.
+    """
+    groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        reason = verdict.reason.replace(f"'{verdict.node}'", "'*'")
-        groups.setdefault((verdict.rule, reason), Counter())[verdict.op_type] += 1
-    rows = [(rule, reason, counts) for (rule, reason), counts in groups.items()]
-    return sorted(rows, key=lambda row: (-row[2].total(), row[0], row[1]))
+        own = verdict.rule == "denylist"
+        reason = verdict.reason if own else verdict.reason.replace(f"'{verdict.node}'", "'*'")
+        groups.setdefault((verdict.rule, reason), []).append(verdict)
+    found = [
+        NativeGroup(rule, reason, dict(Counter(v.op_type for v in group).most_common()), tuple(v.node for v in group))
+        for (rule, reason), group in groups.items()
+    ]
+    return sorted(found, key=lambda group: (-len(group.nodes), group.rule, group.reason))
 
 
 def dtype_name(dtype: int) -> str:
@@ -153,10 +173,10 @@ def dtype_name(dtype: int) -> str:
 
 
 def shape_text(spec: TensorSpec) -> str:
-    """Dims joined by x, as "batchx224x3"; "?" for an unknown one, "*" for unknown rank, "scalar" for rank 0."""
+    """Dims in brackets, as "[batch, 224, 3]"; "?" for an unknown one, "of any rank" for unknown rank."""
     if spec.shape is None:
-        return "*"
-    return "x".join("?" if d is None else str(d) for d in spec.shape) or "scalar"
+        return "of any rank"
+    return f"[{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
 
 
 def _engine(data: Mapping[str, Any]) -> EngineReport:

@@ -15,6 +15,8 @@ from rewriter.report import EngineReport, Report, dtype_name, group_by_reason, s
 
 #: Narrower lines than this break the tables (TF-TRT's rule too).
 MINIMUM_LINE_LENGTH = 80
+#: Names of native nodes shown for one reason.
+MAXIMUM_NAMES = 3
 
 
 def render_summary(report: Report, line_length: int = 160, detailed: bool = True) -> str:
@@ -40,10 +42,15 @@ def plain_console(**options: Any) -> Console:
 def print_report(console: Console, report: Report, *, detailed: bool = True) -> None:
     """Prints the same to a console (with colours where it has them)."""
     console.print(_engine_table(report), soft_wrap=False)
+    for engine in report.engines:
+        if not engine.built:
+            console.print(f"  {engine.name} has no engine: {engine.reason}")
+    if any(not engine.built for engine in report.engines):
+        console.print()
     if detailed:
         for engine in report.engines:
             console.print(_engine_details(engine), soft_wrap=False)
-    console.print(_native_table(report), soft_wrap=False)
+    console.print(_native_table(report, detailed), soft_wrap=False)
     console.print(coverage_line(report))
 
 
@@ -55,6 +62,8 @@ def print_with(print_fn: Callable[[str], object], text: str) -> None:
 
 def coverage_line(report: Report) -> str:
     """One line: nodes, coverage, engines built."""
+    if not report.total_nodes:
+        return "No engine: the model has no nodes left to compute."
     if not report.engines:
         return f"No engine: all {report.total_nodes} nodes run natively (reasons above)."
     built = sum(e.built for e in report.engines)
@@ -97,7 +106,7 @@ def _engine_table(report: Report) -> Table:
             engine.precision,
             human_size(engine.size) if engine.built else "-",
             f"{engine.seconds:.1f}" if engine.built else "-",
-            "built" if engine.built else engine.reason,
+            "built" if engine.built else "native",
         )
     if not report.engines:
         table.add_row("none", *[""] * 6)
@@ -123,15 +132,24 @@ def _engine_details(engine: EngineReport) -> Table:
     return table
 
 
-def _native_table(report: Report) -> Table:
-    table = Table(title="Native nodes, by reason", box=box.SIMPLE_HEAD, title_justify="left", expand=False)
+def _native_table(report: Report, detailed: bool) -> Table:
+    table = Table(title="Native nodes, by reason", box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("nodes", "ops", "rule", "reason"):
         table.add_column(column, justify="right" if column == "nodes" else "left")
-    for rule, reason, counts in group_by_reason(report.native):
-        table.add_row(str(counts.total()), _ops(counts.most_common()), rule, reason)
+    if detailed:
+        table.add_column("names", overflow="fold")
+    for group in group_by_reason(report.native):
+        names = [_names(group.nodes)] if detailed else []
+        table.add_row(str(len(group.nodes)), _ops(group.ops.items()), group.rule, group.reason, *names)
     if not report.native:
-        table.add_row("0", "", "", "every node lies in a segment")
+        table.add_row("0", "", "", "no node is native")
     return table
+
+
+def _names(nodes: tuple[str, ...]) -> str:
+    """The first names; `inspect --json` has them all."""
+    shown = "\n".join(nodes[:MAXIMUM_NAMES])
+    return shown if len(nodes) <= MAXIMUM_NAMES else f"{shown}\nand {len(nodes) - MAXIMUM_NAMES} more"
 
 
 def _ops(counts: Iterable[tuple[str, int]]) -> str:

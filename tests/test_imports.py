@@ -51,9 +51,9 @@ def test_passes_import_only_their_own_kind(path):
 
 PUBLIC = """
 ArtifactError BackendError ConversionError ConversionParams ConvertedFunction Converter ConverterStateError
-DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES ExportError InputError InvalidParameterError MissingDependencyError ProgressEvent
-Report SourceError TrtConversionParams TrtGraphConverterV2 TrtPrecisionMode VerificationError load
-supported_profile_strategies
+DEFAULT_TRT_CONVERSION_PARAMS DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES ExportError InputError InvalidParameterError
+MissingDependencyError ProgressEvent Report SourceError TrtConversionParams TrtGraphConverterV2 TrtPrecisionMode
+VerificationError load supported_profile_strategies
 """
 
 

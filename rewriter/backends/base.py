@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # the child process imports this module, and onnx must not come with it
     from passes.model import Model
@@ -112,6 +112,7 @@ class BuildFailure:
 Progress = Callable[[str, int, int], bool]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One TensorRT package. Implementations run TensorRT in a child process, so a crash is an answer, not an end."""
 

@@ -55,7 +55,7 @@ def test_convert_inspect_run(onnx_file, tmp_path, capsys):
 
     assert main(["inspect", out]) == 0
     text = capsys.readouterr().out
-    for words in ("input  x: float32 batchx4", "Exp, Neg, Relu", "Scaler", ".engine", "tensorrt_rtx", "files,"):
+    for words in ("input  x: float32 [batch, 4]", "Exp, Neg, Relu", "Scaler", ".engine", "tensorrt_rtx", "files,"):
         assert words in text
     assert main(["inspect", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["coverage"] == pytest.approx(6 / 7)

@@ -199,6 +199,10 @@ def test_order_of_calls(backend):
     converter.close()
     with pytest.raises(ConverterStateError, match="closed"):
         converter.build(samples(1))
+    unused = Converter(model=two_segments(), backend=backend, progress=False)
+    unused.close()
+    with pytest.raises(ConverterStateError, match="closed"):
+        unused.convert()
 
 
 def test_wrong_arguments(backend, tmp_path):
@@ -209,12 +213,19 @@ def test_wrong_arguments(backend, tmp_path):
         ({"model": two_segments(), "inputs": ["x"]}, "inputs is not available yet"),
         ({"model": two_segments(), "engine_cache_dir": tmp_path}, "engine_cache_dir is not available yet"),
         ({"model": two_segments(), "targets": ["sm89"]}, "targets belong to the open backend"),
+        ({"model": two_segments(), "input_saved_model_tags": "serve"}, "input_saved_model_tags must be a list"),
+        ({"model": two_segments(), "samples": 3}, "samples must be a list of inputs"),
+        ({"model": two_segments(), "progress": "yes"}, "progress must be True, False, None or a function"),
+        ({"model": two_segments(), "allow_double": "no"}, "allow_double must be True or False"),
         ({"model": two_segments(), "op_denylist": "Conv"}, "op_denylist must be a list of strings"),
     ):
         with pytest.raises(InvalidParameterError, match=message):
             Converter(backend=backend, **arguments)
-    with pytest.raises(InvalidParameterError, match="backend"):
-        Converter(model=two_segments(), backend="cuda")
+    for wrong, message in (("cuda", "backend"), (None, "backend must be a name or an open Backend, not None")):
+        with pytest.raises(InvalidParameterError, match=message):
+            Converter(model=two_segments(), backend=wrong)
+    with pytest.raises(InvalidParameterError, match="targets must be a list of strings"):
+        Converter(model=two_segments(), backend="tensorrt_rtx", targets="sm89")
     with pytest.raises(InvalidParameterError, match=r"(?i)sm99.*sm80"):
         Converter(model=two_segments(), backend="tensorrt_rtx", targets=["sm99"])
 

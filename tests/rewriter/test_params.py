@@ -1,3 +1,6 @@
+import sys
+
+import numpy as np
 import pytest
 
 from rewriter import ConversionParams, InvalidParameterError, TrtPrecisionMode, supported_profile_strategies
@@ -27,6 +30,7 @@ def test_precision_modes_in_both_cases():
         ({"minimum_segment_size": -2}, "not -2"),
         ({"minimum_segment_size": True}, "not True"),
         ({"max_workspace_size_bytes": 0}, "max_workspace_size_bytes must be an integer of at least 1"),
+        ({"max_workspace_size_bytes": 1 << 63}, "max_workspace_size_bytes must be at most 9223372036854775296"),
         ({"max_workspace_size_bytes": 1e9}, "max_workspace_size_bytes must be an integer"),
         ({"maximum_cached_engines": 0}, "maximum_cached_engines must be an integer of at least 1"),
         ({"max_batch_size": "8"}, "max_batch_size must be an integer of at least 1, not '8'"),
@@ -38,6 +42,28 @@ def test_precision_modes_in_both_cases():
 def test_wrong_values_are_named(change, message):
     with pytest.raises(InvalidParameterError, match=message.replace("(", r"\(")):
         parameters.check_params(ConversionParams(**change))
+
+
+def test_integers_of_numpy_are_integers():
+    params = ConversionParams(max_workspace_size_bytes=np.int64(5), minimum_segment_size=np.int32(-1))
+    checked = parameters.check_params(params)
+    assert (checked.max_workspace_size_bytes, checked.minimum_segment_size) == (5, -1)
+    assert type(checked.max_workspace_size_bytes) is int
+    largest = ConversionParams(max_workspace_size_bytes=sys.maxsize - 512)
+    assert parameters.check_params(largest).max_workspace_size_bytes == sys.maxsize - 512
+
+
+def test_switches_and_samples():
+    assert parameters.check_switch("verify", False) is False
+    with pytest.raises(InvalidParameterError, match="allow_double must be True or False, not 'no'"):
+        parameters.check_switch("allow_double", "no")
+    assert parameters.check_samples(None) is None
+    assert parameters.check_samples(iter([1, 2])) == [1, 2]
+    for bad in (3, "abc"):
+        with pytest.raises(InvalidParameterError, match="samples must be a list of inputs"):
+            parameters.check_samples(bad)
+    with pytest.raises(InvalidParameterError, match="use_dynamic_shape must be True or False"):
+        parameters.check_profile_strategy("no", None)
 
 
 def test_params_must_be_params():

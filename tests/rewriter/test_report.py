@@ -63,10 +63,12 @@ def test_missing_field_is_named():
 
 
 def test_native_nodes_are_grouped_across_names():
-    assert group_by_reason(NATIVE) == [
-        ("parser", "the parser refuses '*': no plugin", {"NonZero": 2}),
-        ("dtype", "it is a string", {"Cast": 1}),
-    ]
+    first, second = group_by_reason(NATIVE)
+    assert (first.rule, first.reason) == ("parser", "the parser refuses '*': no plugin")
+    assert (first.ops, first.nodes) == ({"NonZero": 2}, ("a", "b"))
+    assert (second.reason, second.ops, second.nodes) == ("it is a string", {"Cast": 1}, ("c",))
+    denied = Verdict("Gather", "Gather", False, "denylist", "node_denylist: 'Gather' matches its name")
+    assert group_by_reason((denied,))[0].reason == denied.reason
 
 
 def test_words_for_types_shapes_and_sizes():
@@ -76,9 +78,9 @@ def test_words_for_types_shapes_and_sizes():
         "bfloat16",
         "bool",
     ]
-    assert shape_text(IMAGE) == "batchx8x?"
-    assert shape_text(TensorSpec("s", T.FLOAT, ())) == "scalar"
-    assert shape_text(TensorSpec("s", T.FLOAT, None)) == "*"
+    assert shape_text(IMAGE) == "[batch, 8, ?]"
+    assert shape_text(TensorSpec("s", T.FLOAT, ())) == "[]"
+    assert shape_text(TensorSpec("s", T.FLOAT, None)) == "of any rank"
     assert [human_size(n) for n in (0, 999, 1500, 2_500_000, 3_000_000_000)] == [
         "0 B", "999 B", "1.5 kB", "2.5 MB", "3.00 GB",
     ]  # fmt: skip
@@ -91,7 +93,7 @@ def test_profiles_in_words():
 def test_summary_says_everything_once():
     text = render_summary(REPORT, line_length=160)
     for words in (
-        "Conv x3, Relu x2", "image: float32 batchx8x?", "1.2 MB", "image: 1x8x8 .. 4x8x8 .. 8x8x8",
+        "Conv x3, Relu x2", "image: float32 [batch, 8, ?]", "1.2 MB", "image: 1x8x8 .. 4x8x8 .. 8x8x8",
         "loop/body", "workspace: too small", "NonZero x2", "it is a string",
         "11 nodes: 80.0% of the effective ones in 2 segment(s), 1 with an engine (50.0%); 3 node(s) native.",
     ):  # fmt: skip
