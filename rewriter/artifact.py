@@ -10,22 +10,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import glob
 import json
 import logging
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from passes import model as models
 from passes.model import Model
 from rewriter import manifest as manifests
+from rewriter.artifact_paths import check_output, checked_path, is_artifact, output_errors
 from rewriter.errors import ArtifactError
 from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
 from rewriter.source import Signature
@@ -34,6 +37,8 @@ from rewriter.tensor_walk import all_tensors, external_locations
 __all__ = ["Artifact", "EngineEntry", "check_output", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
 
 _log = logging.getLogger(__name__)
+#: How often an artifact that changes while it is read is read again.
+RETRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +70,6 @@ class Artifact:
         return self.path / entry.file
 
 
-def is_artifact(path: str | Path) -> bool:
-    """True for a directory with the manifest of an artifact, of whatever schema version."""
-    try:
-        data = json.loads((Path(path) / manifests.MANIFEST_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("format") == manifests.FORMAT
-
-
 def save_artifact(
     directory: str | Path,
     *,
@@ -95,19 +91,20 @@ def save_artifact(
         params: conversion parameters (plain data).
         engines: entries with the file that holds each engine now: it is hard-linked, or copied in chunks.
         report: the conversion's report (plain data).
-        overwrite: True replaces an existing artifact; anything else that is not empty is never replaced.
+        overwrite: True replaces an existing artifact whose folder holds nothing else; no other folder that is not
+            empty is ever replaced.
 
     Returns:
         The artifact's directory, resolved.
 
     Raises:
-        ArtifactError: the output exists or cannot be written, an engine is missing or has changed since it was built,
+        ArtifactError: the output exists, lies in an artifact or cannot be written, an engine is missing or has changed since it was built,
             the model is too large for one file, or `params` or `report` hold something that JSON cannot.
     """
     # A link is followed here, for renaming a directory onto a link would replace the link.
-    target = Path(directory).resolve()
+    target = checked_path(directory).resolve()
     check_output(target, overwrite)
-    with _output_errors(target), _made_parents(target.parent):
+    with output_errors(target), _made_parents(target.parent):
         scratch = _sibling(target, "new")
         try:
             files = _write_content(scratch, model, engines, report)
@@ -124,14 +121,15 @@ def save_artifact(
             _install(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    _log.info("saved %s: %d engines, %d files", target, len(engines), len(files) + 1)
+    _log.info("saved %s: %d engine%s, %d files", target, len(engines), "s" * (len(engines) != 1), len(files) + 1)
     return target
 
 
 def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     """Reads an artifact.
 
-    A damaged or missing engine is no failure, for its segment can run natively: its entry says what is wrong.
+    A damaged or missing engine is no failure, for its segment can run natively: its entry says what is wrong. An
+    artifact that another process replaces meanwhile is read again: never one half of each.
 
     Args:
         path: the directory.
@@ -140,7 +138,27 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     Raises:
         ArtifactError: not an artifact, of a newer schema, an unsafe path, or a damaged file; the message names it.
     """
-    root = Path(path)
+    root = checked_path(path)
+    for retries_left in reversed(range(RETRIES + 1)):
+        before = _state(root)
+        try:
+            artifact = _load(root, check_hashes)
+        except ArtifactError:
+            if not retries_left or not _was_replaced(root, before):
+                raise
+            continue
+        if _state(root) == before:
+            break
+    else:
+        raise ArtifactError(f"{root} is replaced again and again while it is read: load it when that is over")
+    for entry in artifact.engines:
+        if not entry.usable:
+            _log.warning("%s: %s; its segment runs natively", root, entry.problem)
+    return artifact
+
+
+def _load(root: Path, check_hashes: bool) -> Artifact:
+    """One attempt to read an artifact."""
     content = manifests.manifest_from_json(_read_manifest(root), str(root))
     problems = _examine_files(root, content.files, check_hashes)
     for name in (manifests.MODEL_FILE, manifests.REPORT_FILE):
@@ -160,49 +178,28 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     )
 
 
-def check_output(directory: str | Path, overwrite: bool = False) -> None:
-    """Refuses an output that `save_artifact` would refuse, before any work is done.
-
-    Raises:
-        ArtifactError: it is a file, not empty and `overwrite` is False, or not an artifact; or no directory can be
-            made there.
-    """
-    target = Path(directory).resolve()
-    if not target.exists():
-        parent = next(parent for parent in target.parents if parent.exists())
-        if not parent.is_dir():
-            raise ArtifactError(f"cannot write the artifact {target}: {parent} is a file")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise ArtifactError(f"cannot write the artifact {target}: {parent} is not writable")
-        return
-    if not target.is_dir():
-        raise ArtifactError(f"the output {target} is a file: choose another directory")
-    with _output_errors(target):
-        if not any(target.iterdir()):
-            return
-    if not overwrite:
-        raise ArtifactError(
-            f"the output {target} exists and is not empty: choose another directory, or allow to overwrite it "
-            "(overwrite=True)"
-        )
-    if not is_artifact(target):
-        raise ArtifactError(
-            f"the output {target} is not an artifact of trt-rewriter, so it is not overwritten: choose another "
-            "directory, or empty it first"
-        )
-
-
-@contextlib.contextmanager
-def _output_errors(target: Path) -> Iterator[None]:
-    """Turns what the system or protobuf says while writing into one clear line."""
+def _state(root: Path) -> tuple[int, int, bytes] | None:
+    """What tells one artifact in `root` from the next: its manifest, and which file that is; None without one."""
     try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        where = f" ({error.filename})" if error.filename else ""
-        raise ArtifactError(f"cannot write the artifact {target}: {reason}{where}") from error
-    except (ValueError, EncodeError) as error:
-        raise ArtifactError(f"cannot write the artifact {target}: {error}") from error
+        with (root / manifests.MANIFEST_FILE).open("rb") as file:
+            facts = os.fstat(file.fileno())
+            return facts.st_ino, facts.st_mtime_ns, file.read()
+    except OSError:
+        return None
+
+
+def _was_replaced(root: Path, before: tuple[int, int, bytes] | None) -> bool:
+    """True when the artifact is another one by now, or is just between two: `_install` has moved the old one away."""
+    now = _state(root)
+    if now is None and any(root.parent.glob(f".{glob.escape(root.name)}.old-*/{glob.escape(root.name)}")):
+        _wait_for_rename()
+        return True
+    return now != before
+
+
+def _wait_for_rename() -> None:
+    """Gives the other process the time of one rename."""
+    time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -329,7 +326,6 @@ def _examine_files(root: Path, files: Mapping[str, FileRecord], check_hashes: bo
         if not name.startswith(f"{manifests.ENGINES_DIR}/"):
             raise ArtifactError(f"{root}: {problem}: convert the model again, or copy the artifact again")
         problems[name] = problem
-        _log.warning("%s: %s; its segment runs natively", root, problem)
     return problems
 
 

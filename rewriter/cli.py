@@ -7,8 +7,10 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rewriter.errors import ConversionError
 
@@ -22,10 +24,20 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a usage error in one line, as every other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"trt-rewriter: {message} (see {self.prog} -h)", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; building it imports no heavy package."""
-    parser = argparse.ArgumentParser(prog="trt-rewriter", description=__doc__.split(":")[0] if __doc__ else None)
-    parser.description = "Converts TensorFlow, Keras and ONNX models into models with TensorRT engines spliced in."
+    parser = _Parser(
+        prog="trt-rewriter",
+        description="Converts TensorFlow, Keras and ONNX models into models with TensorRT engines spliced in.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -46,12 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     module = importlib.import_module(f"rewriter.commands.{arguments.command}")
+    # A plain kill would leave the temporary folder behind; SystemExit lets every `with` end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         status: int = module.run(arguments)
-    except ConversionError as error:
+    except (ConversionError, MemoryError) as error:
         if arguments.debug:
             raise
-        print(f"trt-rewriter: {' '.join(str(error).split())}", file=sys.stderr)
+        words = str(error) if isinstance(error, ConversionError) else f"not enough memory: {error}"
+        print(f"trt-rewriter: {' '.join(words.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("trt-rewriter: interrupted", file=sys.stderr)

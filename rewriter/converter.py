@@ -18,17 +18,18 @@ from passes.pipeline import default_pipeline
 from passes.splice import splice
 from rewriter import params as parameters
 from rewriter.artifact import save_artifact
-from rewriter.backends import open_backend
+from rewriter.backends import as_backend
 from rewriter.backends.base import Backend, BuildOptions
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.denylists import idle_entries
 from rewriter.engines import engine_attributes, engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
 from rewriter.planning import make_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
-from rewriter.report import Report
+from rewriter.report import Failure, Report
 from rewriter.reporting import make_report, params_to_json
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.native import evaluate
@@ -47,12 +48,14 @@ class _Conversion:
         model: the cleaned model, weights in a file.
         records: what the passes did.
         result: the plan, and one build a segment once `build()` has run.
+        notes: denylist entries that deny nothing.
     """
 
     source: SourceModel
     model: Model
     records: tuple[PassRecord, ...]
     result: BuildResult
+    notes: tuple[Failure, ...]
 
 
 class Converter:
@@ -151,7 +154,7 @@ class Converter:
         self._verify = parameters.check_switch("verify", verify)
         self._stages = Stages(resolve(progress))
         self._owns_backend = isinstance(backend, str)
-        self._backend = _open(backend, () if targets is None else parameters.check_names("targets", targets))
+        self._backend = as_backend(backend, () if targets is None else parameters.check_names("targets", targets))
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
         self._conversion: _Conversion | None = None
@@ -187,13 +190,14 @@ class Converter:
         with self._stages.stage("passes"):
             model, records = default_pipeline(evaluate).run(source.model)
             model = spool(model, Path(self._scratch.name) / "weights.data")
+        idle = idle_entries(model, self._op_denylist, self._node_denylist)
         oracle = self._oracle()
         with self._stages.stage("support"):
             support = oracle.examine(model)
         with self._stages.stage("partition"):
             plan = make_plan(model, support, oracle, self._partition_options())
         source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
-        self._conversion = _Conversion(source, model, records, BuildResult(plan, {}, ()))
+        self._conversion = _Conversion(source, model, records, BuildResult(plan, {}, ()), idle)
         if not self.params.is_dynamic_op:
             self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
         return ConvertedFunction(self._spliced(self._conversion, {}), source.signature, lazy=True)
@@ -319,6 +323,7 @@ class Converter:
             done.source,
             done.model,
             done.result,
+            notes=done.notes,
             records=done.records,
             timings=self._stages.timings,
             backend=self._backend,
@@ -384,17 +389,6 @@ class Converter:
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))
-
-
-def _open(backend: object, targets: tuple[str, ...]) -> Backend:
-    """The backend that the two parameters mean."""
-    if isinstance(backend, str):
-        return open_backend(backend, targets)
-    if not isinstance(backend, Backend):
-        raise InvalidParameterError(f"backend must be a name or an open Backend, not {backend!r}")
-    if targets:
-        raise InvalidParameterError("targets belong to the open backend: give them to open_backend()")
-    return backend
 
 
 def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:

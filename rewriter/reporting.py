@@ -15,7 +15,7 @@ from rewriter.backends.base import Backend, BuiltEngine
 from rewriter.building import BuildResult, SegmentBuild
 from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
-from rewriter.report import EngineReport, PassSummary, Report
+from rewriter.report import EngineReport, Failure, PassSummary, Report
 from rewriter.source import SourceModel
 
 NOT_BUILT = "not built yet: build() has not run"
@@ -26,6 +26,7 @@ def make_report(
     model: Model,
     result: BuildResult,
     *,
+    notes: tuple[Failure, ...],
     records: Iterable[PassRecord],
     timings: Mapping[str, float],
     backend: Backend,
@@ -46,7 +47,7 @@ def make_report(
         built_coverage=inside / total if total else 1.0,
         total_nodes=sum(len(graph.node) for _, graph in iter_scopes(model.proto)),
         verification=dict(source.verification.max_rel_diff) if source.verification else {},
-        failures=result.failures,
+        failures=(*notes, *result.failures),
         timings=dict(timings),
         passes=tuple(
             PassSummary(r.name, r.options, r.seconds, r.nodes_before, r.nodes_after, count_by_rule(r.changes))

@@ -15,6 +15,7 @@ from rewriter.building import Profiles
 from rewriter.errors import InvalidParameterError
 from rewriter.planning import Plan
 from rewriter.profiles import harvest, make_profiles, sample_feeds, static_profiles
+from rewriter.runtime.inputs import iterate_samples
 from rewriter.source import Signature
 
 
@@ -58,7 +59,7 @@ class Observer:
         return found
 
     def _feeds(self) -> Iterator[dict[str, np.ndarray]]:
-        samples = itertools.chain.from_iterable(function() for function in self.input_fns)
+        samples = itertools.chain.from_iterable(iterate_samples(function()) for function in self.input_fns)
         feeds = sample_feeds(self.signature, samples)
         first = next(feeds, None)
         if first is None:

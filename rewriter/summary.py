@@ -51,6 +51,9 @@ def print_report(console: Console, report: Report, *, detailed: bool = True) -> 
         for engine in report.engines:
             console.print(_engine_details(engine), soft_wrap=False)
     console.print(_native_table(report, detailed), soft_wrap=False)
+    for failure in report.failures:
+        if failure.stage == "denylist":
+            console.print(f"Note: {failure.target}: {failure.reason}")
     console.print(coverage_line(report))
 
 

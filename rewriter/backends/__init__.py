@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rewriter.backends.base import Backend
     from rewriter.backends.client import ProcessBackend
     from rewriter.backends.flavours import Flavour
 
-__all__ = ["BACKENDS", "installed_backends", "open_backend"]
+__all__ = ["BACKENDS", "as_backend", "installed_backends", "open_backend"]
 
 #: What `backend=` accepts, beside "auto".
 BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -40,6 +41,25 @@ def open_backend(name: str = "auto", targets: Iterable[str] = (), **options: Any
         except BaseException:
             backend.close()
             raise
+    return backend
+
+
+def as_backend(backend: object, targets: tuple[str, ...] = ()) -> Backend:
+    """What the parameters `backend` and `targets` mean: a name is opened, an open backend is taken as it is.
+
+    Raises:
+        InvalidParameterError: neither; or targets beside an open backend, which has its own.
+        MissingDependencyError: as `open_backend`.
+    """
+    from rewriter.backends.base import Backend
+    from rewriter.errors import InvalidParameterError
+
+    if isinstance(backend, str):
+        return open_backend(backend, targets)
+    if not isinstance(backend, Backend):
+        raise InvalidParameterError(f"backend must be a name or an open Backend, not {backend!r}")
+    if targets:
+        raise InvalidParameterError("targets belong to the open backend: give them to open_backend()")
     return backend
 
 

@@ -96,7 +96,10 @@ class Rules:
         if value.dtype in _NO_TYPE:
             return "dtype", f"TensorRT has no type {_name(value.dtype)} ({value.name!r})"
         if value.dtype == TensorProto.DOUBLE and not self.allow_double:
-            return "dtype", f"TensorRT would compute DOUBLE in FLOAT without saying so ({value.name!r})"
+            return (
+                "dtype",
+                f"TensorRT would compute DOUBLE in FLOAT without saying so ({value.name!r}); allow_double=True lets it",
+            )
         if value.shape is not None and len(value.shape) > LARGEST_RANK:
             return "rank", f"{value.name!r} has rank {len(value.shape)}; TensorRT takes up to {LARGEST_RANK}"
         return None

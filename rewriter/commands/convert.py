@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
+from rewriter.errors import InvalidParameterError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = plain_console()
     shapes = parse_shapes(arguments.shapes)
+    for name, value in (("SRC", arguments.source), ("-o", arguments.output)):
+        if not value:
+            raise InvalidParameterError(f"{name} is an empty path")
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.overwrite)
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":

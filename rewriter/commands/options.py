@@ -15,7 +15,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option a conversion parameter."""
     defaults = parameters.DEFAULT_TRT_CONVERSION_PARAMS
     add = parser.add_argument
-    add("--precision-mode", default=defaults.precision_mode, help="FP32 (default)")
+    add(
+        "--precision-mode",
+        default=defaults.precision_mode,
+        help="arithmetic of the engines: FP32 (default); FP16 and INT8 are not available yet",
+    )
     add("--minimum-segment-size", type=int, default=defaults.minimum_segment_size, help="effective nodes (default 3)")
     add(
         "--max-workspace-size-bytes",
@@ -23,12 +27,26 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         default=defaults.max_workspace_size_bytes,
         help="workspace limit of each engine (default 1073741824)",
     )
-    add("--maximum-cached-engines", type=int, default=defaults.maximum_cached_engines)
+    add(
+        "--maximum-cached-engines",
+        type=int,
+        default=defaults.maximum_cached_engines,
+        help="engines kept in memory for each engine node at run time (default 1)",
+    )
     add("--no-build-at-runtime", action="store_true", help="requests never build engines")
-    add("--dynamic-shape-profile-strategy", choices=parameters.supported_profile_strategies())
-    add("--backend", default="auto", choices=("auto", "tensorrt_rtx", "tensorrt"))
+    add(
+        "--dynamic-shape-profile-strategy",
+        choices=parameters.supported_profile_strategies(),
+        help="which shapes around the samples an engine covers (default Range: from the smallest to the largest)",
+    )
+    add(
+        "--backend",
+        default="auto",
+        choices=("auto", "tensorrt_rtx", "tensorrt"),
+        help="the TensorRT package (default auto: tensorrt where there is a GPU, else tensorrt_rtx)",
+    )
     add("--targets", default="", help="GPU architectures, as sm80,sm89 (default: all the backend supports)")
-    add("--op-denylist", default="", help="operator types that stay native, separated by commas")
+    add("--op-denylist", default="", help="ONNX operator types that stay native, as Conv,MatMul")
     add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
     add("--allow-double", action="store_true", help="let TensorRT compute float64 in float32")
 
@@ -64,6 +82,8 @@ def parse_shapes(texts: list[str]) -> Shapes:
     shapes: Shapes = {}
     for text in texts:
         name, colon, rest = text.rpartition(":")
+        if name in shapes:
+            raise InvalidParameterError(f"--shapes names the input {name!r} twice: give all its shapes at once")
         if not colon or not name:
             raise InvalidParameterError(
                 f"--shapes {text!r}: write NAME:DIMxDIM,DIMxDIM, for example image:1x8x8,32x8x8"
@@ -74,6 +94,6 @@ def parse_shapes(texts: list[str]) -> Shapes:
             )
         except ValueError as error:
             raise InvalidParameterError(f"--shapes {text!r}: a dimension is no number") from error
-        if not shapes[name] or any(dim < 0 for shape in shapes[name] for dim in shape):
-            raise InvalidParameterError(f"--shapes {text!r}: give at least one shape, and no negative dimension")
+        if not shapes[name] or any(dim < 1 for shape in shapes[name] for dim in shape):
+            raise InvalidParameterError(f"--shapes {text!r}: give at least one shape; dimensions are at least 1")
     return shapes

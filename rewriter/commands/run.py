@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="OUT", help="folder of an artifact")
     parser.add_argument("--inputs", required=True, metavar="IN.npz", help="one array an input, named as the signature")
     parser.add_argument("--outputs", metavar="OUT.npz", help="file to write the outputs to")
-    parser.add_argument("--provider", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--provider",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="what to run on (default: the best there is)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail when an engine would not be used")
 
 
@@ -23,11 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rewriter.runtime.function import load
     from rewriter.summary import plain_console
 
-    try:
-        with np.load(arguments.inputs, allow_pickle=False) as file:
-            feeds = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the inputs {arguments.inputs!r} as an .npz file: {error}") from error
+    feeds = _read(arguments.inputs)
     console = plain_console()
     with load(arguments.artifact, provider=arguments.provider, strict=arguments.strict) as function:
         outputs = function(**feeds)
@@ -39,7 +41,29 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"native: {count} engine call(s): {reason}")
     if arguments.outputs:
         try:
-            np.savez(Path(arguments.outputs), **outputs)
+            with Path(arguments.outputs).open("wb") as file:  # a name would get ".npz" added to it
+                np.savez(file, **outputs)
         except OSError as error:
             raise InputError(f"cannot write the outputs to {arguments.outputs!r}: {error}") from error
     return 0
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The arrays of an .npz file.
+
+    Raises:
+        InputError: it is none, or is damaged.
+    """
+    import zipfile
+
+    import numpy as np
+
+    from rewriter.errors import InputError
+
+    try:
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise InputError(f"{path!r} is no .npz file, or is damaged: write one with numpy.savez, an array an input")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read the inputs {path!r} as an .npz file: {error}") from error

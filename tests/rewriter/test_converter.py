@@ -141,9 +141,14 @@ def test_too_small_workspace_is_native_with_the_asked_size(backend):
 
 def test_denylists_keep_nodes_native(backend):
     with Converter(
-        model=two_segments(), backend=backend, op_denylist=["Conv"], node_denylist=["^su"], progress=False
+        model=two_segments(), backend=backend, op_denylist=["Conv", "Conv2D"], node_denylist=["^su"], progress=False
     ) as converter:
         converter.convert()
+        converter.build(samples(2))
+        assert [f.target for f in converter.report.failures] == ["op_denylist"]
+        lines = []
+        converter.summary(print_fn=lines.append)
+        assert any(line.startswith("Note: op_denylist") and "did you mean 'Conv'" in line for line in lines)
         native = {v.node: v for v in converter.report.native}
     assert native["conv"].rule == native["sub"].rule == "denylist"
     assert "Conv" in native["conv"].reason
@@ -258,3 +263,21 @@ def test_wrong_calls(backend, tmp_path):
             converter.save(tmp_path / "full")
         converter.build(samples(2))
         assert all(e.built for e in converter.report.engines), "a refused input_fn must not spoil a later one"
+
+
+def test_input_fn_without_yield_is_told(backend):
+    with Converter(model=two_segments(), backend=backend, progress=False) as converter:
+        converter.convert()
+        with pytest.raises(InputError, match="must yield inputs"):
+            converter.build(lambda: None)
+
+
+def test_names_with_brackets_survive_the_summary(backend):
+    model = two_segments()
+    for node in model.graph.node:
+        node.name = f"m[/]{node.name}[0]"
+    lines = []
+    with Converter(model=model, backend=backend, node_denylist=[r"m\[/\]sub"], progress=False) as converter:
+        converter.convert()
+        converter.summary(print_fn=lines.append)
+    assert any("m[/]sub[0]" in line for line in lines)

@@ -1,0 +1,35 @@
+import logging
+
+import onnx
+
+from passes.model import from_proto
+from rewriter.denylists import idle_entries
+
+MODEL = from_proto(
+    onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2] x, bool b) => (float[2] y) {
+            s = If(b) <then_branch = t () => (float[2] p) { p = Softmax(x) },
+                       else_branch = e () => (float[2] q) { q = Relu(x) }>
+            y = Conv(s)
+        }"""
+    )
+)
+
+
+def test_entries_that_deny_something_are_silent(caplog):
+    MODEL.proto.graph.node[1].name = "head/conv"
+    assert idle_entries(MODEL, ["Conv", "Softmax"], ["^head"]) == ()
+    assert caplog.records == []
+
+
+def test_idle_entries_are_told_with_the_likely_name(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = idle_entries(MODEL, ["Conv2D", "SoftMax", "Zebra"], ["tail"])
+    assert [f"{failure.target}: {failure.reason}" for failure in found] == [
+        "op_denylist: no node of the model is a 'Conv2D' (names are ONNX's); did you mean 'Conv'?",
+        "op_denylist: no node of the model is a 'SoftMax' (names are ONNX's); did you mean 'Softmax'?",
+        "op_denylist: no node of the model is a 'Zebra' (names are ONNX's)",
+        "node_denylist: no node's name contains 'tail'",
+    ]
+    assert len(caplog.records) == 4
