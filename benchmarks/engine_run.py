@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", help="names of models; default all in the folder")
     parser.add_argument("--worker")
     options = parser.parse_args()
     if options.worker:
@@ -31,6 +32,8 @@ def main() -> int:
     rows = []
     for path in sorted(options.folder.glob("*/bundle.json")):
         name = path.parent.name
+        if options.only and name not in options.only:
+            continue
         command = [sys.executable, __file__, str(options.folder), "--worker", name]
         child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         lines = child.stdout.strip().splitlines()
