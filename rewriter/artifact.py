@@ -98,8 +98,9 @@ def save_artifact(
         The artifact's directory, resolved.
 
     Raises:
-        ArtifactError: the output exists, lies in an artifact or cannot be written, an engine is missing or has changed since it was built,
-            the model is too large for one file, or `params` or `report` hold something that JSON cannot.
+        ArtifactError: the output exists, lies in an artifact or cannot be written, an engine is missing or has
+            changed since it was built, the model is too large for one file, or `params` or `report` hold something
+            that JSON cannot.
     """
     # A link is followed here, for renaming a directory onto a link would replace the link.
     target = checked_path(directory).resolve()

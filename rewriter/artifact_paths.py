@@ -33,7 +33,7 @@ def checked_path(path: object) -> Path:
     if not text:
         raise ArtifactError("the path of an artifact is empty: name its folder")
     try:
-        os.stat(text)
+        Path(text).stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
@@ -134,7 +134,7 @@ def _unlisted(root: Path, raw: Mapping[str, Any]) -> list[str]:
         found += [f"{(base / name).as_posix()}/" for name in strange]
         inner[:] = [name for name in inner if name not in strange]
         found += [path for path in ((base / name).as_posix() for name in names) if path not in listed]
-    return sorted(found)
+    return sorted(name if name.isprintable() else ascii(name) for name in found)
 
 
 def _raw_manifest(root: Path) -> dict[str, Any] | None:

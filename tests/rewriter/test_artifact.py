@@ -176,7 +176,9 @@ def test_engines_are_copied_where_links_are_impossible(save, out, engine, monkey
 def test_existing_output_is_refused(save, out):
     out.mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ArtifactError, match=r"exists and is not empty.*overwrite=True"):
+    with pytest.raises(
+        ArtifactError, match=r"exists and is not empty.*or allow to overwrite it \(overwrite=True, --overwrite\)"
+    ):
         save()
     with pytest.raises(ArtifactError, match="not an artifact of trt-rewriter, so it is not overwritten"):
         save(overwrite=True)
@@ -185,7 +187,6 @@ def test_existing_output_is_refused(save, out):
 
 def test_overwrite_replaces_an_artifact_as_a_whole(save, out):
     save()
-    (out / "stray.txt").write_text("old")
     save(overwrite=True, engines=[], params={"second": True})
     assert load_artifact(out).params == {"second": True}
     assert listing(out) == ["manifest.json", "model.onnx", "model.onnx.data", "report.json"]
