@@ -37,17 +37,21 @@ class ConvertedFunction:
     Args:
         model: the spliced model; its weights must not change while this object lives.
         signature: names, order, dtypes and shapes.
-        engines: what is known of the engines of the model's engine nodes.
+        engines: what is known of the engines of the model's engine nodes; None for a model that `convert()` has just
+            made, whose engines (if any) go into the artifact only.
         provider: "auto", "cpu" (no engine is used) or "cuda" (an error where no GPU can be used).
         strict: True raises where an engine would not be used, instead of running its segment natively.
         lazy: True makes the session at the first call: until then the model costs no time and no memory.
 
     Attributes:
         signature: what it was made with.
-        engines: likewise.
+        engines: likewise; () for None.
         provider: what it runs on: "cpu" or "cuda".
-        structured_input_signature: ((), {input name: TensorSpec}), as TensorFlow has it.
-        structured_outputs: {output name: TensorSpec}.
+        structured_input_signature: ((), {input name: spec}): the structure that TensorFlow gives a signature, but the
+            specs are `passes.segments.TensorSpec`, not `tf.TensorSpec`. Their `dtype` is a number of
+            `onnx.TensorProto.DataType` (FLOAT is 1); their `shape` is None or a tuple whose unknown dimensions are
+            None or a name ("batch").
+        structured_outputs: {output name: spec}, likewise.
 
     Raises:
         InvalidParameterError: an unknown provider.
@@ -60,14 +64,14 @@ class ConvertedFunction:
         self,
         model: Model,
         signature: Signature,
-        engines: Sequence[EngineEntry] = (),
+        engines: Sequence[EngineEntry] | None = None,
         *,
         provider: str = "auto",
         strict: bool = False,
         lazy: bool = False,
     ) -> None:
         self.signature = signature
-        self.engines = tuple(engines)
+        self.engines = tuple(engines or ())
         self.structured_input_signature: tuple[tuple[()], dict[str, TensorSpec]] = (
             (),
             {spec.name: spec for spec in signature.inputs},
@@ -80,9 +84,7 @@ class ConvertedFunction:
         self._engine_calls = 0
         self._fallbacks: collections.Counter[str] = collections.Counter()
         self._said: set[str] = set()
-        self._executor: Executor | None = _make_executor(
-            model, signature, self.engines, provider, strict=strict, lazy=lazy
-        )
+        self._executor: Executor | None = _make_executor(model, signature, engines, provider, strict=strict, lazy=lazy)
         self.provider = self._executor.provider
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class ConvertedFunction:
         inputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.inputs)
         outputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.outputs)
         state = "closed" if self._executor is None else self.provider
-        return f"<ConvertedFunction ({inputs}) -> ({outputs}), {len(self.engines)} engines, {state}>"
+        return f"<ConvertedFunction ({inputs}) -> ({outputs}), {_counted(len(self.engines), 'engine')}, {state}>"
 
     def _run(self, executor: Executor, feeds: Mapping[str, Any]) -> Execution:
         try:
@@ -170,7 +172,10 @@ class ConvertedFunction:
             news = [reason for reason in execution.fallbacks if reason not in self._said]
             self._said.update(news)
         for reason in news:
-            logger.warning("%d engine nodes run natively: %s", execution.fallbacks[reason], reason)
+            count = execution.fallbacks[reason]
+            logger.warning(
+                "%s %s natively: %s", _counted(count, "engine node"), "runs" if count == 1 else "run", reason
+            )
         if self._strict and execution.fallbacks:
             raise ConversionError(f"strict: an engine was not used: {next(iter(execution.fallbacks))}")
 
@@ -203,7 +208,13 @@ def check_provider(provider: str) -> None:
 
 
 def _make_executor(
-    model: Model, signature: Signature, engines: Sequence[EngineEntry], provider: str, *, strict: bool, lazy: bool
+    model: Model,
+    signature: Signature,
+    engines: Sequence[EngineEntry] | None,
+    provider: str,
+    *,
+    strict: bool,
+    lazy: bool,
 ) -> Executor:
     """Chooses what computes the model; each engine that will not be used has its reason."""
     check_provider(provider)
@@ -214,17 +225,19 @@ def _make_executor(
     reasons = {op: _why_native(op, engines, blocked) for op in nodes}
     if strict and nodes:
         raise ConversionError(
-            f"strict: {len(nodes)} engine nodes would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
+            f"strict: {_counted(len(nodes), 'engine node')} would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
         )
     fallbacks = collections.Counter(reasons[op] for op in nodes)
     return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks, lazy=lazy)
 
 
-def _why_native(op: str, engines: Sequence[EngineEntry], blocked: str) -> str:
-    """Why one engine node runs as its native segment: nothing was built, nothing built is usable, or `blocked`."""
+def _why_native(op: str, engines: Sequence[EngineEntry] | None, blocked: str) -> str:
+    """Why one engine node runs as its native segment: no engine here, none that is usable, or `blocked`."""
+    if engines is None:
+        return "this function came from convert(): save() and load() the artifact to use its engines"
     own = [entry for entry in engines if entry.op == op]
     if not own:
-        return "no engine was built"
+        return "the artifact holds no engine for it"
     return blocked if any(entry.usable for entry in own) else own[0].problem
 
 
@@ -233,3 +246,8 @@ def _why_no_engines(provider: str) -> str:
     if provider == "cpu":
         return "provider 'cpu' was asked for"
     return device.missing_gpu() or "this version of trt-rewriter has no GPU executor"
+
+
+def _counted(count: int, thing: str) -> str:
+    """`1 engine`, `2 engines`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"

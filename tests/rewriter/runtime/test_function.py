@@ -160,7 +160,7 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "unusable_engines": {},
         "provider": "cpu",
     }
-    assert [r.getMessage() for r in caplog.records] == ["1 engine nodes run natively: no GPU"]
+    assert [r.getMessage() for r in caplog.records] == ["1 engine node runs natively: no GPU"]
 
 
 def test_a_damaged_engine_has_its_own_reason(make, entry):
@@ -178,10 +178,33 @@ def test_one_usable_engine_is_enough_for_a_node(make, entry):
     assert converted.stats()["fallbacks"] == {"no GPU": 1}
 
 
-def test_an_engine_node_that_was_never_built(make):
+def test_an_engine_node_without_an_engine_in_the_artifact(make):
     converted = make()
     converted(*inputs())
-    assert converted.stats()["fallbacks"] == {"no engine was built": 1}
+    assert converted.stats()["fallbacks"] == {"the artifact holds no engine for it": 1}
+
+
+def test_a_function_that_convert_returns_says_where_its_engines_are(model, no_gpu):
+    converted = ConvertedFunction(model, SIGNATURE, lazy=True)
+    converted(*inputs())
+    reason = "this function came from convert(): save() and load() the artifact to use its engines"
+    assert converted.stats()["fallbacks"] == {reason: 1}
+    assert converted.engines == ()
+    with pytest.raises(ConversionError, match="TRTEngineOp_000: this function came from convert"):
+        ConvertedFunction(model, SIGNATURE, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 engine node runs natively: why"), (3, "3 engine nodes run natively: why")]
+)
+def test_the_log_counts_engine_nodes_in_words(make, caplog, count, said):
+    make()._count(Execution({}, 0, {"why": count}))
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 engines"), (1, "1 engine"), (2, "2 engines")])
+def test_the_repr_counts_engines_in_words(make, entry, count, said):
+    assert f", {said}, cpu>" in repr(make([entry] * count))
 
 
 def test_a_model_without_engine_nodes_falls_back_from_nothing(model, no_gpu):
@@ -199,7 +222,7 @@ def test_the_cpu_can_be_asked_for(make, entry):
 
 def test_strict_raises_where_an_engine_would_not_be_used(make, entry):
     with pytest.raises(
-        ConversionError, match="strict: 1 engine nodes would not run on TensorRT; TRTEngineOp_000: no GPU"
+        ConversionError, match="strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: no GPU"
     ):
         make([entry], strict=True)
 
