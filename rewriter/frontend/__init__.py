@@ -14,6 +14,8 @@ from rewriter.source import SourceModel
 
 __all__ = ["load_source"]
 
+#: Characters of a path that can be none, in a message.
+_SHOWN = 100
 _KINDS = (
     "a SavedModel directory, a .keras, .h5 or .onnx file, a Keras or tf-keras model, a ConcreteFunction, a tf.function "
     "or an onnx.ModelProto"
@@ -53,10 +55,14 @@ def load_source(
         InputError: `samples` do not fit the signature.
         MissingDependencyError: TensorFlow, tf2onnx or ONNX Runtime is needed and not installed.
     """
+    if isinstance(source, (str, os.PathLike)):
+        _check_path(source)
     if samples is not None and len(samples) == 0:
         raise InvalidParameterError("samples is an empty list: pass at least one sample, or None")
     if (tags is not None or signature_key is not None) and not _is_saved_model(source):
-        raise InvalidParameterError("tags and signature_key name a part of a SavedModel, and the source is none")
+        raise InvalidParameterError(
+            "tags (--tags) and signature_key (--signature) name a part of a SavedModel, and the source is none"
+        )
     if isinstance(source, ModelProto):
         from rewriter.frontend import onnx as onnx_source
 
@@ -78,6 +84,24 @@ def load_source(
             else:
                 callee = _from_object(source, signature_key, samples)
         return convert(callee, Options(samples, verify, tolerance), clock)
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    """Refuses what can be no path at all; whether something lies there is asked later.
+
+    Raises:
+        SourceError: it is empty, or the system refuses it (a null byte, too long, a loop of links, no permission).
+    """
+    text = os.fspath(path)
+    if not text:
+        raise SourceError("the source is an empty path")
+    try:
+        Path(text).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        raise SourceError(f"the source {shown!r} cannot be read: {getattr(error, 'strerror', '') or error}") from error
 
 
 def _is_saved_model(source: Any) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewriter.errors import MissingDependencyError, SourceError, missing_dependency
+from rewriter.errors import SourceError
 from rewriter.frontend.noise import quiet, quiet_start
 from rewriter.frontend.structure import leaves, name_outputs, rebuild, unique
+from rewriter.runtime.other_errors import import_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +50,30 @@ def import_tensorflow() -> Any:
     """The tensorflow module, imported without its start-up notes.
 
     Raises:
-        MissingDependencyError: TensorFlow or tf2onnx is not installed.
+        MissingDependencyError: TensorFlow or tf2onnx is not installed, or cannot be loaded.
     """
-    try:
-        with quiet(), quiet_start():
-            import tensorflow
-            import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise _missing(error) from error
+    purpose = "converting a TensorFlow model"
+    tensorflow = import_quietly("tensorflow", "TensorFlow", purpose)
+    import_quietly("tf2onnx", "tf2onnx", purpose)
     return tensorflow
 
 
-def _missing(error: ImportError) -> MissingDependencyError:
-    package = {"tf2onnx": "tf2onnx"}.get((error.name or "").split(".")[0], "TensorFlow")
-    return missing_dependency(package, "tf", "converting a TensorFlow model")
+def import_quietly(module: str, package: str, purpose: str) -> Any:
+    """A module of the [tf] extra, imported without notes.
+
+    Args:
+        module: its name.
+        package: its name for people.
+        purpose: what needs it.
+
+    Raises:
+        MissingDependencyError: it is not installed, or cannot be loaded.
+    """
+    try:
+        with quiet(), quiet_start():
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise import_failure(error, module, package, "tf", purpose) from error
 
 
 def from_structure(

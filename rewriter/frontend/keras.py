@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.frontend.callee import Callee, from_structure, import_tensorflow, specs_of
-from rewriter.frontend.noise import quiet, quiet_start
+from rewriter.frontend.callee import Callee, from_structure, import_quietly, import_tensorflow, specs_of
+from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.structure import leaves, rebuild
+
+#: The first bytes of an HDF5 file (File Format Specification, "Superblock").
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def kind_of(model: Any) -> str | None:
@@ -27,8 +31,10 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
     """A .keras, .h5 or .hdf5 file: read by Keras 3, else by tf-keras.
 
     Raises:
-        SourceError: neither reads it; the message has the words of both.
+        SourceError: damaged, or neither reads it; the message has the words of both.
+        MissingDependencyError: TensorFlow is not installed or cannot be loaded.
     """
+    check_container(path)
     import_tensorflow()
     told = []
     cause: BaseException | None = None
@@ -46,6 +52,40 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
         f"no Keras can read {path} ({'; '.join(told)}). For custom layers, load the model with custom_objects "
         "yourself and pass the object"
     ) from cause
+
+
+def check_container(path: Path) -> None:
+    """Looks at the outer format of a Keras file: a zip archive, or HDF5, as its suffix says.
+
+    Older tf-keras wrote HDF5 into .keras files as well, so these may be both.
+
+    Raises:
+        SourceError: it is neither; or it cannot be read.
+    """
+    try:
+        is_zip, is_hdf5 = zipfile.is_zipfile(path), _is_hdf5(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    if is_hdf5:
+        return
+    if path.suffix.lower() != ".keras":
+        advice = "it is a zip archive, so name it .keras" if is_zip else "copy or save it again"
+        raise SourceError(f"{path} is damaged: not an HDF5 file (a {path.suffix} file is one); {advice}")
+    if not is_zip:
+        raise SourceError(f"{path} is damaged: not a zip archive (a .keras file is one); copy or save it again")
+
+
+def _is_hdf5(path: Path) -> bool:
+    """True when the HDF5 signature stands at the start, or at 512, 1024, 2048 ... bytes behind a block of the user."""
+    size = path.stat().st_size
+    offset = 0
+    with path.open("rb") as file:
+        while offset < size:
+            file.seek(offset)
+            if file.read(len(_HDF5)) == _HDF5:
+                return True
+            offset = max(offset * 2, 512)
+    return False
 
 
 def _own_words(error: Exception) -> str:
@@ -165,7 +205,4 @@ def _from_samples(samples: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def _import(package: str) -> Any:
-    import importlib
-
-    with quiet(), quiet_start():
-        return importlib.import_module(package)
+    return import_quietly(package, {"tf_keras": "tf-keras"}.get(package, "Keras"), "reading a Keras model")

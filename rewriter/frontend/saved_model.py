@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from rewriter.frontend.callee import (
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
 
+#: What TensorFlow says of variables that are cut off, changed, or not there.
+_DAMAGED_VARIABLES = (
+    "Read less bytes than requested",
+    "Checksum does not match",
+    "checksum mismatch",
+    "an sstable",
+    "Failed to find any matching files for",
+    "variables.data-",
+)
 _FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 
 
@@ -138,7 +148,7 @@ def _not_a_saved_model(path: Path) -> str:
     hint = "it is empty" if not names else "it holds " + ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     models = [n for n in names if n.endswith((".onnx", ".keras", ".h5", ".hdf5"))]
     inner = [p.parent.name for p in sorted(path.glob("*/saved_model.pb"))]
-    if models:
+    if len(models) == 1:
         hint += f"; for the file, pass {str(path / models[0])!r}"
     elif inner:
         hint += f"; the SavedModel lies deeper, pass {str(path / inner[-1])!r}"
@@ -156,4 +166,14 @@ def _load_failure(path: Path, error: Exception) -> str:
         )
     if "Op type not registered" in text:
         return f"the SavedModel in {path} uses an op of a library that is not loaded: {one_line(error)}"
+    if any(words in text for words in _DAMAGED_VARIABLES):
+        return (
+            f"the variables of the SavedModel in {path} are damaged or missing (variables/variables.*; "
+            f"TensorFlow says: {_told(error)}): copy or export it again"
+        )
     return f"TensorFlow cannot load the SavedModel in {path}: {one_line(error)}"
+
+
+def _told(error: Exception) -> str:
+    """TensorFlow's words without the names of its own functions around them."""
+    return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]", "", one_line(error)).strip()

@@ -11,8 +11,8 @@ import numpy as np
 
 from passes.model import Model
 from rewriter.errors import ConversionError, ConverterStateError, SourceError
-from rewriter.runtime.inputs import first_line
 from rewriter.runtime.native import NativeSession
+from rewriter.runtime.other_errors import first_line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from rewriter.artifact import EngineEntry, load_artifact
 from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError
 from rewriter.runtime import device
 from rewriter.runtime.executor import Execution, Executor, NativeExecutor
-from rewriter.runtime.inputs import bind, describe, first_line, is_tensorflow, to_feeds
+from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_feeds
+from rewriter.runtime.other_errors import first_line
 from rewriter.source import Signature
 
 logger = logging.getLogger(__name__)

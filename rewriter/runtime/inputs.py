@@ -12,7 +12,20 @@ import numpy as np
 from passes.segments import TensorSpec
 from rewriter.errors import InputError
 from rewriter.runtime.native import numpy_dtype
+from rewriter.runtime.other_errors import first_line
 from rewriter.source import Signature
+
+__all__ = [
+    "bind",
+    "describe",
+    "describe_shape",
+    "first_line",
+    "is_tensorflow",
+    "iterate_samples",
+    "sample_feeds",
+    "to_array",
+    "to_feeds",
+]
 
 _PLAIN = (bool, int, float, complex, str, bytes)
 
@@ -238,8 +251,3 @@ def _listed(names: Sequence[str]) -> str:
 def _similar(name: str, names: Sequence[str]) -> str:
     found = difflib.get_close_matches(str(name), names, n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another package says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from passes.model import Model, is_file_map, is_stub
-from rewriter.errors import missing_dependency
 from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
+from rewriter.runtime.other_errors import import_failure
 
 
 class NativeSession:
@@ -111,10 +111,10 @@ def import_onnxruntime() -> Any:
     """The onnxruntime module.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: it is not installed, or it cannot be loaded.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_dependency("ONNX Runtime", "cpu", "running models natively") from error
+        raise import_failure(error, "onnxruntime", "ONNX Runtime", "cpu", "running models natively") from error
     return onnxruntime

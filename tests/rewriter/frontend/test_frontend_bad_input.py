@@ -1,13 +1,15 @@
 """Bad input: one clear line each, of the right class."""
 
+import shutil
 import sys
 import zipfile
 
 import numpy as np
 import pytest
 
-from rewriter.errors import ExportError, InputError, MissingDependencyError, SourceError
-from rewriter.frontend import load_source
+from rewriter.errors import ExportError, InputError, InvalidParameterError, MissingDependencyError, SourceError
+from rewriter.frontend import callee, load_source
+from rewriter.frontend.keras import check_container
 
 
 def refuse(source, match, error=SourceError, **options):
@@ -28,6 +30,9 @@ def test_directories_that_are_no_saved_model(tmp_path):
     )
     (tmp_path / "net.onnx").write_bytes(b"")
     refuse(tmp_path, r"for the file, pass '.*net.onnx'")
+    (tmp_path / "other.onnx").write_bytes(b"")
+    assert refuse(tmp_path, "is no SavedModel").endswith("but it holds net.onnx, other.onnx")
+    (tmp_path / "other.onnx").unlink()
     (tmp_path / "net.onnx").unlink()
     (tmp_path / "keras_metadata.pb").write_bytes(b"")
     refuse(tmp_path, "keras_metadata.pb is left of")
@@ -35,6 +40,30 @@ def test_directories_that_are_no_saved_model(tmp_path):
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"")
     refuse(tmp_path, r"the SavedModel lies deeper, pass '.*1'")
     refuse(tmp_path / "1" / "saved_model.pb", "is a part of a SavedModel: pass its directory")
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("", "^the source is an empty path$"),
+        ("a\0b", r"^the source 'a\\x00b' cannot be read: embedded null"),
+        ("n" * 300, r"^the source 'n{100}\.\.\.' cannot be read: File name too long$"),
+    ],
+)
+def test_what_can_be_no_path(path, match):
+    refuse(path, match)
+    refuse(path, match, tags="serve")
+
+
+def test_tags_and_signature_keys_of_what_is_no_saved_model(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"")
+    for options in ({"tags": "serve"}, {"signature_key": "serving_default"}):
+        refuse(
+            tmp_path / "net.onnx",
+            r"^tags \(--tags\) and signature_key \(--signature\) name a part of a SavedModel, and the source is none$",
+            InvalidParameterError,
+            **options,
+        )
 
 
 def test_files_of_other_kinds(tmp_path):
@@ -82,7 +111,26 @@ def test_damaged_saved_model(tf, tmp_path, content):
 @pytest.mark.tensorflow
 def test_saved_model_without_its_variables(cnn_saved, tmp_path):
     (tmp_path / "saved_model.pb").write_bytes((cnn_saved / "saved_model.pb").read_bytes())
-    refuse(tmp_path, "TensorFlow cannot load the SavedModel")
+    refuse(tmp_path, r"the variables of the SavedModel in .* are damaged or missing \(variables/variables\.\*; ")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "remove"])
+@pytest.mark.parametrize("name", ["variables.data-00000-of-00001", "variables.index"])
+def test_saved_model_with_damaged_variables(cnn_saved, tmp_path, name, damage):
+    shutil.copytree(cnn_saved, tmp_path / "copy")
+    path = tmp_path / "copy" / "variables" / name
+    data = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
+        path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    else:
+        path.write_bytes(data[:50] if damage == "cut" else b"")
+    said = refuse(tmp_path / "copy", r"the variables of the SavedModel in .*copy are damaged or missing")
+    assert said.endswith("copy or export it again")
+    assert "{{" not in said
+    assert "[Op:" not in said
 
 
 @pytest.mark.tensorflow
@@ -104,13 +152,45 @@ def test_old_tftrt_saved_model(tf, tmp_path):
 
 @pytest.mark.tensorflow
 def test_damaged_keras_files(keras, tf_keras, tmp_path):
-    (tmp_path / "a.keras").write_bytes(b"not a zip")
-    refuse(tmp_path / "a.keras", "no Keras can read .*keras: .*tf_keras: ")
     with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
         archive.writestr("metadata.json", "{}")
-    refuse(tmp_path / "b.keras", "no Keras can read")
+    refuse(tmp_path / "b.keras", "no Keras can read .*keras: .*tf_keras: ")
     (tmp_path / "c.h5").write_bytes(b"\x89HDF\r\n\x1a\n broken")
     refuse(tmp_path / "c.h5", "no Keras can read")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("a.keras", b"not a zip", r"a\.keras is damaged: not a zip archive \(a \.keras file is one\); copy or save it"),
+        ("a.keras", b"", "damaged: not a zip archive"),
+        ("a.keras", "cut", "damaged: not a zip archive"),
+        ("a.h5", b"", r"a\.h5 is damaged: not an HDF5 file \(a \.h5 file is one\); copy or save it again"),
+        ("a.hdf5", b"\x89HDF\r\n\x1a", r"damaged: not an HDF5 file \(a \.hdf5 file is one\)"),
+        ("a.h5", "zip", r"not an HDF5 file \(a \.h5 file is one\); it is a zip archive, so name it \.keras"),
+    ],
+)
+def test_keras_files_that_are_damaged_on_the_outside(tmp_path, name, content, match, monkeypatch):
+    """Told without TensorFlow."""
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    path = tmp_path / name
+    if isinstance(content, str):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", "{}" * 100)
+        content = path.read_bytes()[: -30 if content == "cut" else None]
+    path.write_bytes(content)
+    refuse(path, match)
+
+
+@pytest.mark.parametrize("offset", [0, 512, 1024, 4096])
+@pytest.mark.parametrize("name", ["a.h5", "a.keras"])
+def test_hdf5_is_known_by_its_signature(tmp_path, name, offset):
+    path = tmp_path / name
+    path.write_bytes(bytes(offset) + b"\x89HDF\r\n\x1a\n rest")
+    check_container(path)
+    path.write_bytes(bytes(offset + 1) + b"\x89HDF\r\n\x1a\n rest")
+    with pytest.raises(SourceError, match="is damaged"):
+        check_container(path)
 
 
 @pytest.mark.tensorflow
@@ -189,4 +269,38 @@ def test_tensorflow_is_not_installed(tmp_path, monkeypatch):
         tmp_path,
         r"converting a TensorFlow model needs TensorFlow: pip install 'trt-rewriter\[tf\]'",
         MissingDependencyError,
+    )
+
+
+def broken(error, module):
+    """`importlib.import_module`, except that one module cannot be loaded."""
+
+    def load(name):
+        if name == module:
+            raise error
+        return sys.modules.get(name)
+
+    return load
+
+
+@pytest.mark.parametrize(("module", "package"), [("tensorflow", "TensorFlow"), ("tf2onnx", "tf2onnx")])
+def test_a_broken_tensorflow_is_no_missing_one(tmp_path, monkeypatch, module, package):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    error = ImportError("libstdc++.so.6: version `GLIBCXX_3.4.29' not found\nmore")
+    monkeypatch.setattr(callee.importlib, "import_module", broken(error, module))
+    said = refuse(tmp_path, f"needs {package}, which is installed but cannot be loaded: ", MissingDependencyError)
+    assert said.endswith(": libstdc++.so.6: version `GLIBCXX_3.4.29' not found")
+    assert "pip install" not in said
+
+
+@pytest.mark.tensorflow
+def test_a_keras_that_cannot_be_loaded_is_told(tf, cnn, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("metadata.json", "{}")
+    error = ImportError("libkeras.so: cannot open shared object file")
+    monkeypatch.setattr(callee.importlib, "import_module", broken(error, "keras"))
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    refuse(
+        tmp_path / "a.keras",
+        "keras: reading a Keras model needs Keras, which is installed but cannot be loaded: libkeras.so: cannot open",
     )
