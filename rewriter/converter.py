@@ -257,7 +257,7 @@ class Converter:
             output_saved_model_dir: folder to make; it must not exist, or be empty.
             save_gpu_specific_engines: False leaves the engines out.
             options: TF-TRT's SaveOptions have no meaning here; anything but None is refused.
-            overwrite: replace an existing artifact (never anything else).
+            overwrite: replace an existing artifact (refused when its folder holds anything else).
 
         Returns:
             The folder.

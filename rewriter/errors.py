@@ -24,7 +24,7 @@ class VerificationError(ConversionError):
 
 
 class MissingDependencyError(ConversionError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed, or cannot be loaded; the message names the extra that brings it."""
 
 
 class BackendError(ConversionError):

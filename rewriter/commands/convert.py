@@ -14,7 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     parser.add_argument("source", metavar="SRC", help="SavedModel directory, .keras, .h5 or .onnx file")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write the artifact to")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing artifact")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing artifact (refused when its folder holds other files)",
+    )
     parser.add_argument("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
     parser.add_argument("--signature", help="signature key (default serving_default)")
     parser.add_argument(

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rewriter.errors import missing_dependency
 from rewriter.progress import ProgressBar, ProgressEvent
+from rewriter.runtime.other_errors import import_failure
 
 #: stage -> what a reader should know about it.
 STAGE_WORDS = {
@@ -64,7 +64,7 @@ def import_tensorflow(purpose: str) -> Any:
 
             tf.constant(0)
     except ImportError as error:
-        raise missing_dependency("TensorFlow", "tf", purpose) from error
+        raise import_failure(error, "tensorflow", "TensorFlow", "tf", purpose) from error
     return tf
 
 
