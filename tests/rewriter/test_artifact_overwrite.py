@@ -129,7 +129,7 @@ def test_an_output_inside_an_artifact_is_refused(save, out, below):
         (3, "must be a str or a pathlib.Path, not int"),
         (b"out", "must be a str or a pathlib.Path, not bytes"),
         ("", "the path of an artifact is empty"),
-        ("a\0b", r"'a\\x00b' cannot be the path of an artifact: embedded null"),
+        ("a\0b", r"'a\\x00b' cannot be the path of an artifact: .*embedded null"),
         ("n" * 300, r"'n{100}\.\.\.' cannot be the path of an artifact: File name too long \(choose a shorter one\)"),
     ],
 )
