@@ -1,0 +1,64 @@
+"""What README.md shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ci_finds_the_test_command():
+    block = README[README.index("<!-- test command -->") :]
+    commands = [line for line in block[: block.index("\n```\n")].splitlines() if line.startswith("python3 ")]
+    assert len(commands) == 1
+    assert "pytest" in commands[0]
+    assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_links_lead_somewhere():
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", README, flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#]+)\)", prose)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    from rewriter.demo import digits_path, load_digits_test
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").symlink_to(digits_path())
+    images, labels = load_digits_test()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "input_fn" in block)
+    names = {"images": images}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
+    names["converter"].close()
+    assert np.mean(names["outputs"]["digit"] == labels) > 0.97
+    assert list(names["outputs"]) == ["digit", "probabilities"]
+    assert "2 with an engine" in capsys.readouterr().out
+    assert names["function"].stats()["engines"] == 2
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_migration_table_is_true(tmp_path):
+    import rewriter as trt
+    from rewriter.demo import digits_path, load_digits_test
+
+    params = trt.DEFAULT_TRT_CONVERSION_PARAMS._replace(max_workspace_size_bytes=1 << 28, max_batch_size=4)
+    converter = trt.TrtGraphConverterV2(input_saved_model_dir=str(digits_path()), conversion_params=params)
+    converter.convert()
+    images, _ = load_digits_test()
+    converter.build(input_fn=lambda: iter([(images[:4],)]))
+    lines = []
+    converter.summary(line_length=120, detailed=False, print_fn=lines.append)
+    converter.save(str(tmp_path / "out"))
+    converter.close()
+    assert any("TRTEngineOp_001" in line for line in lines)
+    with trt.load(str(tmp_path / "out")) as function:
+        assert function(image=images[:2])["probabilities"].shape == (2, 10)
