@@ -139,8 +139,6 @@ class EngineBuilder:
         """Denials after a failed build; none when the failure says nothing about support."""
         failure = build.outcome
         assert isinstance(failure, BuildFailure)  # noqa: S101 - narrows the type
-        if failure.kind not in ("unsupported", "crash"):
-            return []
         found = blame(self.backend, segment, build.profiles, self.options, failure, self.scratch)
         if found and refinements >= MAX_REFINEMENTS:
             return whole(segment, found)

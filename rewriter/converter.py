@@ -94,6 +94,8 @@ class Converter:
             TensorFlow; default: random ones.
         allow_double: let TensorRT take float64 nodes, which it computes in float32.
         verify: False skips the comparison with TensorFlow after the export.
+        tolerance: largest max|difference| / max|reference| that this comparison lets pass for floating-point outputs;
+            default 1e-4, or 1e-2 for graphs that compute in float16 or bfloat16 somewhere.
 
     Raises:
         InvalidParameterError: a parameter has a value that is not allowed.
@@ -128,6 +130,7 @@ class Converter:
         samples: Iterable[Any] | None = None,
         allow_double: bool = False,
         verify: bool = True,
+        tolerance: float | None = None,
     ) -> None:
         single = ConversionParams(
             max_workspace_size_bytes=max_workspace_size_bytes,
@@ -152,13 +155,23 @@ class Converter:
         self._samples = parameters.check_samples(samples)
         self._allow_double = parameters.check_switch("allow_double", allow_double)
         self._verify = parameters.check_switch("verify", verify)
+        self._tolerance = None if tolerance is None else parameters.check_tolerance(tolerance)
         self._stages = Stages(resolve(progress))
-        self._owns_backend = isinstance(backend, str)
         self._backend = as_backend(backend, () if targets is None else parameters.check_names("targets", targets))
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
-        self._finalizer = weakref.finalize(self, _release, self._scratch, self._backend if self._owns_backend else None)
+        own = self._backend if isinstance(backend, str) else None
+        self._finalizer = weakref.finalize(self, _release, self._scratch, own)
+        # One oracle and one builder for the whole conversion: they remember verdicts and engines.
+        self._oracle = ParserOracle(self._backend, self._op_denylist, self._node_denylist, self._allow_double)
+        self._partition = PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
+        self._builder = EngineBuilder(
+            self._backend,
+            self._oracle,
+            BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes),
+            self._partition,
+            Path(self._scratch.name),
+        )
         self._conversion: _Conversion | None = None
-        self._builder: EngineBuilder | None = None
         self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
 
     def convert(self, calibration_input_fn: Callable[[], Iterable[Any]] | None = None) -> ConvertedFunction:
@@ -173,6 +186,7 @@ class Converter:
         Raises:
             ConverterStateError: called twice.
             SourceError, ExportError, VerificationError: the model cannot be read, expressed or reproduced.
+            InvalidParameterError: `is_dynamic_op` is False, but a dimension other than the batch is not fixed.
         """
         if self._conversion is not None:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
@@ -183,23 +197,30 @@ class Converter:
                 "calibration_input_fn is only for precision_mode='INT8', which is not available yet"
             )
         source = load_source(
-            self._origin, tags=self._tags, signature_key=self._signature_key, samples=self._samples, verify=self._verify
+            self._origin,
+            tags=self._tags,
+            signature_key=self._signature_key,
+            samples=self._samples,
+            verify=self._verify,
+            tolerance=self._tolerance,
         )
         for stage, seconds in source.timings.items():
             self._stages.add(stage, seconds)
+        static = None
+        if not self.params.is_dynamic_op:  # a dimension that is not fixed is told before any more work
+            static = batch_input_fn(source.signature, self.params.max_batch_size, source.samples)
         with self._stages.stage("passes"):
             model, records = default_pipeline(evaluate).run(source.model)
             model = spool(model, Path(self._scratch.name) / "weights.data")
         idle = idle_entries(model, self._op_denylist, self._node_denylist)
-        oracle = self._oracle()
         with self._stages.stage("support"):
-            support = oracle.examine(model)
+            support = self._oracle.examine(model)
         with self._stages.stage("partition"):
-            plan = make_plan(model, support, oracle, self._partition_options())
+            plan = make_plan(model, support, self._oracle, self._partition)
         source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
         self._conversion = _Conversion(source, model, records, BuildResult(plan, {}, ()), idle)
-        if not self.params.is_dynamic_op:
-            self._build(batch_input_fn(source.signature, self.params.max_batch_size, source.samples))
+        if static is not None:
+            self._build(static)
         return ConvertedFunction(self._spliced(self._conversion, {}), source.signature, lazy=True)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
@@ -348,21 +369,10 @@ class Converter:
             raise ConverterStateError(f"{verb} came too late: this converter is closed")
         return self._conversion
 
-    def _oracle(self) -> ParserOracle:
-        return ParserOracle(
-            self._backend,
-            op_denylist=self._op_denylist,
-            node_denylist=self._node_denylist,
-            allow_double=self._allow_double,
-        )
-
     def _spliced(self, done: _Conversion, builds: Mapping[str, SegmentBuild]) -> Model:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
         attributes = engine_attributes(done.result, builds, self._backend)
         return splice(done.model, done.result.plan.segmentation, attributes)
-
-    def _partition_options(self) -> PartitionOptions:
-        return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
 
     def _params_json(self) -> dict[str, Any]:
         return params_to_json(
@@ -379,10 +389,6 @@ class Converter:
         done = self._converted("build")
         input_fns = (*self._input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self._strategy)
-        if self._builder is None:
-            options = BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes)
-            scratch = Path(self._scratch.name)
-            self._builder = EngineBuilder(self._backend, self._oracle(), options, self._partition_options(), scratch)
         with self._stages.stage("build"):
             result = self._builder.build(done.model, done.result.plan, observer, self._build_progress)
         self._conversion, self._input_fns = dataclasses.replace(done, result=result), input_fns

@@ -133,6 +133,17 @@ def check_switch(name: str, value: object) -> bool:
     return value
 
 
+def check_tolerance(value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        InvalidParameterError: it is no positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise InvalidParameterError(f"tolerance must be a positive number, not {value!r}")
+    return float(value)
+
+
 def check_samples(value: object) -> list[Any] | None:
     """Sample inputs as a list; None for none given.
 

@@ -22,3 +22,12 @@ def pytest_collection_modifyitems(items):
         for marker, (present, reason) in NEEDS.items():
             if not present and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """TensorRT-RTX in a child process, shared by the whole session; for tests that are marked `rtx`."""
+    from rewriter.backends import open_backend
+
+    with open_backend("tensorrt_rtx") as backend:
+        yield backend

@@ -160,10 +160,14 @@ class ProcessBackend:
                 "output": str(Path(output).resolve()),
                 "progress": True,
             }
+            watch = _Watch(progress)
             try:
-                answer = self._request(header, model, self._timeouts.build, progress)
+                answer = self._request(header, model, self._timeouts.build, watch)
             except ChildDied as death:
                 return BuildFailure("crash", f"TensorRT's builder did not survive this model: {death}")
+        if watch.cancelled:  # a small engine may have been finished before the child heard of it
+            Path(output).unlink(missing_ok=True)
+            return BuildFailure("cancelled", "the build was cancelled")
         if "failure" in answer:
             failure = answer["failure"]
             return BuildFailure(failure["kind"], failure["reason"], tuple(failure["log"]))
@@ -265,6 +269,19 @@ class ProcessBackend:
             if "error" in answer:
                 raise BackendError(f"{self.flavour}: {answer['error']}")
             return answer
+
+
+class _Watch:
+    """A progress callback that remembers whether it was told to cancel."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.cancelled = False
+
+    def __call__(self, phase: str, done: int, total: int) -> bool:
+        if self._progress is not None and not self._progress(phase, done, total):
+            self.cancelled = True
+        return not self.cancelled
 
 
 def _worker_command(flavour: Flavour) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample shapes of an input that the engines must cover, as image:1x224x224x3,8x224x224x3; "
         "once an input; default: batches 1 and 8, other unknown dimensions as in the check against TensorFlow",
     )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest relative difference from TensorFlow that the check of the export lets pass (default 1e-4)",
+    )
     parser.add_argument("--no-engines", action="store_true", help="save without building engines")
     add_conversion_options(parser)
 
@@ -53,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.source,
         input_saved_model_tags=words(arguments.tags) if arguments.tags else None,
         input_saved_model_signature_key=arguments.signature,
+        tolerance=arguments.tolerance,
         progress=StageScreen(console),
         **conversion_arguments(arguments),
     ) as converter:

@@ -47,7 +47,8 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
         told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
         raise VerificationError(
             f"the export of {origin} does not compute what TensorFlow computes: {told}. Pass typical inputs as "
-            f"samples=..., replace the op that differs, or accept it with a tolerance above {tolerance:g}"
+            "samples=..., replace the op that differs, or accept it with tolerance=... (--tolerance) above "
+            f"{tolerance:g}"
         )
     return Verification(len(runs), worst)
 

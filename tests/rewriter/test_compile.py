@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -148,16 +147,6 @@ def test_a_bad_profile_is_a_failure_before_anything_is_built(tmp_path, profile, 
     assert "profile 1 of TRTEngineOp_000" in outcome.reason
     assert words in outcome.reason
     assert builder.profiles == []
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("needs the [rtx] extra")
-    from rewriter.backends import open_backend
-
-    with open_backend("tensorrt_rtx") as backend:
-        yield backend
 
 
 def compile_and_blame(rtx, segment, profiles, tmp_path, options=SM89):

@@ -8,7 +8,6 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from rewriter.backends import open_backend
 from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConverterStateError, InputError, InvalidParameterError, SourceError
 from rewriter.params import ConversionParams
@@ -49,10 +48,9 @@ def samples(*batches):
     return lambda: ({"x": rng.standard_normal((b, 3, 8, 8)).astype(np.float32)} for b in batches)
 
 
-@pytest.fixture(scope="module")
-def backend():
-    with open_backend("tensorrt_rtx") as opened:
-        yield opened
+@pytest.fixture
+def backend(rtx):
+    return rtx
 
 
 def test_the_whole_road(backend, tmp_path):
@@ -126,6 +124,37 @@ def test_is_dynamic_op_false_builds_at_convert(backend):
         converter.convert()
         ranges = converter.report.engines[0].profiles[0]["x"]
         assert (ranges["min"][0], ranges["max"][0]) == (1, 6)
+
+
+def test_is_dynamic_op_false_tells_an_open_dimension_before_any_work(backend):
+    model = two_segments()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    stages = []
+    with Converter(
+        model=model,
+        conversion_params=ConversionParams(is_dynamic_op=False),
+        backend=backend,
+        progress=lambda event: stages.append(event.stage),
+    ) as converter:
+        with pytest.raises(InvalidParameterError, match=r"dimension 2 \(height\) of input 'x'"):
+            converter.convert()
+        assert "support" not in stages
+        with pytest.raises(ConverterStateError, match="call convert"):
+            converter.build()
+
+
+def test_a_function_outlives_its_converter(backend):
+    model = two_segments()
+    with Converter(model=model, backend=backend, progress=False) as converter:
+        function = converter.convert()
+    (x,) = (s["x"] for s in samples(2)())
+    assert function(x)["y"].shape == (2, 4, 8, 8)
+
+
+def test_a_tolerance_must_be_a_positive_number(backend):
+    for bad in (0, -1e-3, "much", True, float("nan")):
+        with pytest.raises(InvalidParameterError, match="tolerance must be a positive number"):
+            Converter(model=two_segments(), backend=backend, tolerance=bad)
 
 
 def test_too_small_workspace_is_native_with_the_asked_size(backend):

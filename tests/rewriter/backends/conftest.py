@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -26,17 +24,6 @@ def build_model(nodes, inputs, outputs, initializers=(), opset=18, domains=(), i
 @pytest.fixture(scope="session")
 def make_model():
     return build_model
-
-
-@pytest.fixture(scope="session")
-def rtx():
-    """TensorRT-RTX in a child process, shared by the whole session."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("needs the [rtx] extra")
-    from rewriter.backends import open_backend
-
-    with open_backend("tensorrt_rtx") as backend:
-        yield backend
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from passes import model as model_module
 from rewriter.backends import open_backend
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, InputProfile
+from rewriter.backends.process import Child
 from rewriter.errors import BackendError, InvalidParameterError
 
 pytestmark = pytest.mark.rtx
@@ -120,6 +121,19 @@ def test_several_profiles_and_targets(rtx, dense, tmp_path):
         dense, (BATCH, other), BuildOptions(targets=("SM80", "8.9"), optimization_level=1), tmp_path / "e"
     )
     assert isinstance(outcome, BuiltEngine)
+
+
+def test_a_cancellation_that_comes_too_late_still_counts(rtx, dense, tmp_path, monkeypatch):
+    send = Child.send
+
+    def deaf(self, header, *rest):
+        if header.get("command") != "cancel":
+            send(self, header, *rest)
+
+    monkeypatch.setattr(Child, "send", deaf)
+    outcome = rtx.build(dense, (BATCH,), BuildOptions(), tmp_path / "e", lambda *_: False)
+    assert (outcome.kind, outcome.reason) == ("cancelled", "the build was cancelled")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cancelled_build_says_so_and_leaves_no_file(rtx, dense, tmp_path):
