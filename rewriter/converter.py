@@ -143,8 +143,7 @@ class Converter:
         self.params = parameters.merge_params(conversion_params, single)
         self._strategy = parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy)
         self._origin = parameters.one_source(input_saved_model_dir, model)
-        tags = input_saved_model_tags
-        self._tags = None if tags is None else parameters.check_names("input_saved_model_tags", tags)
+        self._tags = parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags)
         self._signature_key = input_saved_model_signature_key
         parameters.refuse("inputs", inputs)
         parameters.refuse("outputs", outputs)
@@ -155,9 +154,9 @@ class Converter:
         self._samples = parameters.check_samples(samples)
         self._allow_double = parameters.check_switch("allow_double", allow_double)
         self._verify = parameters.check_switch("verify", verify)
-        self._tolerance = None if tolerance is None else parameters.check_tolerance(tolerance)
+        self._tolerance = parameters.check_tolerance(tolerance)
         self._stages = Stages(resolve(progress))
-        self._backend = as_backend(backend, () if targets is None else parameters.check_names("targets", targets))
+        self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
         self._finalizer = weakref.finalize(self, _release, self._scratch, own)
@@ -261,8 +260,8 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: a shape does not fit, or a dimension stays unknown; the message names it.
         """
-        source = self._converted("sample_input_fn").source
-        return shaped_input_fn(source.signature, shapes or {}, source.samples)
+        done = self._converted("sample_input_fn")
+        return shaped_input_fn(done.source.signature, shapes or {}, done.source.samples)
 
     def save(
         self,
@@ -289,9 +288,7 @@ class Converter:
         """
         done = self._converted("save")
         if options is not None:
-            raise InvalidParameterError(
-                "options must be None: SaveOptions of TensorFlow have no meaning for an artifact"
-            )
+            raise InvalidParameterError("options must be None: TensorFlow's SaveOptions mean nothing to an artifact")
         builds: Mapping[str, SegmentBuild] = done.result.builds if save_gpu_specific_engines else {}
         with self._stages.stage("save"):
             return save_artifact(

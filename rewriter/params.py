@@ -133,12 +133,14 @@ def check_switch(name: str, value: object) -> bool:
     return value
 
 
-def check_tolerance(value: object) -> float:
-    """The value as a float.
+def check_tolerance(value: object) -> float | None:
+    """The value as a float; None for none given.
 
     Raises:
         InvalidParameterError: it is no positive number.
     """
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise InvalidParameterError(f"tolerance must be a positive number, not {value!r}")
     return float(value)
@@ -208,6 +210,15 @@ def check_names(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
         raise InvalidParameterError(f"{name} must be a list of strings, not {value!r}")
     return tuple(value)
+
+
+def check_optional_names(name: str, value: object) -> tuple[str, ...] | None:
+    """As `check_names`; None for none given.
+
+    Raises:
+        InvalidParameterError: it is no sequence of strings.
+    """
+    return None if value is None else check_names(name, value)
 
 
 def check_patterns(name: str, value: object) -> tuple[str, ...]:
