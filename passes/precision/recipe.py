@@ -33,6 +33,8 @@ class Recipe:
         keep_nodes: regular expressions (`re.search`); nodes whose name one of them finds stay as they are.
         kept: exact names of nodes that stay as they are: what the accuracy guard and failed builds decided.
         quantize_ops: operator types that INT8 and FP8 quantise.
+        asymmetric: what becomes of a trained (fake-quantisation) range that symmetric int8 cannot hold exactly:
+            "symmetrise" widens it and reports by how much values can change; "refuse" makes it an error.
         int4_block: 0, or the number of weights along the inner dimension that share a scale: constant weights of
             MatMul become INT4.
     """
@@ -43,6 +45,7 @@ class Recipe:
     keep_nodes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()
     quantize_ops: tuple[str, ...] = QUANTIZED_OPS
+    asymmetric: str = "symmetrise"
     int4_block: int = 0
 
     @classmethod

@@ -1,0 +1,100 @@
+"""Segments in the arithmetic that was asked for: a recipe, its ranges, and what had to be kept out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from passes.base import Change
+from passes.extract import rehash
+from passes.precision.fake_quant import CollapseFakeQuant
+from passes.precision.lower import lower
+from passes.precision.placement import quantized_tensors
+from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
+from passes.segments import SegmentModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """One segment as TensorRT gets it; boundary names and types are those of the segment.
+
+    Attributes:
+        segment: the segment with its lowered model and that model's own content hash.
+        changes: what lowering did and did not do, each with its reason.
+    """
+
+    segment: SegmentModel
+    changes: tuple[Change, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """How every segment is lowered.
+
+    Attributes:
+        recipe: what is asked for; `recipe.kept` names the nodes that `reasons` speaks of.
+        ranges: calibrated ranges by value name.
+        reasons: node of the cleaned model -> why it keeps the source's arithmetic.
+    """
+
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    ranges: RangeTable = dataclasses.field(default_factory=RangeTable)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def keeping(self, reasons: Mapping[str, str]) -> Lowering:
+        """The same with more nodes kept; what was known before keeps its reason."""
+        recipe = dataclasses.replace(self.recipe, kept=self.recipe.kept | frozenset(reasons))
+        return dataclasses.replace(self, recipe=recipe, reasons={**reasons, **self.reasons})
+
+    def apply(self, segment: SegmentModel) -> Lowered:
+        """Lowers one segment.
+
+        Raises:
+            PassError: a range is missing, or a trained range is refused.
+        """
+        if not self.recipe.changes:
+            return Lowered(segment)
+        result = lower(segment.model, self.recipe, self.ranges)
+        if not result.modified:
+            return Lowered(segment, result.changes)
+        return Lowered(rehash(dataclasses.replace(segment, model=result.model)), result.changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Which tensors of a plan INT8 or FP8 would quantise without knowing a range.
+
+    Attributes:
+        required: inputs of convolutions and matrix products.
+        optional: operands of residual additions, which stay in floating point where there is no range.
+        readers: tensor -> the nodes that read it quantised.
+    """
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    readers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.required, *self.optional)
+
+
+def find_needs(segments: Iterable[SegmentModel], recipe: Recipe) -> Needs:
+    """The tensors that need a calibrated range; trained ranges (fake quantisation, Q/DQ) are known and left out."""
+    required: dict[str, None] = {}
+    optional: dict[str, None] = {}
+    readers: dict[str, list[str]] = {}
+    if recipe.quantizes:
+        for segment in segments:
+            placement = quantized_tensors(CollapseFakeQuant(recipe).run(segment.model).model, recipe)
+            required.update(dict.fromkeys(placement.required))
+            optional.update(dict.fromkeys(placement.tensors))
+            for edge in placement.edges:
+                readers.setdefault(edge.tensor, []).append(edge.node)
+    return Needs(
+        tuple(required),
+        tuple(name for name in optional if name not in required),
+        {name: tuple(nodes) for name, nodes in readers.items()},
+    )

@@ -1,0 +1,92 @@
+"""What a user may say about precision beside `precision_mode`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from passes.precision.recipe import FLOAT_TYPES, QUANTIZED_MODES, QUANTIZED_OPS, Recipe
+from rewriter import params as parameters
+from rewriter.errors import InvalidParameterError
+
+#: How calibration chooses the range of a tensor.
+CALIBRATION_METHODS = ("entropy", "minmax", "percentile")
+ASYMMETRIC_RULES = ("symmetrise", "refuse")
+#: Numbers of INT4 weights that may share a scale, beside 0 for no INT4.
+INT4_BLOCKS = (16, 32, 64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionOptions:
+    """Details of the engines' arithmetic; the defaults do what TF-TRT did.
+
+    Attributes:
+        float_type: "FP16", "BF16" or "FP32": what nodes that INT8 or FP8 leaves alone compute in; default FP16 (TF-TRT's
+            INT8 mode allowed FP16, too). Only for INT8 and FP8: otherwise `precision_mode` says it.
+        keep_ops: ONNX operator types that stay as the source has them, for example ["Softmax"].
+        keep_nodes: regular expressions; nodes whose name one of them finds stay as they are.
+        quantize_ops: operator types that INT8 and FP8 quantise; default Conv, ConvTranspose, MatMul, Gemm, and the
+            residual Add that TensorRT fuses with a convolution.
+        calibration_method: "entropy" (least information lost; TF-TRT's), "minmax" (nothing is clipped) or
+            "percentile" (the largest magnitudes are clipped).
+        percentile: percentage of values that "percentile" keeps, above 50 and at most 100.
+        asymmetric: trained ranges that symmetric int8 cannot hold exactly: "symmetrise" widens them and reports by how
+            much values can change, "refuse" makes them an error.
+        int4_block: 0, or how many weights of a MatMul share a scale (16, 32, 64, 128): constant weights of MatMul are
+            stored in 4 bits; activations keep their type.
+    """
+
+    float_type: str | None = None
+    keep_ops: Sequence[str] = ()
+    keep_nodes: Sequence[str] = ()
+    quantize_ops: Sequence[str] = QUANTIZED_OPS
+    calibration_method: str = "entropy"
+    percentile: float = 99.99
+    asymmetric: str = "symmetrise"
+    int4_block: int = 0
+
+    def recipe(self, mode: str) -> Recipe:
+        """The recipe of a precision mode with these options.
+
+        Raises:
+            InvalidParameterError: an option has a value that is not allowed, or does not go with the mode.
+        """
+        if self.float_type is not None:
+            parameters.check_choice("float_type", self.float_type, FLOAT_TYPES)
+            if mode not in QUANTIZED_MODES:
+                raise InvalidParameterError(
+                    f"float_type={self.float_type!r} goes with precision_mode INT8 or FP8; for {mode} leave it out"
+                )
+        parameters.check_choice("calibration_method", self.calibration_method, CALIBRATION_METHODS)
+        parameters.check_choice("asymmetric", self.asymmetric, ASYMMETRIC_RULES)
+        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+            raise InvalidParameterError(f"percentile must be above 50 and at most 100, not {self.percentile!r}")
+        if self.int4_block not in (0, *INT4_BLOCKS) or isinstance(self.int4_block, bool):
+            raise InvalidParameterError(
+                f"int4_block must be 0 or one of {', '.join(map(str, INT4_BLOCKS))}, not {self.int4_block!r}"
+            )
+        quantize_ops = parameters.check_names("quantize_ops", self.quantize_ops)
+        for op in quantize_ops:
+            parameters.check_choice("quantize_ops", op, QUANTIZED_OPS)
+        return Recipe.of(
+            mode,
+            self.float_type,
+            keep_ops=parameters.check_names("keep_ops", self.keep_ops),
+            keep_nodes=parameters.check_patterns("keep_nodes", self.keep_nodes),
+            quantize_ops=quantize_ops,
+            asymmetric=self.asymmetric,
+            int4_block=self.int4_block,
+        )
+
+
+def check_precision_options(value: object) -> PrecisionOptions:
+    """The options; None gives the defaults.
+
+    Raises:
+        InvalidParameterError: it is something else.
+    """
+    if value is None:
+        return PrecisionOptions()
+    if not isinstance(value, PrecisionOptions):
+        raise InvalidParameterError(f"precision must be a PrecisionOptions, not {type(value).__name__}")
+    return value
