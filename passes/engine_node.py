@@ -23,7 +23,7 @@ class EngineAttributes:
     Attributes:
         segment_hash: `SegmentModel.content_hash`.
         data_inputs: the first so many inputs of the node are data, the rest are weights.
-        precision: the recipe, "FP32" for the segment as it is.
+        precision: label of the recipe, "FP32" for the segment as it is.
         engine_files: paths of the engines relative to the model file; () for a segment that is not built.
         engine_sha256: hex digests of these files, in the same order.
         profiles: JSON text: the optimization profiles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -159,3 +160,18 @@ class Extractor:
         if name in self._types:
             return value_info_of(name, self._types[name])
         return self._infos.get(name) or ValueInfoProto(name=name)
+
+
+def rehash(segment: SegmentModel) -> SegmentModel:
+    """The segment with the content hash of the model that it holds by now (lowering replaces it)."""
+    graph = segment.model.proto.graph
+    digest = content_hash(
+        graph,
+        opsets=opset_versions(segment.model.proto),
+        inputs=segment.inputs,
+        outputs=segment.outputs,
+        weights=segment.model.weights,
+        digests=WeightDigests(),
+        inline={},
+    )
+    return dataclasses.replace(segment, content_hash=digest)

@@ -1,6 +1,6 @@
 """The directory that a conversion leaves behind: written whole or not at all, checked when it is read.
 
-    out/ model.onnx  model.onnx.data  engines/<op>/<key>.engine + .json  manifest.json  report.json
+    out/ model.onnx  model.onnx.data  engines/<op>/<key>.engine + .json  calibration.json  manifest.json  report.json
 
 `model.onnx` is the spliced model; any ONNX runtime runs it without the engines.
 """
@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from passes import model as models
 from passes.model import Model
+from passes.precision.ranges import RangeTable
 from rewriter import manifest as manifests
 from rewriter.artifact_paths import check_output, checked_path, is_artifact, output_errors
 from rewriter.errors import ArtifactError
@@ -54,6 +55,7 @@ class Artifact:
         report: the conversion's report.
         versions: distribution name -> version at conversion.
         created: UTC time of the conversion, ISO 8601.
+        ranges: what calibration found; None where nothing was calibrated.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Artifact:
     report: Mapping[str, Any]
     versions: Mapping[str, str]
     created: str
+    ranges: RangeTable | None = None
 
     def engine_path(self, entry: EngineEntry) -> Path:
         """The file of one of `engines`."""
@@ -78,6 +81,7 @@ def save_artifact(
     params: Mapping[str, Any],
     engines: Sequence[tuple[EngineEntry, Path]] = (),
     report: Mapping[str, Any],
+    ranges: RangeTable | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes an artifact: into a sibling directory first, then renamed into place.
@@ -91,6 +95,7 @@ def save_artifact(
         params: conversion parameters (plain data).
         engines: entries with the file that holds each engine now: it is hard-linked, or copied in chunks.
         report: the conversion's report (plain data).
+        ranges: what calibration found; None writes no `calibration.json`.
         overwrite: True replaces an existing artifact whose folder holds nothing else; no other folder that is not
             empty is ever replaced.
 
@@ -108,7 +113,7 @@ def save_artifact(
     with output_errors(target), _made_parents(target.parent):
         scratch = _sibling(target, "new")
         try:
-            files = _write_content(scratch, model, engines, report)
+            files = _write_content(scratch, model, engines, report, ranges)
             content = Manifest(
                 created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 versions=manifests.installed_versions(),
@@ -176,6 +181,7 @@ def _load(root: Path, check_hashes: bool) -> Artifact:
         report=_read_json(root, manifests.REPORT_FILE),
         versions=content.versions,
         created=content.created,
+        ranges=_read_ranges(root, content.files),
     )
 
 
@@ -232,13 +238,20 @@ def _sibling(target: Path, purpose: str) -> Path:
 
 
 def _write_content(
-    scratch: Path, model: Model, engines: Sequence[tuple[EngineEntry, Path]], report: Mapping[str, Any]
+    scratch: Path,
+    model: Model,
+    engines: Sequence[tuple[EngineEntry, Path]],
+    report: Mapping[str, Any],
+    ranges: RangeTable | None,
 ) -> dict[str, FileRecord]:
     """Writes everything but the manifest; returns the records of the files."""
     models.save(model, scratch / manifests.MODEL_FILE, manifests.WEIGHTS_FILE)
     _write_json(scratch / manifests.REPORT_FILE, manifests.plain(report, "report"))
     written = [manifests.MODEL_FILE, manifests.REPORT_FILE]
     written += [manifests.WEIGHTS_FILE] if model.weights else []
+    if ranges is not None:
+        (scratch / manifests.RANGES_FILE).write_text(ranges.to_json() + "\n", "utf-8")
+        written.append(manifests.RANGES_FILE)
     for entry, source in engines:
         if entry.file in written:
             raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
@@ -315,6 +328,15 @@ def _read_json(root: Path, name: str) -> Any:
         raise ArtifactError(f"{root}: cannot read {name}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{root}: {name} is damaged: {error}") from error
+
+
+def _read_ranges(root: Path, files: Mapping[str, FileRecord]) -> RangeTable | None:
+    if manifests.RANGES_FILE not in files:
+        return None
+    try:
+        return RangeTable.from_json((root / manifests.RANGES_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{root}: {manifests.RANGES_FILE} is damaged: {error}") from error
 
 
 def _examine_files(root: Path, files: Mapping[str, FileRecord], check_hashes: bool) -> dict[str, str]:

@@ -16,6 +16,7 @@ from passes.segments import SegmentModel
 from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.compile import blame, compile_segment
+from rewriter.lowering import Lowered, Lowering
 from rewriter.manifest import profile_to_json
 from rewriter.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.report import Failure
@@ -36,20 +37,30 @@ class SegmentBuild:
         key: content key of the engine: everything that reached the builder, hashed; also its file name.
         profiles: the optimization profiles it was built for.
         outcome: the engine, or why there is none.
+        lowered: the segment as TensorRT got it.
     """
 
     key: str
     profiles: tuple[Profile, ...]
     outcome: BuiltEngine | BuildFailure
+    lowered: Lowered
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """The plan that was finally built (denials may have changed it) and one `SegmentBuild` a segment name."""
+    """What was finally built; failed builds may have changed plan and lowering.
+
+    Attributes:
+        plan: the segments.
+        builds: segment name -> what became of it; empty before the first build.
+        failures: what was survived on the way.
+        lowering: the arithmetic of the engines, with what had to be kept out of it.
+    """
 
     plan: Plan
     builds: Mapping[str, SegmentBuild]
     failures: tuple[Failure, ...]
+    lowering: Lowering = dataclasses.field(default_factory=Lowering)
 
 
 @dataclasses.dataclass
@@ -77,41 +88,56 @@ class EngineBuilder:
         plan: Plan,
         observe: Callable[[Plan], Profiles],
         progress: BuildProgress | None = None,
+        lowering: Lowering | None = None,
     ) -> BuildResult:
         """Builds every segment of `plan`.
+
+        A node that is to blame for a failed build gets the source's own arithmetic first; only if it fails in that,
+        too, it is denied and the graph is cut again.
 
         Args:
             model: the cleaned model that the plan cuts.
             plan: from `make_plan`.
             observe: gives each segment its profiles; called again when a denial changed the plan.
             progress: reports steps; returning False cancels the engine in work.
+            lowering: the arithmetic of the engines; default: that of the source.
         """
+        lowering = lowering or Lowering()
         failures: dict[Failure, None] = {}
         extractor = Extractor(model)
         refinements = 0
+        profiles = observe(plan)
         while True:
-            profiles = observe(plan)
             builds: dict[str, SegmentBuild] = {}
-            denials: list[Verdict] = []
+            blamed: list[Verdict] = []
             for index, segment in enumerate(plan.segments):
-                build = self._build_one(segment, profiles[segment.segment.name], _bind(progress, plan, index))
+                lowered = lowering.apply(segment)
+                build = self._build_one(lowered, profiles[segment.segment.name], _bind(progress, plan, index))
                 builds[segment.segment.name] = build
                 if isinstance(build.outcome, BuildFailure):
-                    failures[_failure(segment, build.outcome)] = None
-                    denials += self._blame(segment, build, refinements)
-            if not denials:
-                return BuildResult(plan, builds, tuple(failures))
+                    failures[_failure(segment, build.outcome, lowering)] = None
+                    blamed += self._blame(segment, build, refinements)
+            if not blamed:
+                return BuildResult(plan, builds, tuple(failures), lowering)
             refinements += 1
-            plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
+            kept, denials = lowering.absorb(blamed)
+            if kept:
+                lowering = lowering.keeping(kept)
+            if denials:
+                plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
+                profiles = observe(plan)
 
-    def key(self, segment: SegmentModel, profiles: tuple[Profile, ...]) -> str:
-        """Hash of everything that reaches the builder: segment, profiles, options, TensorRT's flavour and version."""
+    def key(self, lowered: Lowered, profiles: tuple[Profile, ...]) -> str:
+        """Hash of everything that reaches the builder: segment, profiles, options, TensorRT's flavour and version.
+
+        The precision is in the segment: what TensorRT gets is the lowered model, and its hash is taken.
+        """
+        segment = lowered.segment
         parts = {
             "segment": segment.content_hash,
             # The hash ignores names, but an engine's bindings have them.
             "bindings": [spec.tensor for spec in (*segment.inputs, *segment.outputs)],
             "profiles": [profile_to_json(profile) for profile in profiles],
-            "precision": "FP32",
             "backend": self.backend.flavour,
             "version": self.backend.version,
             "options": {
@@ -122,24 +148,24 @@ class EngineBuilder:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _build_one(
-        self, segment: SegmentModel, profiles: tuple[Profile, ...] | str, progress: Progress | None
+        self, lowered: Lowered, profiles: tuple[Profile, ...] | str, progress: Progress | None
     ) -> SegmentBuild:
         if isinstance(profiles, str):
-            return SegmentBuild("", (), BuildFailure("profile", profiles))
-        key = self.key(segment, profiles)
+            return SegmentBuild("", (), BuildFailure("profile", profiles), lowered)
+        key = self.key(lowered, profiles)
         if key in self._outcomes:
-            return SegmentBuild(key, profiles, self._outcomes[key])
+            return SegmentBuild(key, profiles, self._outcomes[key], lowered)
         output = self.scratch / f"{key}.engine"
-        outcome = compile_segment(self.backend, segment, profiles, self.options, output, progress)
+        outcome = compile_segment(self.backend, lowered.segment, profiles, self.options, output, progress)
         if isinstance(outcome, BuiltEngine) or outcome.kind != "cancelled":
             self._outcomes[key] = outcome
-        return SegmentBuild(key, profiles, outcome)
+        return SegmentBuild(key, profiles, outcome, lowered)
 
     def _blame(self, segment: SegmentModel, build: SegmentBuild, refinements: int) -> list[Verdict]:
-        """Denials after a failed build; none when the failure says nothing about support."""
+        """The nodes to blame for a failed build; none when the failure says nothing about nodes."""
         failure = build.outcome
         assert isinstance(failure, BuildFailure)  # noqa: S101 - narrows the type
-        found = blame(self.backend, segment, build.profiles, self.options, failure, self.scratch)
+        found = blame(self.backend, build.lowered.segment, build.profiles, self.options, failure, self.scratch)
         if found and refinements >= MAX_REFINEMENTS:
             return whole(segment, found)
         return list(found)
@@ -152,6 +178,7 @@ def _bind(progress: BuildProgress | None, plan: Plan, index: int) -> Progress | 
     return lambda phase, done, steps: progress(name, index, total, phase, done, steps)
 
 
-def _failure(segment: SegmentModel, failure: BuildFailure) -> Failure:
-    logger.warning("%s stays native (%s): %s", segment.segment.name, failure.kind, failure.reason)
-    return Failure("build", segment.segment.name, failure.kind, failure.reason)
+def _failure(segment: SegmentModel, failure: BuildFailure, lowering: Lowering) -> Failure:
+    name, label = segment.segment.name, lowering.recipe.label
+    logger.warning("%s: no %s engine (%s): %s", name, label, failure.kind, failure.reason)
+    return Failure("build", name, failure.kind, failure.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import weakref
@@ -11,51 +12,35 @@ from typing import Any
 
 import onnx
 
-from passes.base import PassRecord
 from passes.model import Model, spool
 from passes.partition import PartitionOptions
 from passes.pipeline import default_pipeline
-from passes.splice import splice
+from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
 from rewriter import params as parameters
 from rewriter.artifact import save_artifact
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend, BuildOptions
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.conversion import Conversion
 from rewriter.denylists import idle_entries
-from rewriter.engines import engine_attributes, engine_entries
+from rewriter.engines import engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
 from rewriter.planning import make_plan
+from rewriter.precision import PrecisionOptions, check_precision_options
+from rewriter.precision_plan import PrecisionPlan, check_calibration
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
-from rewriter.report import Failure, Report
+from rewriter.report import Report
 from rewriter.reporting import make_report, params_to_json
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.native import evaluate
 from rewriter.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.shapes import Observer
-from rewriter.source import Signature, SourceModel
+from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
-
-
-@dataclasses.dataclass(frozen=True)
-class _Conversion:
-    """What `convert()` made; `build()` replaces the result.
-
-    Attributes:
-        source: origin, signature and samples; its weights are gone, for the cleaned model has them.
-        model: the cleaned model, weights in a file.
-        records: what the passes did.
-        result: the plan, and one build a segment once `build()` has run.
-        notes: denylist entries that deny nothing.
-    """
-
-    source: SourceModel
-    model: Model
-    records: tuple[PassRecord, ...]
-    result: BuildResult
-    notes: tuple[Failure, ...]
 
 
 class Converter:
@@ -73,10 +58,10 @@ class Converter:
             mode made them ("ImplicitBatchModeCompatible").
         dynamic_shape_profile_strategy: one of `supported_profile_strategies()`; default "Range".
         max_workspace_size_bytes: limit of the builder's workspace for each engine, bytes.
-        precision_mode: arithmetic of the engines; see `ConversionParams`.
+        precision_mode: arithmetic of the engines: "FP32", "TF32", "FP16", "BF16", "INT8" or "FP8".
         minimum_segment_size: effective nodes a segment must have; -1 leaves the main graph native.
         maximum_cached_engines: engines in memory for each engine node at run time.
-        use_calibration: INT8 only.
+        use_calibration: INT8 and FP8 only; see `ConversionParams`.
         allow_build_at_runtime: whether requests may build engines at run time; saved in the artifact.
         conversion_params: all of these (and three more) as one value; then none of them may be given beside it.
         model: instead of a directory: a path (SavedModel, .keras, .h5, .onnx), a Keras model, a ConcreteFunction, a
@@ -89,6 +74,9 @@ class Converter:
         node_denylist: regular expressions; nodes whose name one of them finds stay native.
         cache_full: what a full engine cache does at run time: "native" or "evict".
         engine_cache_dir: not available yet.
+        precision: details of the engines' arithmetic; see `PrecisionOptions`.
+        calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
+            or a `RangeTable`. Then no `calibration_input_fn` is needed.
         progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
         samples: sample inputs (dicts by signature name, arrays or tuples) for checking the export against
             TensorFlow; default: random ones.
@@ -126,6 +114,8 @@ class Converter:
         node_denylist: Iterable[str] = (),
         cache_full: str = "native",
         engine_cache_dir: str | Path | None = None,
+        precision: PrecisionOptions | None = None,
+        calibration: RangeTable | str | Path | None = None,
         progress: ProgressCallback | bool | None = None,
         samples: Iterable[Any] | None = None,
         allow_double: bool = False,
@@ -148,6 +138,13 @@ class Converter:
         parameters.refuse("inputs", inputs)
         parameters.refuse("outputs", outputs)
         parameters.refuse("engine_cache_dir", engine_cache_dir)
+        options = check_precision_options(precision)
+        self._precision = PrecisionPlan(
+            options.recipe(self.params.precision_mode),
+            options,
+            self.params.use_calibration,
+            check_calibration(calibration),
+        )
         self._op_denylist = parameters.check_names("op_denylist", op_denylist)
         self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
         self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
@@ -166,18 +163,22 @@ class Converter:
         self._builder = EngineBuilder(
             self._backend,
             self._oracle,
-            BuildOptions(workspace_bytes=self.params.max_workspace_size_bytes),
+            BuildOptions(
+                workspace_bytes=self.params.max_workspace_size_bytes, tf32=self.params.precision_mode == "TF32"
+            ),
             self._partition,
             Path(self._scratch.name),
         )
-        self._conversion: _Conversion | None = None
+        self._conversion: Conversion | None = None
         self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
 
     def convert(self, calibration_input_fn: Callable[[], Iterable[Any]] | None = None) -> ConvertedFunction:
         """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
 
         Args:
-            calibration_input_fn: INT8 only, so not accepted yet.
+            calibration_input_fn: INT8 and FP8 only: takes nothing and yields typical inputs, as `build()` takes them.
+                Needed when tensors that are quantised have no range yet. With dynamic shapes the calibration itself
+                runs in `build()`, as in TF-TRT; with `is_dynamic_op` or `use_dynamic_shape` False it runs here.
 
         Returns:
             The spliced model as a function that runs natively; to use the engines, `save()` and `rewriter.load()`.
@@ -185,16 +186,14 @@ class Converter:
         Raises:
             ConverterStateError: called twice.
             SourceError, ExportError, VerificationError: the model cannot be read, expressed or reproduced.
-            InvalidParameterError: `is_dynamic_op` is False, but a dimension other than the batch is not fixed.
+            InvalidParameterError: `is_dynamic_op` is False, but a dimension other than the batch is not fixed;
+                calibration inputs are missing, or given without need.
         """
         if self._conversion is not None:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
         if not self._finalizer.alive:
             raise ConverterStateError("this converter is closed: make a new one")
-        if calibration_input_fn is not None:
-            raise InvalidParameterError(
-                "calibration_input_fn is only for precision_mode='INT8', which is not available yet"
-            )
+        precision = self._precision.with_inputs(calibration_input_fn)
         source = load_source(
             self._origin,
             tags=self._tags,
@@ -216,11 +215,14 @@ class Converter:
             support = self._oracle.examine(model)
         with self._stages.stage("partition"):
             plan = make_plan(model, support, self._oracle, self._partition)
+        precision.check(model, plan.segments)
         source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
-        self._conversion = _Conversion(source, model, records, BuildResult(plan, {}, ()), idle)
+        self._conversion = Conversion(source, model, records, BuildResult(plan, {}, ()), idle, precision)
+        if static is not None or self._strategy == parameters.PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE:
+            self._settle()
         if static is not None:
             self._build(static)
-        return ConvertedFunction(self._spliced(self._conversion, {}), source.signature, lazy=True)
+        return ConvertedFunction(self._conversion.spliced({}, self._backend), source.signature, lazy=True)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -293,11 +295,12 @@ class Converter:
         with self._stages.stage("save"):
             return save_artifact(
                 output_saved_model_dir,
-                model=self._spliced(done, builds),
+                model=done.spliced(builds, self._backend),
                 signature=done.source.signature,
                 params=self._params_json(),
                 engines=engine_entries(done.result, builds, self._backend),
                 report=self.report.to_dict(),
+                ranges=done.result.lowering.ranges if done.result.lowering.ranges.ranges else None,
                 overwrite=overwrite,
             )
 
@@ -347,6 +350,7 @@ class Converter:
             backend=self._backend,
             targets=self._backend.default_targets,
             params=self._params_json(),
+            accuracy=done.accuracy,
         )
 
     def close(self) -> None:
@@ -359,17 +363,12 @@ class Converter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _converted(self, verb: str) -> _Conversion:
+    def _converted(self, verb: str) -> Conversion:
         if self._conversion is None:
             raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
         if not self._finalizer.alive:
             raise ConverterStateError(f"{verb} came too late: this converter is closed")
         return self._conversion
-
-    def _spliced(self, done: _Conversion, builds: Mapping[str, SegmentBuild]) -> Model:
-        """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
-        attributes = engine_attributes(done.result, builds, self._backend)
-        return splice(done.model, done.result.plan.segmentation, attributes)
 
     def _params_json(self) -> dict[str, Any]:
         return params_to_json(
@@ -380,15 +379,38 @@ class Converter:
             cache_full=self._cache_full,
             allow_double=self._allow_double,
             targets=self._backend.default_targets,
+            recipe=self._recipe().to_json(),
         )
 
+    def _recipe(self) -> Recipe:
+        """What is asked for, and once the ranges are known, without the nodes that had to be kept out."""
+        done = self._conversion
+        return self._precision.recipe if done is None or done.pending else done.result.lowering.recipe
+
+    def _settle(self) -> None:
+        """Finds the lowering, once: calibration and the accuracy guard."""
+        done = self._converted("build")
+        if done.pending is None:
+            return
+        segments = done.result.plan.segments
+        with self._stages.stage("calibration") if done.pending.input_fn else contextlib.nullcontext():
+            lowering = done.pending.lowering(done.model, done.source.signature, segments, self._calibration_progress)
+        result = dataclasses.replace(done.result, lowering=lowering)
+        self._conversion = dataclasses.replace(done, result=result, pending=None)
+
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
+        self._settle()
         done = self._converted("build")
         input_fns = (*self._input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self._strategy)
         with self._stages.stage("build"):
-            result = self._builder.build(done.model, done.result.plan, observer, self._build_progress)
+            result = self._builder.build(
+                done.model, done.result.plan, observer, self._build_progress, done.result.lowering
+            )
         self._conversion, self._input_fns = dataclasses.replace(done, result=result), input_fns
+
+    def _calibration_progress(self, done: int, total: int | None) -> None:
+        self._stages.emit(ProgressEvent("calibration", done, total or 0, f"{done} inputs"))
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))

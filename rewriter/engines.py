@@ -23,6 +23,7 @@ def engine_attributes(
         build = builds.get(name)
         engine = build.outcome if build and isinstance(build.outcome, BuiltEngine) else None
         plain = EngineAttributes(segment_hash=segment.content_hash, data_inputs=len(segment.segment.inputs))
+        plain = dataclasses.replace(plain, precision=result.lowering.recipe.label)
         attributes[name] = plain
         if build and engine:
             attributes[name] = dataclasses.replace(
@@ -54,6 +55,7 @@ def engine_entries(
                 version=backend.version,
                 targets=backend.default_targets,
                 profiles=build.profiles,
+                precision=result.lowering.recipe.label,
                 segment_hash=hashes[name],
             )
             entries.append((entry, build.outcome.path))

@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from passes.base import Change
 from passes.extract import rehash
-from passes.precision.fake_quant import CollapseFakeQuant
-from passes.precision.lower import lower
-from passes.precision.placement import quantized_tensors
 from passes.precision.ranges import RangeTable
-from passes.precision.recipe import Recipe
+from passes.precision.recipe import Recipe, origin
 from passes.segments import SegmentModel
+from passes.support import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +45,21 @@ class Lowering:
         recipe = dataclasses.replace(self.recipe, kept=self.recipe.kept | frozenset(reasons))
         return dataclasses.replace(self, recipe=recipe, reasons={**reasons, **self.reasons})
 
+    def absorb(self, blamed: Iterable[Verdict]) -> tuple[dict[str, str], list[Verdict]]:
+        """Divides nodes that a build failed for into (those to keep, with reasons) and (those to deny).
+
+        A node of a lowered segment is kept in the source's arithmetic; one that is kept already is denied.
+        """
+        kept: dict[str, str] = {}
+        denials: list[Verdict] = []
+        for verdict in blamed:
+            name = origin(verdict.node)
+            if self.recipe.changes and name not in self.recipe.kept:
+                kept[name] = f"in {self.recipe.label} {verdict.reason}"
+            elif name not in {denial.node for denial in denials}:
+                denials.append(dataclasses.replace(verdict, node=name))
+        return kept, denials
+
     def apply(self, segment: SegmentModel) -> Lowered:
         """Lowers one segment.
 
@@ -55,6 +68,8 @@ class Lowering:
         """
         if not self.recipe.changes:
             return Lowered(segment)
+        from passes.precision.lower import lower
+
         result = lower(segment.model, self.recipe, self.ranges)
         if not result.modified:
             return Lowered(segment, result.changes)
@@ -87,6 +102,9 @@ def find_needs(segments: Iterable[SegmentModel], recipe: Recipe) -> Needs:
     optional: dict[str, None] = {}
     readers: dict[str, list[str]] = {}
     if recipe.quantizes:
+        from passes.precision.fake_quant import CollapseFakeQuant
+        from passes.precision.placement import quantized_tensors
+
         for segment in segments:
             placement = quantized_tensors(CollapseFakeQuant(recipe).run(segment.model).model, recipe)
             required.update(dict.fromkeys(placement.required))

@@ -31,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 REPORT_FILE = "report.json"
+RANGES_FILE = "calibration.json"
 ENGINES_DIR = "engines"
 
 _CHUNK = 1 << 20
@@ -64,7 +65,7 @@ class EngineEntry:
         version: that package's version; engines are bound to it.
         targets: compute capabilities that it was built for, as "SM89".
         profiles: optimization profiles, in the engine's order; () for static shapes.
-        precision: the recipe of the segment, "FP32" ...
+        precision: label of the segment's recipe: "FP32", "INT8+FP16" ...
         segment_hash: `SegmentModel.content_hash` of the segment.
         problem: why this engine cannot be used; "" when it can. Never saved: `load_artifact` finds out.
     """

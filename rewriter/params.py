@@ -28,11 +28,15 @@ class TrtPrecisionMode:
     FP32 = "FP32"
     FP16 = "FP16"
     INT8 = "INT8"
+    #: Not in TF-TRT: FP32 with permission to use TF32 tensor cores, bfloat16, and FP8 (E4M3).
+    TF32 = "TF32"
+    BF16 = "BF16"
+    FP8 = "FP8"
 
     @staticmethod
     def supported_precision_modes() -> list[str]:
-        """All accepted spellings, as TF-TRT lists them."""
-        modes = [TrtPrecisionMode.FP32, TrtPrecisionMode.FP16, TrtPrecisionMode.INT8]
+        """All accepted spellings: TF-TRT's three and ours, then the same in lower case."""
+        modes = ["FP32", "FP16", "INT8", "TF32", "BF16", "FP8"]
         return modes + [mode.lower() for mode in modes]
 
 
@@ -42,13 +46,16 @@ class ConversionParams(NamedTuple):
     Attributes:
         rewriter_config_template: None for the default pass pipeline (nothing else is accepted yet).
         max_workspace_size_bytes: the builder's WORKSPACE pool limit for every engine, in bytes.
-        precision_mode: "FP32" in either case (FP16 and INT8 are not available yet and are refused).
+        precision_mode: arithmetic of the engines, in either case: "FP32", "FP16", "INT8" as in TF-TRT, and "TF32",
+            "BF16", "FP8". `PrecisionOptions` says more.
         minimum_segment_size: effective nodes that a segment must have (Identity and other no-ops don't count);
             -1 leaves the main graph native and converts only bodies of control flow.
         is_dynamic_op: True: engines for the shapes that `build()` sees. False: engines at `convert()`, for static
             shapes and batches 1..max_batch_size.
         maximum_cached_engines: engines kept in memory for each engine node at run time.
-        use_calibration: INT8 only.
+        use_calibration: INT8 and FP8 only. True: `calibration_input_fn` gives inputs from which missing ranges are
+            found. False: every tensor that is quantised must have a range in the model already (fake quantisation or
+            Q/DQ); a missing one is an error that names it.
         max_batch_size: largest batch of engines built with `is_dynamic_op=False`.
         allow_build_at_runtime: whether a request may build an engine at run time; saved in the artifact.
     """
@@ -174,12 +181,9 @@ def check_precision_mode(mode: object) -> str:
     """The mode in upper case.
 
     Raises:
-        InvalidParameterError: unknown, or known and not available yet.
+        InvalidParameterError: unknown.
     """
-    mode = check_choice("precision_mode", mode, TrtPrecisionMode.supported_precision_modes())
-    if mode.upper() != TrtPrecisionMode.FP32:
-        raise InvalidParameterError(f"precision_mode {mode!r} is not available yet: use 'FP32'")
-    return mode.upper()
+    return check_choice("precision_mode", mode, TrtPrecisionMode.supported_precision_modes()).upper()
 
 
 def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None) -> str:

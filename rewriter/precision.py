@@ -21,8 +21,8 @@ class PrecisionOptions:
     """Details of the engines' arithmetic; the defaults do what TF-TRT did.
 
     Attributes:
-        float_type: "FP16", "BF16" or "FP32": what nodes that INT8 or FP8 leaves alone compute in; default FP16 (TF-TRT's
-            INT8 mode allowed FP16, too). Only for INT8 and FP8: otherwise `precision_mode` says it.
+        float_type: "FP16", "BF16" or "FP32": what nodes that INT8 or FP8 leaves alone compute in; default FP16
+            (TF-TRT's INT8 mode allowed FP16, too). Only for INT8 and FP8: otherwise `precision_mode` says it.
         keep_ops: ONNX operator types that stay as the source has them, for example ["Softmax"].
         keep_nodes: regular expressions; nodes whose name one of them finds stay as they are.
         quantize_ops: operator types that INT8 and FP8 quantise; default Conv, ConvTranspose, MatMul, Gemm, and the

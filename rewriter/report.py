@@ -33,6 +33,7 @@ class EngineReport:
         seconds: build time, 0.0 when not built.
         layers: layers of TensorRT's network, 0 when not built.
         profiles: per profile: input name -> {"min", "opt", "max"} dims (values for shape tensors).
+        lowering: rule -> how often lowering applied it ("quantize", "keep-range" ...); empty when not built.
     """
 
     name: str
@@ -48,6 +49,30 @@ class EngineReport:
     seconds: float = 0.0
     layers: int = 0
     profiles: tuple[Mapping[str, Mapping[str, list[int]]], ...] = ()
+    lowering: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionReport:
+    """The arithmetic of the engines.
+
+    Attributes:
+        label: "FP32", "INT8+FP16" ...
+        recipe: mode and options (`Recipe.to_json`).
+        kept: node -> why it keeps the source's arithmetic although a lower one was asked for: the accuracy guard, a
+            failed build, or a range that nobody knows.
+        notes: what a user should know, one sentence each: trained ranges that were widened and by how much a value can
+            change, what TF32 does here.
+        calibration: {"method", "samples", "tensors"}; empty where nothing was calibrated.
+        accuracy: what the accuracy guard measured; empty without one.
+    """
+
+    label: str = "FP32"
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +114,7 @@ class Report:
         passes: what the pass pipeline did.
         versions: package -> version; "backend" names TensorRT's flavour and targets.
         params: the parameters in force.
+        precision: the arithmetic of the engines, and what was kept out of it.
     """
 
     source: str
@@ -103,6 +129,7 @@ class Report:
     passes: tuple[PassSummary, ...]
     versions: Mapping[str, str]
     params: Mapping[str, Any]
+    precision: PrecisionReport = dataclasses.field(default_factory=PrecisionReport)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -122,7 +149,10 @@ class Report:
         if data.get("schema_version") != REPORT_SCHEMA_VERSION:
             raise ValueError(f"report schema {data.get('schema_version')!r} is not {REPORT_SCHEMA_VERSION}")
         try:
-            values = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+            values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name != "precision"}
+            # Reports of before lower precisions have no such field.
+            precision = dict(data.get("precision", {}))
+            values["precision"] = PrecisionReport(**{**precision, "notes": tuple(precision.get("notes", ()))})
             values["engines"] = tuple(_engine(engine) for engine in values["engines"])
             values["native"] = tuple(Verdict(**verdict) for verdict in values["native"])
             values["failures"] = tuple(Failure(**failure) for failure in values["failures"])

@@ -15,6 +15,7 @@ from rewriter.backends.base import Backend, BuiltEngine
 from rewriter.building import BuildResult, SegmentBuild
 from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
+from rewriter.precision_notes import precision_report
 from rewriter.report import EngineReport, Failure, PassSummary, Report
 from rewriter.source import SourceModel
 
@@ -32,10 +33,12 @@ def make_report(
     backend: Backend,
     targets: tuple[str, ...],
     params: Mapping[str, Any],
+    accuracy: Mapping[str, Any] | None = None,
 ) -> Report:
     """Collects everything that a user may ask about a conversion (see `Report`)."""
     plan = result.plan
-    engines = tuple(_engine(segment, result.builds.get(segment.segment.name)) for segment in plan.segments)
+    label = result.lowering.recipe.label
+    engines = tuple(_engine(segment, result.builds.get(segment.segment.name), label) for segment in plan.segments)
     built = {e.name for e in engines if e.built}
     inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
     total = plan.segmentation.effective_nodes
@@ -60,6 +63,7 @@ def make_report(
             "targets": " ".join(targets),
         },
         params=dict(params),
+        precision=precision_report(result, backend, accuracy, getattr(source, "notes", ())),
     )
 
 
@@ -68,7 +72,7 @@ def params_to_json(params: ConversionParams, **more: Any) -> dict[str, Any]:
     return {**params._asdict(), **more}
 
 
-def _engine(segment: SegmentModel, build: SegmentBuild | None) -> EngineReport:
+def _engine(segment: SegmentModel, build: SegmentBuild | None, precision: str) -> EngineReport:
     nodes = segment.model.proto.graph.node
     outcome = build.outcome if build else None
     engine = outcome if isinstance(outcome, BuiltEngine) else None
@@ -80,11 +84,12 @@ def _engine(segment: SegmentModel, build: SegmentBuild | None) -> EngineReport:
         op_counts=dict(sorted(Counter(n.op_type for n in nodes).items(), key=lambda item: (-item[1], item[0]))),
         inputs=segment.inputs,
         outputs=segment.outputs,
-        precision="FP32",
+        precision=precision,
         built=engine is not None,
         reason=reason,
         size=engine.size if engine else 0,
         seconds=engine.seconds if engine else 0.0,
         layers=engine.layers if engine else 0,
         profiles=tuple(profile_to_json(p) for p in build.profiles) if build else (),
+        lowering=count_by_rule(build.lowered.changes) if build else {},
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
+from rewriter.commands.precision_options import calibration_input_fn
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
 from rewriter.errors import InvalidParameterError
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=StageScreen(console),
         **conversion_arguments(arguments),
     ) as converter:
-        converter.convert()
+        converter.convert(calibration_input_fn(arguments))
         if not arguments.no_engines:
             converter.build(converter.sample_input_fn(shapes))
         converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)

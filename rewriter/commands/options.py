@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from rewriter import params as parameters
+from rewriter.commands.precision_options import add_precision_options, precision_arguments
 from rewriter.errors import InvalidParameterError
 
 Shapes = dict[str, tuple[tuple[int, ...], ...]]
@@ -15,11 +16,6 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option a conversion parameter."""
     defaults = parameters.DEFAULT_TRT_CONVERSION_PARAMS
     add = parser.add_argument
-    add(
-        "--precision-mode",
-        default=defaults.precision_mode,
-        help="arithmetic of the engines: FP32 (default); FP16 and INT8 are not available yet",
-    )
     add("--minimum-segment-size", type=int, default=defaults.minimum_segment_size, help="effective nodes (default 3)")
     add(
         "--max-workspace-size-bytes",
@@ -49,12 +45,12 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     add("--op-denylist", default="", help="ONNX operator types that stay native, as Conv,MatMul")
     add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
     add("--allow-double", action="store_true", help="let TensorRT compute float64 in float32")
+    add_precision_options(parser)
 
 
 def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The parsed options as keyword arguments of `Converter`."""
     return {
-        "precision_mode": arguments.precision_mode,
         "minimum_segment_size": arguments.minimum_segment_size,
         "max_workspace_size_bytes": arguments.max_workspace_size_bytes,
         "maximum_cached_engines": arguments.maximum_cached_engines,
@@ -65,6 +61,7 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "op_denylist": words(arguments.op_denylist),
         "node_denylist": tuple(arguments.node_denylist),
         "allow_double": arguments.allow_double,
+        **precision_arguments(arguments),
     }
 
 

@@ -24,6 +24,8 @@ STAGE_WORDS = {
     "passes": "clean, fold, infer shapes, legalise",
     "support": "ask TensorRT's parser about every node",
     "partition": "cut into segments, check each one",
+    "calibration": "find the ranges of tensors on sample inputs",
+    "accuracy": "find what must keep its precision",
     "build": "compile the engines with TensorRT",
     "save": "splice and save",
 }
@@ -42,7 +44,7 @@ class StageScreen:
             self._bar(event)
         if event.seconds is not None:
             words = STAGE_WORDS.get(event.stage, "")
-            self._console.print(f"  {event.stage:<10} {event.seconds:7.2f} s   {words}")
+            self._console.print(f"  {event.stage:<11} {event.seconds:7.2f} s   {words}")
         return True
 
 

@@ -87,7 +87,10 @@ def test_default_shapes_are_batches_one_and_eight(onnx_file, tmp_path, capsys):
     [
         (["convert", "GONE.onnx", "-o", "OUT"], "GONE.onnx"),
         (["convert", "MODEL", "-o", "OUT", "--precision-mode", "FP64"], "precision_mode must be one of"),
-        (["convert", "MODEL", "-o", "OUT", "--precision-mode", "FP16"], "'FP16' is not available yet"),
+        (["convert", "MODEL", "-o", "OUT", "--float-type", "BF16"], "goes with precision_mode INT8 or FP8"),
+        (["convert", "MODEL", "-o", "OUT", "--calibration-inputs", "GONE.npz"], "GONE.npz"),
+        (["convert", "MODEL", "-o", "OUT", "--calibration", "GONE.json"], "GONE.json"),
+        (["convert", "MODEL", "-o", "OUT", "--int4-block", "5"], "int4_block must be 0 or one of"),
         (["convert", "MODEL", "-o", "OUT", "--minimum-segment-size", "0"], "minimum_segment_size"),
         (["convert", "MODEL", "-o", "OUT", "--targets", "sm12"], "SM12; it knows SM75, SM80"),
         (["convert", "MODEL", "-o", "OUT", "--shapes", "z:1x4"], "'z'"),

@@ -271,7 +271,7 @@ def test_wrong_calls(backend, tmp_path):
     ):
         converter.convert()
     with Converter(model=two_segments(), backend=backend, progress=False) as converter:
-        with pytest.raises(InvalidParameterError, match="calibration_input_fn is only for"):
+        with pytest.raises(InvalidParameterError, match="precision_mode='FP32' needs no calibration"):
             converter.convert(calibration_input_fn=samples(1))
         converter.convert()
         with pytest.raises(InvalidParameterError, match=r"dimension 0 \(batch\) of input 'x' is not fixed"):

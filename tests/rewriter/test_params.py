@@ -16,7 +16,11 @@ def test_defaults_are_tf_trts():
 
 
 def test_precision_modes_in_both_cases():
-    assert TrtPrecisionMode.supported_precision_modes() == ["FP32", "FP16", "INT8", "fp32", "fp16", "int8"]
+    assert TrtPrecisionMode.supported_precision_modes() == [
+        *("FP32", "FP16", "INT8", "TF32", "BF16", "FP8"),
+        *("fp32", "fp16", "int8", "tf32", "bf16", "fp8"),
+    ]
+    assert TrtPrecisionMode.supported_precision_modes()[:3] == ["FP32", "FP16", "INT8"]  # TF-TRT's, first
     assert parameters.check_params(ConversionParams(precision_mode="fp32")).precision_mode == "FP32"
 
 
@@ -24,7 +28,7 @@ def test_precision_modes_in_both_cases():
     ("change", "message"),
     [
         ({"precision_mode": "FP64"}, "precision_mode must be one of FP32, FP16"),
-        ({"precision_mode": "int8"}, "'int8' is not available yet"),
+        ({"precision_mode": "Int8"}, "not 'Int8'"),
         ({"precision_mode": None}, "precision_mode must be one of"),
         ({"minimum_segment_size": 0}, "minimum_segment_size must be a positive integer, or -1"),
         ({"minimum_segment_size": -2}, "not -2"),

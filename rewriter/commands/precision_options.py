@@ -1,0 +1,86 @@
+"""The options of conversion commands that are about precision."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from passes.precision.recipe import FLOAT_TYPES
+from rewriter.commands.arrays import batches, read_arrays
+from rewriter.errors import InvalidParameterError
+from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, TrtPrecisionMode
+from rewriter.precision import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
+
+
+def add_precision_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--precision-mode` and what goes with it."""
+    defaults = PrecisionOptions()
+    group = parser.add_argument_group("precision")
+    add = group.add_argument
+    modes = ", ".join(mode for mode in TrtPrecisionMode.supported_precision_modes() if mode.isupper())
+    add(
+        "--precision-mode",
+        default=DEFAULT_TRT_CONVERSION_PARAMS.precision_mode,
+        help=f"arithmetic of the engines: {modes}, in either case (default FP32)",
+    )
+    add("--keep-ops", default="", help="ONNX operator types that keep the source's precision, as Softmax,Resize")
+    add("--keep-nodes", action="append", default=[], help="regular expression on node names; may be repeated")
+    add(
+        "--float-type",
+        choices=FLOAT_TYPES,
+        help="INT8 and FP8: what nodes that are not quantised compute in (default FP16)",
+    )
+    add(
+        "--int4-block", type=int, default=0, help="store MatMul weights in 4 bits, so many to a scale (16, 32, 64, 128)"
+    )
+    add(
+        "--calibration-inputs",
+        metavar="IN.npz",
+        help="INT8 and FP8: typical inputs, one array an input, [samples, ...]",
+    )
+    add("--calibration-batch", type=int, default=8, help="samples in one calibration run (default 8)")
+    add("--calibration", metavar="RANGES", help="a calibration.json, or an artifact that holds one, to use again")
+    add("--calibration-method", choices=CALIBRATION_METHODS, default=defaults.calibration_method)
+    add("--percentile", type=float, default=defaults.percentile, help="of --calibration-method percentile")
+    add("--no-calibration", action="store_true", help="all ranges must be in the model already (fake quantisation)")
+    add(
+        "--asymmetric",
+        choices=ASYMMETRIC_RULES,
+        default=defaults.asymmetric,
+        help="trained ranges that symmetric int8 cannot hold exactly (default symmetrise)",
+    )
+
+
+def precision_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parsed options as keyword arguments of `Converter`."""
+    options = PrecisionOptions(
+        float_type=arguments.float_type,
+        keep_ops=tuple(word.strip() for word in arguments.keep_ops.split(",") if word.strip()),
+        keep_nodes=tuple(arguments.keep_nodes),
+        calibration_method=arguments.calibration_method,
+        percentile=arguments.percentile,
+        asymmetric=arguments.asymmetric,
+        int4_block=arguments.int4_block,
+    )
+    return {
+        "precision_mode": arguments.precision_mode,
+        "use_calibration": not arguments.no_calibration,
+        "precision": options,
+        "calibration": arguments.calibration,
+    }
+
+
+def calibration_input_fn(arguments: argparse.Namespace) -> Callable[[], Iterator[dict[str, Any]]] | None:
+    """What `--calibration-inputs` says as a function for `Converter.convert`; None without it.
+
+    Raises:
+        InputError: the file cannot be read, or its arrays do not go together.
+        InvalidParameterError: `--calibration-batch` is less than 1.
+    """
+    if arguments.calibration_batch < 1:
+        raise InvalidParameterError(f"--calibration-batch must be at least 1, not {arguments.calibration_batch}")
+    if arguments.calibration_inputs is None:
+        return None
+    path = arguments.calibration_inputs
+    return batches(read_arrays(path), arguments.calibration_batch, path)

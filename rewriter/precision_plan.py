@@ -1,0 +1,155 @@
+"""From what was asked about precision to the lowering of a plan: which ranges are missing, and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from passes.model import Model
+from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
+from passes.segments import SegmentModel
+from rewriter.errors import InvalidParameterError
+from rewriter.lowering import Lowering, Needs, find_needs
+from rewriter.precision import PrecisionOptions
+from rewriter.runtime.inputs import iterate_samples, sample_feeds
+from rewriter.source import Signature
+
+#: Tensors that an error names before it counts the rest.
+_NAMED = 5
+
+CalibrationProgress = Callable[[int, "int | None"], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionPlan:
+    """What was asked for, before anything is known of the model.
+
+    Attributes:
+        recipe: mode and options.
+        options: how ranges are chosen.
+        use_calibration: whether missing ranges are found by calibration.
+        table: ranges of an earlier calibration; None without.
+        input_fn: yields calibration inputs; None without.
+    """
+
+    recipe: Recipe
+    options: PrecisionOptions
+    use_calibration: bool = True
+    table: RangeTable | None = None
+    input_fn: Callable[[], Iterable[Any]] | None = None
+
+    def with_inputs(self, input_fn: Callable[[], Iterable[Any]] | None) -> PrecisionPlan:
+        """The plan with the calibration inputs that `convert()` was given.
+
+        Raises:
+            InvalidParameterError: there are inputs, but nothing to calibrate with them.
+        """
+        if input_fn is None:
+            return self
+        unneeded = ""
+        if not self.recipe.quantizes:
+            unneeded = f"precision_mode={self.recipe.mode!r} needs no calibration"
+        elif not self.use_calibration:
+            unneeded = "use_calibration is False"
+        elif self.table is not None:
+            unneeded = "the ranges are given as calibration="
+        if unneeded:
+            raise InvalidParameterError(f"leave calibration_input_fn out: {unneeded}")
+        if not callable(input_fn):
+            raise InvalidParameterError(
+                f"calibration_input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
+            )
+        return dataclasses.replace(self, input_fn=input_fn)
+
+    def check(self, model: Model, segments: Sequence[SegmentModel]) -> Needs:
+        """What has to be calibrated.
+
+        Raises:
+            InvalidParameterError: ranges are missing that nobody can give; the message names the tensors.
+        """
+        from rewriter.calibration import fetchable
+
+        needs = find_needs(segments, self.recipe)
+        known = self.table or RangeTable()
+        missing = known.missing(needs.required)
+        if not self.use_calibration and missing:
+            raise InvalidParameterError(
+                f"use_calibration is False, but {_tensors(missing)} no range in the model: quantise the model in "
+                "training (fake quantisation or Q/DQ), exclude the nodes (keep_ops, keep_nodes), or calibrate"
+            )
+        if self.table is not None:
+            reachable = fetchable(model)
+            absent = [name for name in missing if name in reachable]
+            if absent:
+                raise InvalidParameterError(
+                    f"calibration= was made for another model: {_tensors(absent)} no range in it; calibrate again"
+                )
+        elif self.use_calibration and needs.required and self.input_fn is None:
+            raise InvalidParameterError(
+                f"precision_mode={self.recipe.mode!r} needs calibration_input_fn: {_tensors(needs.required)} no "
+                "range yet; give convert() a function that yields typical inputs, or calibration= an earlier result"
+            )
+        return needs
+
+    def lowering(
+        self,
+        model: Model,
+        signature: Signature,
+        segments: Sequence[SegmentModel],
+        progress: CalibrationProgress | None = None,
+    ) -> Lowering:
+        """Calibrates what needs it; nodes whose ranges nobody can know keep the source's arithmetic, with the reason.
+
+        Raises:
+            InvalidParameterError: as `check` raises it.
+            InputError, ConversionError: calibration inputs do not fit, or the model fails on one.
+        """
+        from rewriter.calibration import calibrate, fetchable
+
+        needs = self.check(model, segments)
+        table = self.table or RangeTable()
+        if self.input_fn is not None and self.use_calibration and needs.tensors:
+            reachable = fetchable(model)
+            table = calibrate(
+                model,
+                [name for name in needs.tensors if name in reachable],
+                sample_feeds(signature, iterate_samples(self.input_fn())),
+                method=self.options.calibration_method,
+                percentile=self.options.percentile,
+                progress=progress,
+            )
+        reasons = {
+            node: f"{self.recipe.mode}: the range of {tensor!r} is unknown (inside a loop or branch, or never computed)"
+            for tensor in table.missing(needs.required)
+            for node in needs.readers.get(tensor, ())
+        }
+        return Lowering(self.recipe, table).keeping(reasons)
+
+
+def check_calibration(value: object) -> RangeTable | None:
+    """Ranges of an earlier calibration: a table, a `calibration.json`, or an artifact that holds one; None without.
+
+    Raises:
+        InvalidParameterError: it is none of these.
+        ArtifactError: the file is damaged.
+    """
+    if value is None or isinstance(value, RangeTable):
+        return value
+    if not isinstance(value, (str, Path)):
+        raise InvalidParameterError(
+            f"calibration must be a RangeTable or a path to calibration.json, not {type(value).__name__}"
+        )
+    from rewriter.calibration import read_ranges
+
+    path = Path(value)
+    return read_ranges(path / "calibration.json" if path.is_dir() else path)
+
+
+def _tensors(names: Sequence[str]) -> str:
+    """`the tensors 'a', 'b' have`, `the tensor 'a' has`."""
+    shown = ", ".join(repr(name) for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"the tensor{'s' if len(names) > 1 else ''} {shown}{more} {'have' if len(names) > 1 else 'has'}"
