@@ -86,6 +86,9 @@ def _of_operator(node: NodeProto, versions: Mapping[str, int], found: Mapping[st
         return [attribute.i] * len(node.output)
     if node.op_type in ("Constant", "ConstantOfShape") and not plain_domain(node.domain):
         return [_of_constant(node)]
+    if node.op_type == "DequantizeLinear" and node.input[1] in found:
+        # TensorRT takes scales of any float type, but the schemas below opset 19 say float32.
+        return [found[node.input[1]]]
     types = _formal(node.op_type, plain_domain(node.domain), versions.get(plain_domain(node.domain), 1))
     if types is None:
         return []
