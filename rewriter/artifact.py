@@ -29,6 +29,7 @@ from passes import model as models
 from passes.model import Model
 from passes.precision.ranges import RangeTable
 from rewriter import manifest as manifests
+from rewriter.artifact_check import examine_files, examined
 from rewriter.artifact_paths import check_output, checked_path, is_artifact, output_errors
 from rewriter.errors import ArtifactError
 from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
@@ -166,7 +167,7 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
 def _load(root: Path, check_hashes: bool) -> Artifact:
     """One attempt to read an artifact."""
     content = manifests.manifest_from_json(_read_manifest(root), str(root))
-    problems = _examine_files(root, content.files, check_hashes)
+    problems = examine_files(root, content.files, check_hashes)
     for name in (manifests.MODEL_FILE, manifests.REPORT_FILE):
         if name not in content.files:
             raise ArtifactError(f"{root}: {manifests.MANIFEST_FILE} is damaged: it does not list {name}")
@@ -177,7 +178,7 @@ def _load(root: Path, check_hashes: bool) -> Artifact:
         model=model,
         signature=content.signature,
         params=content.params,
-        engines=tuple(_examined(entry, content.files, problems) for entry in content.engines),
+        engines=tuple(examined(entry, content.files, problems) for entry in content.engines),
         report=_read_json(root, manifests.REPORT_FILE),
         versions=content.versions,
         created=content.created,
@@ -337,55 +338,6 @@ def _read_ranges(root: Path, files: Mapping[str, FileRecord]) -> RangeTable | No
         return RangeTable.from_json((root / manifests.RANGES_FILE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{root}: {manifests.RANGES_FILE} is damaged: {error}") from error
-
-
-def _examine_files(root: Path, files: Mapping[str, FileRecord], check_hashes: bool) -> dict[str, str]:
-    """What is wrong with the files of engines, by name; anything wrong with another file is an error."""
-    problems = {}
-    for name, record in files.items():
-        problem = _examine_file(root, name, record, check_hashes)
-        if not problem:
-            continue
-        if not name.startswith(f"{manifests.ENGINES_DIR}/"):
-            raise ArtifactError(f"{root}: {problem}: convert the model again, or copy the artifact again")
-        problems[name] = problem
-    return problems
-
-
-def _examine_file(root: Path, name: str, record: FileRecord, check_hashes: bool) -> str:
-    """What is wrong with one file, "" for nothing.
-
-    Raises:
-        ArtifactError: a link leads out of the artifact.
-    """
-    path = root / name
-    try:
-        resolved = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        return f"{name} is missing"
-    if not resolved.is_relative_to(root.resolve()):
-        raise ArtifactError(f"{root}: {name} is a link that leads out of the artifact: put the file itself there")
-    if not resolved.is_file():
-        return f"{name} is not a file"
-    try:
-        size = resolved.stat().st_size
-        if size != record.size:
-            return f"{name} is damaged: it has {size} bytes instead of {record.size}"
-        if check_hashes and manifests.hash_file(resolved) != record:
-            return f"{name} is damaged: its sha256 is not the one in {manifests.MANIFEST_FILE}"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror or error}"
-    return ""
-
-
-def _examined(entry: EngineEntry, files: Mapping[str, FileRecord], problems: Mapping[str, str]) -> EngineEntry:
-    """The entry with what is wrong with it."""
-    problem = ""
-    if files.get(entry.file) != FileRecord(entry.size, entry.sha256):
-        problem = f"{entry.file} is not listed in {manifests.MANIFEST_FILE} as built"
-    for name in (entry.file, manifests.sidecar_file(entry.file)):
-        problem = problem or problems.get(name, "")
-    return dataclasses.replace(entry, problem=problem)
 
 
 def _read_model(root: Path, content: Manifest) -> Model:

@@ -166,7 +166,7 @@ def meanwhile(monkeypatch):
 
 
 # Before the files are examined, between that and the model, and after the model: each mixes two artifacts.
-STEPS = ["_examine_files", "_read_model", "_check_signature", "_read_json"]
+STEPS = ["examine_files", "_read_model", "_check_signature", "_read_json"]
 
 
 @pytest.mark.parametrize("check_hashes", [True, False])
@@ -183,7 +183,7 @@ def test_the_same_artifact_saved_again_is_no_damage(save, out, meanwhile):
     save()
     gone = out / ENGINE
 
-    waiting = meanwhile("_examine_files", gone.unlink)
+    waiting = meanwhile("examine_files", gone.unlink)
     meanwhile("_read_model", save)
     assert operator(load_artifact(out)) == "Relu"
     assert not waiting
@@ -201,7 +201,7 @@ def test_a_folder_that_vanishes_between_two_renames_is_waited_for(save, out, tmp
             save("Neg")
 
     monkeypatch.setattr(artifacts, "_wait_for_rename", come_back)
-    meanwhile("_examine_files", lambda: out.rename(aside))
+    meanwhile("examine_files", lambda: out.rename(aside))
     assert operator(load_artifact(out)) == "Neg"
     assert waits == [0, 1]
 
