@@ -1,0 +1,99 @@
+"""Counts of values on a grid that grows with them: a fixed amount of memory, whatever comes and in how many pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Bins on either side of zero. Far finer than what thresholds are searched on, so that the grid hardly matters there.
+HALF = 1 << 14
+#: Values counted at once: the temporary arrays stay in the processor's cache (7 times quicker than 1 << 20).
+_CHUNK = 1 << 16
+#: Scales that float32 arithmetic can hold with room to spare.
+_FLOAT32_SCALES = (1e-30, 1e30)
+
+
+class Histogram:
+    """How often values fall into 2 * HALF equal bins over [-limit, limit].
+
+    1. The first values that are not all zero set `limit` to their largest magnitude.
+    2. A larger value doubles `limit` as often as needed; bins merge, none is split, so no count is ever guessed.
+    3. Nothing depends on how the values are divided into calls, but for `limit`'s starting point.
+
+    Attributes:
+        minimum, maximum: the extremes so far (infinities the wrong way round before the first value).
+        total: number of values.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = np.inf
+        self.maximum = -np.inf
+        self.total = 0
+        self._limit = 0.0
+        self._zeros = 0
+        self._counts = np.zeros(2 * HALF, np.int64)
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude so far; 0.0 before the first value."""
+        return max(abs(self.minimum), abs(self.maximum)) if self.total else 0.0
+
+    def add(self, values: np.ndarray, minimum: float, maximum: float) -> None:
+        """Counts values.
+
+        Args:
+            values: float32, one dimension, all finite, not empty.
+            minimum: the least of them.
+            maximum: the greatest of them.
+        """
+        self.minimum = min(self.minimum, minimum)
+        self.maximum = max(self.maximum, maximum)
+        self.total += values.size
+        if self.amax == 0.0:
+            self._zeros += values.size  # there is no grid yet
+            return
+        self._reach(self.amax)
+        scale = HALF / self._limit
+        kind = np.float32 if _FLOAT32_SCALES[0] < scale < _FLOAT32_SCALES[1] else np.float64
+        counts = np.zeros(2 * HALF + 1, np.int64)
+        for start in range(0, values.size, _CHUNK):
+            places = values[start : start + _CHUNK] * kind(scale)
+            places += HALF
+            counts += np.bincount(places.astype(np.intp), minlength=counts.size)
+        self._counts += counts[:-1]
+        self._counts[-1] += counts[-1]  # the last bin includes its upper edge
+
+    def signed(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts in `bins` equal bins over [-amax, amax] and their edges (float32).
+
+        Each fine bin goes whole to the bin that its middle lies in.
+        """
+        return self._coarse(np.arange(-HALF, HALF) + 0.5, -self.amax, bins)
+
+    def absolute(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of magnitudes in `bins` equal bins over [0, amax] and their edges (float32)."""
+        return self._coarse(np.abs(np.arange(-HALF, HALF) + 0.5), 0.0, bins)
+
+    def _coarse(self, middles: np.ndarray, low: float, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        counts = self._counts.copy()
+        counts[HALF] += self._zeros
+        limit = self._limit or 1.0
+        high = self.amax or 1.0
+        places = ((middles * (limit / HALF) - low) * (bins / (high - low))).astype(np.intp)
+        coarse = np.zeros(bins, np.int64)
+        np.add.at(coarse, np.clip(places, 0, bins - 1), counts)
+        return coarse, np.linspace(low, high, bins + 1, dtype=np.float32)
+
+    def _reach(self, amax: float) -> None:
+        """Widens the grid until it covers `amax`."""
+        if not self._limit:
+            self._limit = amax
+        doublings = 0
+        while self._limit < amax:
+            self._limit *= 2
+            doublings += 1
+        if doublings:
+            # The bin of [j w, (j+1) w) goes to that of floor(j / 2^doublings); 62 is as far as int64 can be shifted.
+            places = (np.arange(-HALF, HALF) >> min(doublings, 62)) + HALF
+            merged = np.zeros_like(self._counts)
+            np.add.at(merged, places, self._counts)
+            self._counts = merged

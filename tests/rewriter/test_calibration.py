@@ -1,0 +1,408 @@
+"""Calibration: ranges equal to ONNX Runtime's calibrators, streamed; what is refused, and range tables in files."""
+
+import contextlib
+import io
+import json
+import logging
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper, parser
+
+from passes import model as models
+from passes.infer_shapes import InferShapes
+from passes.precision.ranges import RangeTable, TensorRange
+from rewriter import calibration
+from rewriter.calibrating.histogram import HALF, Histogram
+from rewriter.calibrating.thresholds import entropy_range, percentile_range
+from rewriter.calibration import BINS, METHODS, calibrate, check_method, fetchable, read_ranges, write_ranges
+from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError, SourceError
+
+NET = """
+<ir_version: 10, opset_import: ["": 18]>
+g (float[N, 16] x) => (float[N, 8] y)
+{
+    h = MatMul(x, w1)
+    r = Relu(h)
+    s = Sigmoid(h)
+    both = Mul(r, s)
+    y = MatMul(both, w2)
+}
+"""
+TENSORS = ["x", "h", "r", "s", "both", "y"]
+
+
+def _model(text, **weights):
+    proto = parser.parse_model(text)
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    return InferShapes().run(models.from_proto(proto)).model
+
+
+@pytest.fixture(scope="module")
+def net():
+    random = np.random.default_rng(3)
+    w1, w2 = random.standard_normal((16, 64), np.float32), random.standard_normal((64, 8), np.float32)
+    return _model(NET, w1=w1, w2=w2)
+
+
+def _batches(count=5, rows=300, grow=1.0, seed=0):
+    random = np.random.default_rng(seed)
+    return [{"x": random.standard_normal((rows, 16), np.float32) * np.float32(grow**i)} for i in range(count)]
+
+
+class _Reader:
+    def __init__(self, feeds):
+        self._feeds = iter(feeds)
+
+    def get_next(self):
+        return next(self._feeds, None)
+
+
+def _one_shot(model, feeds, method, folder, **options):
+    """What ONNX Runtime's own calibrator says when it sees all samples at once: name -> (lowest, highest)."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    path = folder / "model.onnx"
+    onnx.save(models.to_proto(model), path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        calibrator = create_calibrator(
+            path,
+            augmented_model_path=str(folder / "augmented.onnx"),
+            calibrate_method=CalibrationMethod[method],
+            extra_options=options,
+        )
+        calibrator.collect_data(_Reader(feeds))
+        found = calibrator.compute_data()
+    return {name: tuple(float(np.squeeze(bound)) for bound in data.range_value) for name, data in found.items()}
+
+
+#: ONNX Runtime takes a second for a tensor's entropy on 2048 bins.
+FEW_BINS = 512
+ORT_OPTIONS = {
+    "minmax": ("MinMax", {}),
+    "entropy": ("Entropy", {"num_bins": FEW_BINS, "num_quantized_bins": calibration.LEVELS}),
+    "percentile": ("Percentile", {"num_bins": FEW_BINS, "percentile": 99.99, "symmetric": True}),
+}
+
+
+class TestAgainstOnnxRuntime:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_ranges_are_those_of_the_one_shot_calibrator(self, net, method, tmp_path, monkeypatch):
+        monkeypatch.setattr(calibration, "BINS", FEW_BINS)
+        feeds = _batches()
+        ort = _one_shot(net, feeds, ORT_OPTIONS[method][0], tmp_path, **ORT_OPTIONS[method][1])
+        table = calibrate(net, TENSORS, iter(feeds), method=method)
+        assert sorted(ort) == sorted(TENSORS)
+        for name, (low, high) in ort.items():
+            amax = max(abs(low), abs(high))
+            # Another grid than one laid through all values at once can move a bound by a bin.
+            bin_width = 0.0 if method == "minmax" else 2 * max(abs(v) for v in _extremes(net, feeds)[name]) / FEW_BINS
+            assert table.ranges[name].amax == pytest.approx(amax, rel=1e-5, abs=1.01 * bin_width), name
+            assert table.ranges[name].minimum == pytest.approx(low, rel=1e-5, abs=1.01 * bin_width), name
+
+    def test_the_default_entropy_of_onnx_runtime_is_its_min_max(self, net, tmp_path):
+        feeds = _batches(2)
+        entropy = _one_shot(net, feeds, "Entropy", tmp_path)
+        extremes = _one_shot(net, feeds, "MinMax", tmp_path)
+        for name, (low, high) in extremes.items():
+            assert max(map(abs, entropy[name])) == pytest.approx(max(abs(low), abs(high)), rel=0.02), name
+
+    @settings(max_examples=25, deadline=None)
+    @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["normal", "laplace", "relu", "cauchy", "uniform"]))
+    def test_thresholds_of_equal_counts_are_equal(self, seed, kind):
+        from onnxruntime.quantization.calibrate import HistogramCollector
+
+        values = _draw(kind, seed, 3000)
+        low, high = float(values.min()), float(values.max())
+        with contextlib.redirect_stdout(io.StringIO()):
+            signed = HistogramCollector("entropy", True, 256, 32, 99.0, "same")
+            signed.collect({"t": values})
+            absolute = HistogramCollector("percentile", True, 256, 32, 99.0, "same")
+            absolute.collect({"t": values})
+            entropy = [float(v) for v in signed.compute_entropy()["t"][:2]]
+            percentile = [float(v) for v in absolute.compute_percentile()["t"][:2]]
+        counts, edges = signed.histogram_dict["t"][:2]
+        assert entropy_range(counts, edges, low, high, 32) == pytest.approx(entropy)
+        counts, edges = absolute.histogram_dict["t"][:2]
+        expected = percentile if percentile[1] > edges[0] else [max(-edges[1], low), min(edges[1], high)]
+        assert percentile_range(counts, edges, low, high, 99.0) == pytest.approx(expected)
+
+
+def _draw(kind, seed, size):
+    random = np.random.default_rng(seed)
+    values = {
+        "normal": lambda: random.standard_normal(size),
+        "laplace": lambda: random.laplace(size=size),
+        "relu": lambda: np.maximum(random.standard_normal(size), 0),
+        "cauchy": lambda: random.standard_cauchy(size),
+        "uniform": lambda: random.uniform(-1, 3, size),
+    }[kind]()
+    return values.astype(np.float32)
+
+
+def _extremes(model, feeds):
+    return {n: (r.minimum, r.maximum) for n, r in calibrate(model, TENSORS, feeds, method="minmax").ranges.items()}
+
+
+class TestHistogram:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        kind=st.sampled_from(["normal", "laplace", "relu", "cauchy"]),
+        pieces=st.integers(1, 7),
+        growth=st.sampled_from([1.0, 1.7, 1e6, 1e-6]),
+    )
+    def test_no_value_is_lost_and_none_moves_further_than_a_bin(self, seed, kind, pieces, growth):
+        parts = [_draw(kind, seed + i, 500) * np.float32(growth**i) for i in range(pieces)]
+        parts = [part[np.isfinite(part)] for part in parts]
+        histogram = Histogram()
+        for part in parts:
+            histogram.add(part, float(part.min()), float(part.max()))
+        values = np.concatenate(parts)
+        counts, edges = histogram.signed(64)
+        assert counts.sum() == values.size == histogram.total
+        assert histogram.amax == np.abs(values).max()
+        assert edges[0] == -histogram.amax
+        exact = np.histogram(values, edges.astype(np.float64))[0]
+        fine = 2 * histogram.amax / HALF  # the grid may reach up to twice as far as the values
+        for i in range(65):
+            near = np.count_nonzero(np.abs(values - edges[i].astype(np.float64)) <= fine)
+            assert abs(int(counts[:i].sum()) - int(exact[:i].sum())) <= near
+        assert histogram.absolute(64)[0].sum() == values.size
+
+    def test_growth_costs_no_memory(self):
+        histogram = Histogram()
+        for size in (0.0, 1e-40, 1e-20, 1.0, 1e20, 3e38):
+            histogram.add(np.full(3, size, np.float32), size, size)
+        counts, edges = histogram.signed(8)
+        assert counts.tolist() == [0, 0, 0, 0, 15, 0, 0, 3]
+        assert np.isfinite(edges).all()
+
+    def test_an_array_that_is_larger_than_a_chunk(self):
+        values = np.linspace(-1, 1, 300_001, dtype=np.float32)
+        histogram = Histogram()
+        histogram.add(values, -1.0, 1.0)
+        assert abs(np.diff(histogram.signed(10)[0])).max() <= 30
+
+
+class TestRanges:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_order_and_pieces_hardly_matter(self, net, method):
+        feeds = _batches(6, grow=1.5)
+        whole = [{"x": np.concatenate([feed["x"] for feed in feeds])}]
+        tables = [calibrate(net, TENSORS, each, method=method) for each in (feeds, feeds[::-1], whole)]
+        for name in TENSORS:
+            amax = [table.ranges[name].amax for table in tables]
+            bin_width = 2 * max(map(abs, _extremes(net, feeds)[name])) / BINS
+            assert amax == pytest.approx([amax[0]] * 3, rel=1e-5, abs=2.02 * bin_width), name
+
+    def test_outliers_are_cut_by_all_but_minmax(self, net):
+        feeds = _batches(2, rows=3000)
+        feeds[1]["x"][7, 3] = 1000.0
+        amax = {m: calibrate(net, ["x"], feeds, method=m, percentile=99.9).ranges["x"].amax for m in METHODS}
+        assert amax["minmax"] == 1000.0
+        assert amax["percentile"] < 10
+        assert amax["entropy"] < 500
+
+    def test_what_the_table_says_of_itself(self, net):
+        for method, label in (("minmax", "minmax"), ("entropy", "entropy"), ("percentile", "percentile 99.5")):
+            table = calibrate(net, ["h"], _batches(2, 10), method=method, percentile=99.5)
+            assert (table.method, table.samples, list(table.ranges)) == (label, 2, ["h"])
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_always_zero(self, method):
+        model = _model('<ir_version: 10, opset_import: ["": 18]> g (float[4] x) => (float[4] y) { y = Relu(x) }')
+        table = calibrate(model, ["x", "y"], [{"x": -np.ones(4, np.float32)}] * 2, method=method)
+        assert table.ranges["y"] == TensorRange(0.0, 0.0)
+        assert table.ranges["x"].amax == pytest.approx(1.0, rel=1e-3)
+
+    def test_mostly_zero_keeps_a_range_worth_having(self):
+        values = np.zeros(100_000, np.float32)
+        values[0] = 1.0
+        histogram = Histogram()
+        histogram.add(values, 0.0, 1.0)
+        assert percentile_range(*histogram.absolute(BINS), 0.0, 1.0, 99.0)[1] == pytest.approx(1 / BINS)
+        assert percentile_range(*histogram.absolute(BINS), 0.0, 1.0, 100.0)[1] == 1.0
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("dtype", ["float16", "double", "bfloat16"])
+    def test_other_floating_point_types(self, method, dtype):
+        model = _model(
+            f'<ir_version: 10, opset_import: ["": 18]> g (float[N] x) => (float[N] z) '
+            f"{{ a = Cast<to={getattr(onnx.TensorProto, dtype.upper())}>(x) b = Identity(a) z = Cast<to=1>(b) }}"
+        )
+        table = calibrate(model, ["b"], [{"x": np.array([-1.5, 0.5], np.float32)}], method=method, percentile=100)
+        assert table.ranges["b"].amax == 1.5
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_half_inputs(self, method):
+        model = _model('<ir_version: 10, opset_import: ["": 18]> g (float16[N] x) => (float16[N] y) { y = Neg(x) }')
+        table = calibrate(model, ["x"], [{"x": np.array([-2, 1], np.float16)}], method=method, percentile=100)
+        assert table.ranges["x"].amax == 2.0
+
+
+MASKED = """
+<ir_version: 10, opset_import: ["": 18]>
+g (float[N] x) => (float[N] y)
+{
+    y = Log(x)
+    z = Neg(y)
+}
+"""
+
+
+class TestOddValues:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_nan_names_tensor_and_sample(self, method):
+        feeds = [{"x": np.array([1, 2, 3], np.float32)}, {"x": np.array([1, -2, 3], np.float32)}]
+        with pytest.raises(ConversionError, match=r"calibration sample 1: tensor 'y' has NaN in 1 of 3 elements"):
+            calibrate(_model(MASKED), ["x", "y"], feeds, method=method)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_nan_in_an_input(self, method):
+        with pytest.raises(ConversionError, match="sample 0: tensor 'x' has NaN"):
+            calibrate(_model(MASKED), ["x"], [{"x": np.array([1, np.nan], np.float32)}], method=method)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_infinities_are_left_out_and_logged(self, method, caplog):
+        feeds = [{"x": np.array(x, np.float32)} for x in ([1, 0, np.e], [0, np.e**2, 1], [1, 1, np.e])]
+        with caplog.at_level(logging.WARNING):
+            table = calibrate(_model(MASKED), ["y", "z"], feeds, method=method, percentile=100)
+        assert np.isfinite([table.ranges["y"].minimum, table.ranges["y"].maximum]).all()
+        if method != "entropy":  # it cuts outliers of so few values
+            assert table.ranges["y"].maximum == pytest.approx(2.0)
+            assert table.ranges["z"].minimum == pytest.approx(-2.0)
+        assert "2 infinite values of tensor 'y' are left out" in caplog.text
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_sum_that_overflows_is_no_infinity(self, method):
+        feeds = [{"x": np.full(4, 3e38, np.float32)}]
+        model = _model('<ir_version: 10, opset_import: ["": 18]> g (float[N] x) => (float[N] y) { y = Neg(x) }')
+        assert calibrate(model, ["y"], feeds, method=method).ranges["y"].minimum == pytest.approx(-3e38, rel=1e-3)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_nothing_seen_is_missing_and_logged(self, method, caplog):
+        empty = {"x": np.zeros(0, np.float32)}
+        with caplog.at_level(logging.WARNING):
+            table = calibrate(_model(MASKED), ["x", "y"], [empty, empty], method=method)
+        assert table.missing(["x", "y"]) == ("x", "y")
+        assert "no range for 'x', 'y'" in caplog.text
+        table = calibrate(_model(MASKED), ["x", "y"], [empty, {"x": np.ones(2, np.float32)}], method=method)
+        assert table.ranges["x"].maximum == pytest.approx(1.0, rel=1e-3)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_no_samples(self, net, method):
+        with pytest.raises(InputError, match="calibration inputs are empty"):
+            calibrate(net, ["h"], iter(()), method=method)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_sample_that_fails_is_named(self, net, method):
+        feeds = [*_batches(2), {"x": np.zeros((3, 5), np.float32)}]
+        with pytest.raises(ConversionError, match=r"calibration sample 2: the native model fails .* x \[3, 5\]"):
+            calibrate(net, ["h", "x"], feeds, method=method)
+
+    def test_errors_of_the_iterable_pass_through(self, net):
+        def broken():
+            yield _batches(1)[0]
+            raise InputError("sample 1: no good")
+
+        with pytest.raises(InputError, match="no good"):
+            calibrate(net, ["h"], broken())
+
+    def test_unknown_and_constant_tensors(self, net):
+        with pytest.raises(InvalidParameterError, match=r"'w1', 'nothing' cannot be calibrated"):
+            calibrate(net, ["w1", "h", "nothing"], _batches(1))
+
+    @pytest.mark.parametrize(
+        ("method", "percentile"),
+        [("max", 99), ("Entropy", 99), ("percentile", 0), ("percentile", 101), ("entropy", "x"), ("minmax", True)],
+    )
+    def test_parameters(self, net, method, percentile):
+        with pytest.raises(InvalidParameterError, match=r"method 'max|method 'Entropy|percentile must"):
+            calibrate(net, ["h"], _batches(1), method=method, percentile=percentile)
+        with pytest.raises(InvalidParameterError):
+            check_method(method, percentile)
+
+    def test_a_model_that_onnx_runtime_refuses(self):
+        model = _model(
+            '<ir_version: 10, opset_import: ["": 18, "odd": 1]> g (float[2] x) => (float[2] y) { y = odd.No(x) }'
+        )
+        with pytest.raises(SourceError, match="ONNX Runtime refuses the model"):
+            calibrate(model, ["y"], [{"x": np.zeros(2, np.float32)}])
+
+
+def test_fetchable():
+    model = _model(
+        """
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[2] x, bool flag, int64[2] i) => (float[2] y)
+        <float[2] w = {1, 2}, float[2] inner>
+        {
+            c = Constant<value = float[2] {3, 4}>()
+            h = Add(x, w)
+            n = Neg(i)
+            y = If (flag) <then_branch = then () => (float[2] inner) { inner = Add(h, c) },
+                           else_branch = other () => (float[2] outer) { outer = Identity(h) }>
+        }
+        """
+    )
+    assert fetchable(model) == {"x", "h", "y"}
+
+
+def test_progress_and_laziness(net):
+    seen, made = [], []
+
+    def feeds():
+        for feed in _batches(3, 4):
+            made.append(len(seen))
+            yield feed
+
+    calibrate(net, ["h"], feeds(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, None), (2, None), (3, None)]
+    assert made == [0, 1, 2], "one sample at a time"
+    seen.clear()
+    calibrate(net, ["h"], _batches(2, 4), method="minmax", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+class TestFiles:
+    def test_round_trip(self, tmp_path):
+        table = RangeTable({"a/b:0": TensorRange(-0.1, 1e-9), "ä": TensorRange(0.0, 3e38)}, "entropy", 7)
+        write_ranges(table, tmp_path / "calibration.json")
+        assert read_ranges(tmp_path / "calibration.json") == table
+
+    def test_missing_and_unwritable(self, tmp_path):
+        with pytest.raises(ArtifactError, match=r"none\.json' cannot be read: No such file"):
+            read_ranges(tmp_path / "none.json")
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            read_ranges(tmp_path)
+        with pytest.raises(ArtifactError, match="cannot be written: No such file"):
+            write_ranges(RangeTable(), tmp_path / "none" / "x.json")
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda data: data.update(schema_version=2), "schema 2 is not 1"),
+            (lambda data: data.update(format="x"), "no range table"),
+            (lambda data: data["ranges"].update(a=[2, 1]), "range of 'a' is no range"),
+            (lambda data: data["ranges"].update(a=[1]), "cannot be used"),
+            (lambda data: data.pop("method"), "misspells a field"),
+        ],
+    )
+    def test_not_a_table(self, tmp_path, change, match):
+        data = json.loads(RangeTable({"a": TensorRange(0, 1)}).to_json())
+        change(data)
+        (tmp_path / "x.json").write_text(json.dumps(data), "utf-8")
+        with pytest.raises(ArtifactError, match=match):
+            read_ranges(tmp_path / "x.json")
+
+    @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[]", b"[" * 100_000])
+    def test_damaged(self, tmp_path, content):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ArtifactError, match="calibrate again"):
+            read_ranges(tmp_path / "x.json")
