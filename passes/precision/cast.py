@@ -1,0 +1,62 @@
+"""FP16 and BF16: float32 nodes compute in the lower type, islands and the graph's boundary stay float32."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from passes.base import Change, PassError, PassResult
+from passes.canonicalize import Canonicalize
+from passes.graph.editing import finish
+from passes.model import Model
+from passes.precision.cast_facts import Facts
+from passes.precision.cast_rewrite import Rewrite
+from passes.precision.cast_types import LOW_TYPES
+from passes.precision.islands import plan
+from passes.precision.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerFloats:
+    """Lets the float32 nodes of a segment compute in the recipe's float type.
+
+    1. `islands.plan` says which nodes stay float32; each has a Change with the reason.
+    2. A value has one type, that of its maker. Where a reader wants the other one it gets a Cast, one a value, made
+       right behind the value and shared by all readers, those in bodies included.
+    3. Constants are converted, not cast; the float32 data go when nobody reads them any more.
+    4. Inputs and outputs of the graph, and of the bodies of If, Loop and Scan, keep name and type; what is between
+       them in a body is lowered like the rest.
+    5. QuantizeLinear and DequantizeLinear get scales in the type of the float side.
+    6. Casts that the source has already are not repeated: what was cast up from the lower type is read from there.
+
+    Nodes whose type is not float32 in the source (float64, native FP16 or BF16) are left alone. Needs a canonical
+    model; one with functions is made canonical first. Weights are never serialised, so they may have any size.
+
+    Attributes:
+        recipe: what is asked for; "FP32" as float type changes nothing.
+    """
+
+    recipe: Recipe
+    name: str = "lower_floats"
+
+    def run(self, model: Model) -> PassResult:
+        """Lowers every graph of the model.
+
+        Raises:
+            PassError: the recipe's float type is unknown, or the functions of the model cannot be inlined.
+        """
+        if self.recipe.float_type == "FP32":
+            return PassResult(model)
+        low = LOW_TYPES.get(self.recipe.float_type)
+        if low is None:
+            raise PassError(
+                f"lower_floats: unknown float type {self.recipe.float_type!r}; take one of FP32, {', '.join(LOW_TYPES)}"
+            )
+        source = Canonicalize().run(model).model if model.proto.functions else model
+        proto = source.copy_proto()
+        facts = Facts.of(Model(proto, source.weights), low)
+        decided = plan(facts, self.recipe)
+        rewrite = Rewrite(facts, decided.low, proto)
+        weights = rewrite.run()
+        count = f"{sum(decided.low)} of {sum(facts.floats)} nodes with floats"
+        changes = [Change("lower-floats", proto.graph.name, f"{count} in {self.recipe.float_type}"), *decided.changes]
+        return finish(model, proto, {**source.weights, **weights}, changes)
