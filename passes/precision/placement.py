@@ -254,7 +254,7 @@ class _Planner:
         if node.domain:
             return ""
         if node.op_type == "BatchNormalization":
-            return node.input[0]
+            return str(node.input[0])
         if node.op_type in ("Mul", "Add"):
             data = [name for name in node.input if not self.graphs.is_constant(name)]
             return data[0] if len(data) == 1 else ""

@@ -154,7 +154,7 @@ class Graphs:
         quantizes = maker is not None and maker.op_type == "QuantizeLinear"
         constant = data in self.constants or (quantizes and maker is not None and maker.input[0] in self.constants)
         dtype = self._stored_type(node)
-        found = FORMATS.get(dtype, "") if self._zero_is_zero(node) and not attribute(node, "block_size", 0) else ""
+        found = _format(dtype) if self._zero_is_zero(node) and not attribute(node, "block_size", 0) else ""
         if constant:
             kind = TensorProto.DataType.Name(dtype) if dtype else "something unknown"
             return Source(True, found, 0.0, direct, "" if found else f"is stored as {kind}, for its size alone")
@@ -181,6 +181,10 @@ class Graphs:
             return True
         zero = self.array(node.input[2])
         return zero is not None and not np.asarray(zero, np.float32).any()
+
+
+def _format(dtype: int) -> str:
+    return next((name for kind, name in FORMATS.items() if kind == dtype), "")
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
