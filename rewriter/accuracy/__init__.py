@@ -1,0 +1,1 @@
+"""The accuracy guard: a target, the search for what breaks it, and the model with that kept in higher precision."""
