@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "convert a model and save the artifact",
     "inspect": "show what is in an artifact: engines, native nodes with reasons, sizes",
     "run": "run an artifact on inputs from a file",
+    "compare": "compare the source, the artifact run natively, and its engines in emulation",
     "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",
     "demo": "the whole road on a small model, end to end",
 }
