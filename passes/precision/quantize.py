@@ -71,3 +71,25 @@ def quantize(array: np.ndarray, scales: np.ndarray, axis: int | None, kind: str)
             np.rint(quotient, out=quotient)
         result[part] = np.clip(quotient, -LARGEST[kind], LARGEST[kind], out=quotient).astype(result.dtype)
     return result
+
+
+def int4_scales(array: np.ndarray, block: int) -> np.ndarray:
+    """Scales [K / block, N] of a weight [K, N], in its own float type; zeros as in `weight_scales`.
+
+    Raises:
+        ValueError: the weight has infinite or NaN entries.
+    """
+    rows, columns = array.shape
+    blocks = array.reshape(rows // block, block, columns)
+    high = np.maximum(blocks.max(1), -blocks.min(1)).astype(np.float64)
+    return _finished(high, LARGEST_INT4, array.dtype)
+
+
+def quantize_int4(array: np.ndarray, scales: np.ndarray, block: int) -> np.ndarray:
+    """The integers -7 .. 7 that stand for a weight [K, N], in numpy's int4 (one a byte)."""
+    result = np.empty(array.shape, helper.tensor_dtype_to_np_dtype(TensorProto.INT4))
+    for number, steps in enumerate(scales.astype(np.float32)):
+        part = slice(number * block, (number + 1) * block)
+        quotient = np.rint(array[part].astype(np.float32) / steps)
+        result[part] = np.clip(quotient, -LARGEST_INT4, LARGEST_INT4).astype(np.int8).astype(result.dtype)
+    return result
