@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 
@@ -56,10 +57,10 @@ def calibrate(
     Args:
         model: the cleaned whole model, not spliced.
         tensors: names of values, all of them `fetchable`.
-        inputs: feeds by ONNX input name; gone through once, one sample in memory at a time.
+        inputs: feeds by ONNX input name; gone through once. One sample's values of all `tensors` are in memory at
+            once, so a smaller batch needs less memory.
         method: "minmax": the extremes. "entropy": the range that loses least information. "percentile": the symmetric
-            range that holds `percentile` percent of the values. The last two need the values themselves: one sample's
-            values of all `tensors` are in memory at once.
+            range that holds `percentile` percent of the values.
         percentile: above 0, at most 100.
         progress: called after every sample.
 
@@ -82,17 +83,23 @@ def calibrate(
             f"{listed(unknown)} cannot be calibrated: only floating-point values of the main graph can be observed "
             "(no constants, nothing inside If, Loop or Scan); keep their nodes out of INT8"
         )
-    watch = _Extremes(model, names) if method == "minmax" else _Counts(model, names)
+    probe = Probe(model, names)
+    seen: dict[str, Histogram | _Extremes] = {n: _Extremes() if method == "minmax" else Histogram() for n in names}
+    infinite: Counter[str] = Counter()
     total = len(inputs) if isinstance(inputs, Sized) else None
     samples = 0
     for samples, feeds in enumerate(inputs, 1):
-        watch.see(samples - 1, feeds)
+        for name, values in probe.run(samples - 1, feeds):
+            kept, low, high = _finite(name, samples - 1, values)
+            if kept.size:
+                seen[name].add(kept, low, high)
+            infinite[name] += values.size - kept.size
         if progress is not None:
             progress(samples, total)
     if not samples:
         raise InputError("the calibration inputs are empty: ranges are learnt from at least one sample")
-    ranges = watch.ranges(method, percentile)
-    _tell(names, ranges, watch.infinite)
+    ranges = {name: _range(item, method, percentile) for name, item in seen.items() if item.total}
+    _tell(names, ranges, +infinite)
     label = f"percentile {percentile:g}" if method == "percentile" else method
     return RangeTable(ranges, label, samples)
 
@@ -140,115 +147,45 @@ def write_ranges(table: RangeTable, path: str | Path) -> None:
         raise ArtifactError(f"the range table {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-class _Watch:
-    """What the methods share.
-
-    Attributes:
-        infinite: name -> number of infinite elements that were left out.
-    """
+class _Extremes:
+    """Minimum and maximum; what `Histogram` is to the other methods."""
 
     def __init__(self) -> None:
-        self.infinite: dict[str, int] = {}
+        self.minimum, self.maximum, self.total = np.inf, -np.inf, 0
 
-    def finite(self, name: str, number: int, values: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """The finite values of one sample (maybe none) and their extremes.
-
-        Raises:
-            ConversionError: there is NaN among the values.
-        """
-        if not values.size:
-            return values, np.inf, -np.inf
-        low, high = float(values.min()), float(values.max())
-        if np.isnan(low) or np.isnan(high):
-            raise ConversionError(
-                f"calibration sample {number}: tensor {name!r} has NaN in {int(np.isnan(values).sum())} of "
-                f"{values.size} elements: mend or leave out this sample, or keep the node that makes it out of INT8"
-            )
-        if np.isinf(low) or np.isinf(high):
-            kept = values[np.isfinite(values)]
-            self.infinite[name] = self.infinite.get(name, 0) + values.size - kept.size
-            return self.finite(name, number, kept)
-        return values, low, high
+    def add(self, values: np.ndarray, minimum: float, maximum: float) -> None:
+        """Widens the range."""
+        self.minimum = min(self.minimum, minimum)
+        self.maximum = max(self.maximum, maximum)
+        self.total += values.size
 
 
-class _Counts(_Watch):
-    """A histogram for each tensor."""
+def _finite(name: str, number: int, values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The finite values of one tensor in one sample (maybe none) and their extremes.
 
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
-        super().__init__()
-        self._probe = Probe(model, names)
-        self._histograms = {name: Histogram() for name in names}
-
-    def see(self, number: int, feeds: Mapping[str, np.ndarray]) -> None:
-        """Counts one sample."""
-        found = self._probe.run(number, feeds)
-        for name, histogram in self._histograms.items():
-            values, low, high = self.finite(name, number, found.pop(name))
-            if values.size:
-                histogram.add(values, low, high)
-
-    def ranges(self, method: str, percentile: float) -> dict[str, TensorRange]:
-        """The range of every tensor that was seen."""
-        return {n: _range(h, method, percentile) for n, h in self._histograms.items() if h.total}
+    Raises:
+        ConversionError: there is NaN among the values.
+    """
+    if not values.size:
+        return values, np.inf, -np.inf
+    low, high = float(values.min()), float(values.max())
+    if np.isnan(low) or np.isnan(high):
+        raise ConversionError(
+            f"calibration sample {number}: tensor {name!r} has NaN in {int(np.isnan(values).sum())} of "
+            f"{values.size} elements: mend or leave out this sample, or keep the node that makes it out of INT8"
+        )
+    if np.isinf(low) or np.isinf(high):
+        return _finite(name, number, values[np.isfinite(values)])
+    return values, low, high
 
 
-class _Extremes(_Watch):
-    """Minimum and maximum of each tensor, computed in the graph; only three numbers a tensor are fetched."""
-
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
-        super().__init__()
-        self._model = model
-        self._inputs = {value.name for value in model.proto.graph.input}
-        self._names = names
-        inside = [name for name in names if name not in self._inputs]
-        self._probe = Probe(model, [name for name in names if name in self._inputs], inside)
-        self._odd: dict[str, None] = {}
-        self._whole: Probe | None = None
-        self._bounds: dict[str, tuple[float, float]] = {}
-
-    def see(self, number: int, feeds: Mapping[str, np.ndarray]) -> None:
-        """Widens the ranges by one sample."""
-        found = self._probe.run(number, feeds)
-        odd = []
-        for name in self._names:
-            if name in self._inputs:
-                self._widen(name, *self.finite(name, number, found[name])[1:])
-                continue
-            low, high, total = (float(value) for value in found[name])
-            # ONNX Runtime's reductions pass NaN over, but its sum does not. An empty tensor gives inf, -inf and 0.
-            if np.isfinite(total):
-                self._widen(name, low, high)
-            else:
-                odd.append(name)
-        if odd:
-            # Rare (NaN, infinite masks, a sum that overflows): look at these tensors themselves.
-            values = self._fetch(odd).run(number, feeds)
-            for name in odd:
-                self._widen(name, *self.finite(name, number, values[name])[1:])
-
-    def ranges(self, method: str, percentile: float) -> dict[str, TensorRange]:  # noqa: ARG002 (as _Counts)
-        """The range of every tensor that was seen."""
-        return {name: TensorRange(*self._bounds[name]) for name in self._names if name in self._bounds}
-
-    def _fetch(self, names: Sequence[str]) -> Probe:
-        """A probe for the values of `names`, and of those that it was asked for before."""
-        if self._whole is None or not self._odd.keys() >= set(names):
-            self._odd.update(dict.fromkeys(names))
-            self._whole = Probe(self._model, list(self._odd))
-        return self._whole
-
-    def _widen(self, name: str, low: float, high: float) -> None:
-        if low <= high:
-            before = self._bounds.get(name, (low, high))
-            self._bounds[name] = (min(low, before[0]), max(high, before[1]))
-
-
-def _range(histogram: Histogram, method: str, percentile: float) -> TensorRange:
-    bounds = (float(histogram.minimum), float(histogram.maximum))
-    if histogram.amax > 0 and method == "entropy":
-        bounds = entropy_range(*histogram.signed(BINS), *bounds, LEVELS)
-    elif histogram.amax > 0:
-        bounds = percentile_range(*histogram.absolute(BINS), *bounds, percentile)
+def _range(seen: Histogram | _Extremes, method: str, percentile: float) -> TensorRange:
+    bounds = (float(seen.minimum), float(seen.maximum))
+    if isinstance(seen, Histogram) and seen.amax > 0:
+        if method == "entropy":
+            bounds = entropy_range(*seen.signed(BINS), *bounds, LEVELS)
+        else:
+            bounds = percentile_range(*seen.absolute(BINS), *bounds, percentile)
     return TensorRange(*bounds)
 
 
