@@ -173,7 +173,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     shapes = [", ".join(f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in e.items()) for e in comparison.samples]
     console.print(f"{len(shapes)} sample(s): {'; '.join(dict.fromkeys(shapes))}")
     console.print(_values(comparison), soft_wrap=False)
-    console.print(_differences(comparison), soft_wrap=False)
+    for pair in comparison.pairs:
+        console.print(_differences(pair), soft_wrap=False)
     for pair in comparison.pairs:
         for difference in pair.differences:
             if difference.fault:
@@ -202,11 +203,12 @@ def _values(comparison: Comparison) -> Table:
     return table
 
 
-def _differences(comparison: Comparison) -> Table:
-    table = _table("Differences", "output", "of", "from", "max abs", "max rel", "mean abs", "cosine", "top-1", "")
-    for pair in comparison.pairs:
-        for found in pair.differences:
-            table.add_row(found.output, pair.pair.result, pair.pair.reference, *_figures(found), _mark(pair, found))
+def _differences(pair: PairDifference) -> Table:
+    limit = "" if pair.pair.tolerance is None else f", limit {pair.pair.tolerance:.1e}"
+    title = f"Differences of {pair.pair.result} from {pair.pair.reference}{limit}"
+    table = _table(title, "output", "max abs", "max rel", "mean abs", "cosine", "top-1", "")
+    for found in pair.differences:
+        table.add_row(found.output, *_figures(found), _mark(pair, found))
     return table
 
 
@@ -231,8 +233,10 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column in columns:
-        words_only = column in ("output", "of", "from", "dtype", "")
-        table.add_column(column, justify="left" if words_only else "right", overflow="fold")
+        if column == "output":
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="left" if column in ("of", "dtype", "") else "right", no_wrap=True)
     return table
 
 
