@@ -30,6 +30,7 @@ from rewriter.params import (
 if TYPE_CHECKING:
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
+    from rewriter.precision import PrecisionOptions
     from rewriter.progress import ProgressEvent
     from rewriter.report import Report
     from rewriter.runtime.function import ConvertedFunction, load
@@ -41,6 +42,7 @@ TrtConversionParams = ConversionParams
 _LAZY = {
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
+    "PrecisionOptions": ("rewriter.precision", "PrecisionOptions"),
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
     "Report": ("rewriter.report", "Report"),
     "TrtGraphConverterV2": ("rewriter.converter", "Converter"),
@@ -61,6 +63,7 @@ __all__ = [
     "InputError",
     "InvalidParameterError",
     "MissingDependencyError",
+    "PrecisionOptions",
     "ProgressEvent",
     "Report",
     "SourceError",

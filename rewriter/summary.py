@@ -54,7 +54,27 @@ def print_report(console: Console, report: Report, *, detailed: bool = True) -> 
     for failure in report.failures:
         if failure.stage == "denylist":
             console.print(f"Note: {failure.target}: {failure.reason}")
+    for line in precision_lines(report, detailed=detailed):
+        console.print(line)
     console.print(coverage_line(report))
+
+
+def precision_lines(report: Report, *, detailed: bool = True) -> list[str]:
+    """What the engines compute in, where the ranges come from, and what was kept out, with reasons."""
+    precision = report.precision
+    lines = []
+    if precision.calibration:
+        found = precision.calibration
+        lines.append(f"Calibration: {found['tensors']} ranges by {found['method']} from {found['samples']} inputs")
+    if precision.accuracy:
+        lines.append(f"Accuracy: {precision.accuracy['text']}")
+    groups: dict[str, list[str]] = {}
+    for node, reason in precision.kept.items():
+        groups.setdefault(reason.replace(repr(node), "'*'"), []).append(node)
+    for reason, nodes in groups.items():
+        names = ", ".join(nodes[:MAXIMUM_NAMES]) + (", ..." if len(nodes) > MAXIMUM_NAMES else "")
+        lines.append(f"Kept in the source's precision: {len(nodes)} node(s) ({names}): {reason}")
+    return lines + ([f"Note: {note}" for note in precision.notes] if detailed else [])
 
 
 def print_with(print_fn: Callable[[str], object], text: str) -> None:
