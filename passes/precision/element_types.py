@@ -14,6 +14,20 @@ from passes.model import Model
 
 #: Attributes that name the element type of a node's results.
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
+#: Operators whose results have the (element) type of the first input, though their schemas do not say so.
+_LIKE_FIRST = frozenset(
+    {
+        "Bernoulli", "ConcatFromSequence", "EyeLike", "Optional", "OptionalGetElement", "RandomNormalLike",
+        "RandomUniformLike", "SequenceAt", "SequenceConstruct", "SplitToSequence",
+    }
+)  # fmt: skip
+#: What operators give when neither an attribute nor an input tells.
+_DEFAULTS = {
+    "BlackmanWindow": TensorProto.FLOAT, "ConstantOfShape": TensorProto.FLOAT, "HammingWindow": TensorProto.FLOAT,
+    "HannWindow": TensorProto.FLOAT, "LayerNormalization": TensorProto.FLOAT, "MelWeightMatrix": TensorProto.FLOAT,
+    "Multinomial": TensorProto.INT32, "QuantizeLinear": TensorProto.UINT8, "RandomNormal": TensorProto.FLOAT,
+    "RandomUniform": TensorProto.FLOAT, "SequenceEmpty": TensorProto.FLOAT,
+}  # fmt: skip
 
 
 def element_types(model: Model) -> dict[str, int]:
@@ -56,11 +70,12 @@ def _visit(graph: GraphProto, declared: Mapping[str, int], versions: Mapping[str
             _bind(node, body, found)
             _visit(body, declared, versions, found)
         types = _of_bodies(node, inner, found) if inner else _of_operator(node, versions, found)
-        first = next((found[name] for name in node.input if name in found), TensorProto.UNDEFINED)
-        for i, name in enumerate(node.output):
-            dtype = (types[i] if i < len(types) else 0) or declared.get(name, 0) or first
-            if name and dtype:
-                found[name] = dtype
+        if types is None:
+            first = next((found[name] for name in node.input if name in found), TensorProto.UNDEFINED)
+            types = [declared.get(name) or first for name in node.output]
+        for name, dtype in zip(node.output, types, strict=False):
+            if name and (dtype or declared.get(name)):
+                found[name] = dtype or declared[name]
 
 
 def _bind(node: NodeProto, body: GraphProto, found: dict[str, int]) -> None:
@@ -79,8 +94,8 @@ def _of_bodies(node: NodeProto, inner: list[GraphProto], found: Mapping[str, int
     return [found.get(value.name, 0) or element_type(value.type) for value in outputs]
 
 
-def _of_operator(node: NodeProto, versions: Mapping[str, int], found: Mapping[str, int]) -> list[int]:
-    """One entry an output, 0 where the operator does not tell."""
+def _of_operator(node: NodeProto, versions: Mapping[str, int], found: Mapping[str, int]) -> list[int] | None:
+    """One entry an output, 0 where the operator does not tell; None for an unknown operator."""
     attribute = next((a for a in node.attribute if a.name in DTYPE_ATTRIBUTES and a.i), None)
     if attribute is not None:
         return [attribute.i] * len(node.output)
@@ -89,22 +104,23 @@ def _of_operator(node: NodeProto, versions: Mapping[str, int], found: Mapping[st
     if node.op_type == "DequantizeLinear" and node.input[1] in found:
         # TensorRT takes scales of any float type, but the schemas below opset 19 say float32.
         return [found[node.input[1]]]
+    first = next((found[name] for name in node.input if name in found), TensorProto.UNDEFINED)
     types = _formal(node.op_type, plain_domain(node.domain), versions.get(plain_domain(node.domain), 1))
     if types is None:
-        return []
+        return None
+    if node.op_type in _LIKE_FIRST:
+        return [first] * len(node.output)
     formal_inputs, formal_outputs = types
     bound: dict[str, int] = {}
     for i, name in enumerate(node.input):
         if name in found and formal_inputs:
             bound.setdefault(formal_inputs[min(i, len(formal_inputs) - 1)], found[name])
-    stash = next((a.i for a in node.attribute if a.name == "stash_type"), TensorProto.FLOAT)
-    result = []
-    for i in range(len(node.output)):
-        formal = formal_outputs[min(i, len(formal_outputs) - 1)] if formal_outputs else ""
-        known = bound.get(formal) or _concrete(formal)
-        # LayerNormalization's mean and deviation have the type that it computes in.
-        result.append(known or (stash if node.op_type == "LayerNormalization" else 0))
-    return result
+    default = _DEFAULTS.get(node.op_type, TensorProto.UNDEFINED)
+    if node.op_type == "LayerNormalization":
+        # Its mean and deviation have the type that it computes in.
+        default = next((a.i for a in node.attribute if a.name == "stash_type"), default)
+    formal = [formal_outputs[min(i, len(formal_outputs) - 1)] for i in range(len(node.output))]
+    return [bound.get(text) or _concrete(text) or default for text in formal]
 
 
 def _of_constant(node: NodeProto) -> int:
@@ -120,7 +136,7 @@ def _of_constant(node: NodeProto) -> int:
             return int(attribute.sparse_tensor.values.data_type)
         if attribute.name in kinds:
             return kinds[attribute.name]
-    return TensorProto.FLOAT if node.op_type == "ConstantOfShape" else TensorProto.UNDEFINED
+    return _DEFAULTS.get(node.op_type, TensorProto.UNDEFINED)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -130,7 +146,10 @@ def _formal(op_type: str, domain: str, version: int) -> tuple[tuple[str, ...], t
         schema = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return None
-    return tuple(i.type_str for i in schema.inputs), tuple(o.type_str for o in schema.outputs)
+    # A variable that can be one type only is as good as that type.
+    sole = {c.type_param_str: c.allowed_type_strs[0] for c in schema.type_constraints if len(c.allowed_type_strs) == 1}
+    inputs, outputs = ([sole.get(v.type_str, v.type_str) for v in values] for values in (schema.inputs, schema.outputs))
+    return tuple(inputs), tuple(outputs)
 
 
 def _concrete(formal: str) -> int:

@@ -14,6 +14,7 @@ from passes.graph.value_types import spec_of
 from passes.graph.walk import Scope, definitions, iter_graphs, iter_scopes, plain_domain
 from passes.graph_index import GraphIndex
 from passes.model import Model, Weights, is_stub
+from passes.precision.opset import RaiseOpset, opset_of
 from passes.precision.recipe import MARK
 from passes.segments import Segment, SegmentModel
 
@@ -80,8 +81,8 @@ def _differ(one: ValueInfoProto, other: ValueInfoProto) -> bool:
 
 def _leveled(models: Sequence[Model]) -> list[Model]:
     """All models at one IR version and one version of each operator set."""
-    version = max(_version(model.proto) for model in models)
-    raised = [model if _version(model.proto) == version else _raised(model, version) for model in models]
+    version = max(opset_of(model.proto) for model in models)
+    raised = [RaiseOpset(version).run(model).model for model in models]
     first = raised[0].copy_proto()
     first.ir_version = max(model.proto.ir_version for model in raised)
     known = {plain_domain(o.domain) for o in first.opset_import}
@@ -91,16 +92,6 @@ def _leveled(models: Sequence[Model]) -> list[Model]:
                 known.add(opset.domain)
                 first.opset_import.append(opset)
     return [Model(first, raised[0].weights), *raised[1:]]
-
-
-def _version(proto: ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if not plain_domain(o.domain)), default=0)
-
-
-def _raised(model: Model, version: int) -> Model:
-    from passes.precision.opset import RaiseOpset
-
-    return RaiseOpset(version).run(model).model
 
 
 def _remove(proto: ModelProto, segments: Sequence[Segment]) -> None:

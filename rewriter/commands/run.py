@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda"),
         help="what to run on (default: the best there is)",
     )
+    parser.add_argument(
+        "--execution",
+        default="auto",
+        choices=("auto", "native", "emulate"),
+        help="auto: engines where they can be used; native: none; emulate: what the engines would compute, on the CPU",
+    )
     parser.add_argument("--strict", action="store_true", help="fail when an engine would not be used")
 
 
@@ -31,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     feeds = _read(arguments.inputs)
     console = plain_console()
-    with load(arguments.artifact, provider=arguments.provider, strict=arguments.strict) as function:
+    options = {"provider": arguments.provider, "strict": arguments.strict, "execution": arguments.execution}
+    with load(arguments.artifact, **options) as function:
         outputs = function(**feeds)
         stats = function.stats()
     for name, array in outputs.items():

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from passes.base import PassError
 from passes.model import Model
+from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
 from rewriter.errors import ConversionError, ConverterStateError, SourceError
 from rewriter.runtime.native import NativeSession
 from rewriter.runtime.other_errors import first_line
@@ -83,6 +86,9 @@ class NativeExecutor:
         with self._lock:
             self._model = self._session = None
 
+    def _make_session(self, model: Model) -> NativeSession:
+        return NativeSession(model, self._outputs)
+
     def _ready(self) -> NativeSession:
         with self._lock:
             if self._session is not None:
@@ -90,9 +96,43 @@ class NativeExecutor:
             if self._model is None:
                 raise ConverterStateError("the executor is closed")
             try:
-                self._session = NativeSession(self._model, self._outputs)
+                self._session = self._make_session(self._model)
             except ConversionError:
                 raise
             except Exception as error:
                 raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
             return self._session
+
+
+class EmulatedExecutor(NativeExecutor):
+    """What the engines would compute, on the CPU: each segment in its lowered arithmetic, rounding included.
+
+    Nothing falls back: every engine node is emulated, also those whose engine is missing.
+
+    Args:
+        model: the spliced model.
+        outputs: ONNX output names to compute.
+        recipe: the arithmetic of the engines.
+        ranges: calibrated ranges; None for a recipe that needs none.
+        lazy: True makes the emulated model and the session at the first run.
+
+    Raises:
+        ConversionError: the model cannot be emulated: a range is missing, or an engine node is damaged.
+        SourceError, MissingDependencyError: as `NativeExecutor` raises them.
+    """
+
+    def __init__(
+        self, model: Model, outputs: Sequence[str], recipe: Recipe, ranges: RangeTable | None, *, lazy: bool = False
+    ) -> None:
+        self._recipe = recipe
+        self._ranges = ranges
+        super().__init__(model, outputs, {}, lazy=lazy)
+
+    def _make_session(self, model: Model) -> NativeSession:
+        from rewriter.emulation import emulated_artifact
+
+        try:
+            emulated = emulated_artifact(model, self._recipe, self._ranges)
+        except PassError as error:
+            raise ConversionError(f"the engines cannot be emulated: {error}") from error
+        return NativeSession(emulated, self._outputs, honest=True)

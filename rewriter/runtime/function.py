@@ -12,11 +12,13 @@ from typing import Any
 
 from passes.engine_node import engine_nodes
 from passes.model import Model
+from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
 from passes.segments import TensorSpec
-from rewriter.artifact import EngineEntry, load_artifact
-from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError
+from rewriter.artifact import Artifact, EngineEntry, load_artifact
+from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InvalidParameterError
 from rewriter.runtime import device
-from rewriter.runtime.executor import Execution, Executor, NativeExecutor
+from rewriter.runtime.executor import EmulatedExecutor, Execution, Executor, NativeExecutor
 from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_feeds
 from rewriter.runtime.other_errors import first_line
 from rewriter.source import Signature
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: What `provider` may be.
 PROVIDERS = ("auto", "cpu", "cuda")
+#: What `execution` may be.
+EXECUTIONS = ("auto", "native", "emulate")
 
 
 class ConvertedFunction:
@@ -43,11 +47,17 @@ class ConvertedFunction:
         provider: "auto", "cpu" (no engine is used) or "cuda" (an error where no GPU can be used).
         strict: True raises where an engine would not be used, instead of running its segment natively.
         lazy: True makes the session at the first call: until then the model costs no time and no memory.
+        execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic), or "emulate":
+            what the engines would compute, on the CPU and slower, to see what a precision costs without a GPU. Every
+            engine node is emulated, built or not; FP32 nodes and engines compute as natively.
+        recipe: "emulate" only: the arithmetic of the engines.
+        ranges: "emulate" only: the calibrated ranges of INT8 and FP8.
 
     Attributes:
         signature: what it was made with.
         engines: likewise; () for None.
         provider: what it runs on: "cpu" or "cuda".
+        execution: likewise what it was made with.
         structured_input_signature: ((), {input name: spec}): the structure that TensorFlow gives a signature, but the
             specs are `passes.segments.TensorSpec`, not `tf.TensorSpec`. Their `dtype` is a number of
             `onnx.TensorProto.DataType` (FLOAT is 1); their `shape` is None or a tuple whose unknown dimensions are
@@ -55,8 +65,9 @@ class ConvertedFunction:
         structured_outputs: {output name: spec}, likewise.
 
     Raises:
-        InvalidParameterError: an unknown provider.
-        ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used.
+        InvalidParameterError: an unknown provider or execution, or one that does not go with the other options.
+        ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used; or the engines
+            cannot be emulated.
         SourceError: ONNX Runtime refuses the model (with `lazy`, the first call raises it).
         MissingDependencyError: ONNX Runtime is not installed.
     """
@@ -70,6 +81,9 @@ class ConvertedFunction:
         provider: str = "auto",
         strict: bool = False,
         lazy: bool = False,
+        execution: str = "auto",
+        recipe: Recipe | None = None,
+        ranges: RangeTable | None = None,
     ) -> None:
         self.signature = signature
         self.engines = tuple(engines or ())
@@ -85,7 +99,13 @@ class ConvertedFunction:
         self._engine_calls = 0
         self._fallbacks: collections.Counter[str] = collections.Counter()
         self._said: set[str] = set()
-        self._executor: Executor | None = _make_executor(model, signature, engines, provider, strict=strict, lazy=lazy)
+        self.execution = execution
+        check_execution(execution, provider, strict=strict)
+        self._executor: Executor | None = (
+            _make_emulator(model, signature, recipe, ranges, lazy=lazy)
+            if execution == "emulate"
+            else _make_executor(model, signature, engines, provider, strict=strict, lazy=lazy, execution=execution)
+        )
         self.provider = self._executor.provider
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -123,6 +143,7 @@ class ConvertedFunction:
             engines: number of engines for them.
             unusable_engines: engine node -> why its engine can never be used.
             provider: "cpu" or "cuda".
+            execution: "auto", "native" or "emulate", as it was asked for.
         """
         with self._lock:
             return {
@@ -134,6 +155,7 @@ class ConvertedFunction:
                 "engines": len(self.engines),
                 "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
                 "provider": self.provider,
+                "execution": self.execution,
             }
 
     def close(self) -> None:
@@ -153,6 +175,7 @@ class ConvertedFunction:
         inputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.inputs)
         outputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.outputs)
         state = "closed" if self._executor is None else self.provider
+        state += ", emulated" * (self.execution == "emulate")
         return f"<ConvertedFunction ({inputs}) -> ({outputs}), {_counted(len(self.engines), 'engine')}, {state}>"
 
     def _run(self, executor: Executor, feeds: Mapping[str, Any]) -> Execution:
@@ -181,21 +204,34 @@ class ConvertedFunction:
             raise ConversionError(f"strict: an engine was not used: {next(iter(execution.fallbacks))}")
 
 
-def load(path: str | Path, *, provider: str = "auto", strict: bool = False) -> ConvertedFunction:
+def load(
+    path: str | Path, *, provider: str = "auto", strict: bool = False, execution: str = "auto"
+) -> ConvertedFunction:
     """Loads an artifact, ready to be called.
 
     Args:
         path: the directory that `Converter.save` wrote.
         provider: "auto" (GPU where one can be used, else CPU), "cpu" or "cuda".
         strict: True raises where an engine would not be used, instead of running its segment natively.
+        execution: "auto" (engines where they can be used), "native" (none) or "emulate": what the engines would
+            compute, on the CPU; see `ConvertedFunction`.
 
     Raises:
         ArtifactError: not an artifact, or a damaged one.
         InvalidParameterError, ConversionError, MissingDependencyError: as `ConvertedFunction` raises them.
     """
-    check_provider(provider)
+    check_execution(execution, provider, strict=strict)
     artifact = load_artifact(path)
-    return ConvertedFunction(artifact.model, artifact.signature, artifact.engines, provider=provider, strict=strict)
+    return ConvertedFunction(
+        artifact.model,
+        artifact.signature,
+        artifact.engines,
+        provider=provider,
+        strict=strict,
+        execution=execution,
+        recipe=_recipe_of(artifact) if execution == "emulate" else None,
+        ranges=artifact.ranges if execution == "emulate" else None,
+    )
 
 
 def check_provider(provider: str) -> None:
@@ -208,6 +244,43 @@ def check_provider(provider: str) -> None:
         raise InvalidParameterError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
 
 
+def check_execution(execution: str, provider: str, *, strict: bool) -> None:
+    """Refuses an unknown provider or execution, and combinations of options that cannot be obeyed.
+
+    Raises:
+        InvalidParameterError: with what is known, or with what to leave out.
+    """
+    check_provider(provider)
+    if execution not in EXECUTIONS:
+        raise InvalidParameterError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    if execution != "auto" and (strict or provider == "cuda"):
+        other = "strict=True" if strict else "provider='cuda'"
+        raise InvalidParameterError(f"execution={execution!r} uses no engines: leave {other} out")
+
+
+def _recipe_of(artifact: Artifact) -> Recipe:
+    """The arithmetic of an artifact's engines.
+
+    Raises:
+        ArtifactError: it does not say, or not in words that this version knows.
+    """
+    data = artifact.params.get("recipe")
+    try:
+        if isinstance(data, Mapping):
+            return Recipe.from_json(data)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path} cannot be emulated: {error}: convert the model again") from error
+    raise ArtifactError(f"{artifact.path} cannot be emulated: it does not hold its recipe: convert the model again")
+
+
+def _make_emulator(
+    model: Model, signature: Signature, recipe: Recipe | None, ranges: RangeTable | None, *, lazy: bool
+) -> Executor:
+    if recipe is None:
+        raise InvalidParameterError("execution='emulate' needs the recipe of the engines: give recipe=")
+    return EmulatedExecutor(model, [spec.tensor for spec in signature.outputs], recipe, ranges, lazy=lazy)
+
+
 def _make_executor(
     model: Model,
     signature: Signature,
@@ -216,10 +289,10 @@ def _make_executor(
     *,
     strict: bool,
     lazy: bool,
+    execution: str = "auto",
 ) -> Executor:
     """Chooses what computes the model; each engine that will not be used has its reason."""
-    check_provider(provider)
-    blocked = _why_no_engines(provider)
+    blocked = "execution 'native' was asked for" if execution == "native" else _why_no_engines(provider)
     if provider == "cuda":
         raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
     nodes = [node.op_type for _, node in engine_nodes(model.proto)]

@@ -23,6 +23,8 @@ class NativeSession:
             them, mostly in another layout.
         outputs: graph outputs to compute; default all, in graph order.
         optimize: False switches ONNX Runtime's graph optimisations off.
+        honest: True rounds exactly where the graph says so. By default ONNX Runtime quantises biases and fuses Q/DQ
+            pairs with their neighbours into integer or 4-bit kernels, whose results differ from those of TensorRT.
         threads: intra-op threads; 0 for ONNX Runtime's default.
         profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
             control flow included); `end_profiling` finishes it.
@@ -37,6 +39,7 @@ class NativeSession:
         outputs: Sequence[str] | None = None,
         *,
         optimize: bool = True,
+        honest: bool = False,
         threads: int = 0,
         profile: Path | None = None,
     ) -> None:
@@ -44,6 +47,9 @@ class NativeSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        if honest:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:

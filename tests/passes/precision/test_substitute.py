@@ -173,7 +173,6 @@ def test_bodies(condition, refused):
 
 
 def test_the_highest_operator_set_wins():
-    pytest.importorskip("passes.precision.opset")
     model = parse(TEXT)
     first, second = cut(model)
     new = dataclasses.replace(first.model, proto=first.model.copy_proto())

@@ -159,6 +159,7 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "engines": 1,
         "unusable_engines": {},
         "provider": "cpu",
+        "execution": "auto",
     }
     assert [r.getMessage() for r in caplog.records] == ["1 engine node runs natively: no GPU"]
 
