@@ -52,6 +52,7 @@ class SourceModel:
         verification: the comparison with the source framework; None for ONNX sources.
         samples: the sample inputs of that comparison, by public input name (reused for shapes and demos).
         timings: stage name -> seconds ("load", "freeze", "export", "verify").
+        notes: what the user should know of the export, a line each (weights that lost their int8 grid, ...).
     """
 
     model: Model
@@ -60,3 +61,4 @@ class SourceModel:
     verification: Verification | None = None
     samples: tuple[Mapping[str, Any], ...] = ()
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()

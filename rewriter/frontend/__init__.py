@@ -44,8 +44,9 @@ def load_source(
         samples: sample inputs, each a dict by public input name, a tuple in signature order or a single array;
             default: made up until TensorFlow takes them. They also trace a tf.function without a signature.
         verify: False skips the comparison with TensorFlow.
-        tolerance: largest max|difference| / max|reference| per output; default 1e-4, or 1e-2 for graphs that
-            compute in float16 or bfloat16. Integers, booleans and strings must be equal.
+        tolerance: largest max|difference| / max|reference| per output; default 1e-4, 1e-2 for graphs that
+            compute in float16 or bfloat16, 3e-2 for those that emulate quantisation. Integers, booleans
+            and strings must be equal.
 
     Raises:
         InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel.

@@ -16,14 +16,17 @@ from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.handlers import handlers
 from rewriter.frontend.naming import bodies
 from rewriter.frontend.noise import quiet
+from rewriter.frontend.quantization import left_to_us
 from rewriter.frontend.samples import one_line
 
 _LOG = logging.getLogger(__name__)
 OPSET = 18
 
 
-def export(frozen: Frozen, origin: str) -> ModelProto:
-    """The ONNX model; its inputs and outputs carry the frozen graph's tensor names, in order.
+def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
+    """The ONNX model, and notes: what the user should know of it, a line each.
+
+    Its inputs and outputs carry the frozen graph's tensor names, in order.
 
     The converter's optimizers work in place (its own way is to copy the graph, weights included, before each of
     about 50 runs); if one raises, the export is repeated in the slow, copying way.
@@ -33,38 +36,41 @@ def export(frozen: Frozen, origin: str) -> ModelProto:
     """
     with quiet():
         try:
-            proto = _convert(frozen, copy=False)
+            proto, notes = _convert(frozen, copy=False)
         except Exception as first:  # noqa: BLE001 - a converter raises anything; the second try decides
             _LOG.debug("export in place failed (%s), again with copies", one_line(first), exc_info=True)
             try:
-                proto = _convert(frozen, copy=True)
+                proto, notes = _convert(frozen, copy=True)
             except Exception as error:
                 raise ExportError(f"the converter to ONNX failed on {origin}: {one_line(error)}") from error
     unknown = list(unknown_nodes(proto))
     if unknown:
         raise ExportError(_no_word_for(unknown, origin))
-    return proto
+    for note in notes:
+        _LOG.warning("%s", note)
+    return proto, notes
 
 
-def _convert(frozen: Frozen, copy: bool) -> ModelProto:
+def _convert(frozen: Frozen, copy: bool) -> tuple[ModelProto, tuple[str, ...]]:
     """What tf2onnx's command does after freezing."""
     tf = import_tensorflow()
     from tf2onnx import optimizer, tfonnx
 
-    with tf.Graph().as_default() as graph, patches.applied():
+    notes: list[str] = []
+    with tf.Graph().as_default() as graph, patches.applied(), left_to_us():
         tf.import_graph_def(frozen.graph_def, name="")
         converted = tfonnx.process_tf_graph(
             graph,
             continue_on_error=True,
             opset=OPSET,
-            custom_op_handlers=handlers(),
+            custom_op_handlers=handlers(notes),
             input_names=list(frozen.inputs),
             output_names=list(frozen.outputs),
             initialized_tables=dict(frozen.tables),
         )
         converted = optimizer.optimize_graph(converted, catch_errors=copy)
         proto: ModelProto = converted.make_model("trt-rewriter")
-    return proto
+    return proto, tuple(dict.fromkeys(notes))
 
 
 def unknown_nodes(proto: ModelProto) -> Iterator[tuple[str, str]]:

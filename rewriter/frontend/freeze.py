@@ -26,6 +26,7 @@ class Frozen:
         output_dtypes, output_shapes: TensorFlow's, before any rewriting.
         tables: lookup tables: shared name -> (keys, values).
         reduced: True when the graph computes in float16 or bfloat16 somewhere.
+        quantised: True when it emulates quantisation somewhere.
     """
 
     graph_def: Any
@@ -36,6 +37,7 @@ class Frozen:
     output_shapes: tuple[tuple[int | None, ...] | None, ...]
     tables: Mapping[bytes, tuple[Any, Any]]
     reduced: bool
+    quantised: bool = False
 
 
 def freeze(callee: Callee) -> Frozen:
@@ -71,6 +73,7 @@ def freeze(callee: Callee) -> Frozen:
         output_shapes=tuple(None if t.shape.rank is None else tuple(t.shape.as_list()) for t in function.outputs),
         tables=tables,
         reduced=reduced,
+        quantised=any(node.op.startswith(("FakeQuant", "QuantizeAndDequantize")) for node in _all_nodes(graph_def)),
     )
 
 

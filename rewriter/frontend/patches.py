@@ -38,16 +38,17 @@ def applied() -> Iterator[None]:
         yield
         return
     with (
-        _replaced(TransposeOptimizer, "_add_handler", _add_handler(TransposeOptimizer._add_handler)),
-        _replaced(GraphOptimizerBase, "optimize", _optimize),
-        _replaced(utils, "INTERNAL_NAME", 1),
-        _replaced(tf_loader, "tflist_to_onnx", _branch_shapes(tf_loader.tflist_to_onnx)),
+        replaced(TransposeOptimizer, "_add_handler", _add_handler(TransposeOptimizer._add_handler)),
+        replaced(GraphOptimizerBase, "optimize", _optimize),
+        replaced(utils, "INTERNAL_NAME", 1),
+        replaced(tf_loader, "tflist_to_onnx", _branch_shapes(tf_loader.tflist_to_onnx)),
     ):
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for an attribute, for the time of the block."""
     original = owner.__dict__[name]
     setattr(owner, name, value)
     try:

@@ -20,7 +20,7 @@ from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
 from rewriter.frontend.short_names import shorten
 from rewriter.frontend.symbols import Dimension, dimension_symbols, other_sizes, output_symbols, witnesses
-from rewriter.frontend.verify import REDUCED_TOLERANCE, TOLERANCE, verify
+from rewriter.frontend.verify import QUANTISED_TOLERANCE, REDUCED_TOLERANCE, TOLERANCE, verify
 from rewriter.source import Signature, SourceModel
 
 
@@ -31,7 +31,8 @@ class Options:
     Attributes:
         samples: the user's sample inputs; None for made-up ones.
         verify: False skips the comparison with TensorFlow (the samples are still made and run).
-        tolerance: largest relative difference; None for 1e-4, or 1e-2 for graphs with float16 or bfloat16.
+        tolerance: largest relative difference; None for 1e-4, 1e-2 for graphs with float16 or bfloat16, 3e-2 for
+            graphs that emulate quantisation.
     """
 
     samples: Sequence[Any] | None = None
@@ -64,7 +65,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
         with clock.stage("freeze"):
             frozen = freeze(callee)
     with clock.stage("export"):
-        proto = export(frozen, callee.origin)
+        proto, notes = export(frozen, callee.origin)
         signature = _sign(proto, callee, frozen, seen, symbols)
         shorten(proto)
         model = from_proto(proto)
@@ -74,9 +75,10 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
             tolerance = options.tolerance
             if tolerance is None:
                 tolerance = REDUCED_TOLERANCE if frozen.reduced else TOLERANCE
+                tolerance = QUANTISED_TOLERANCE if frozen.quantised else tolerance
             verification = verify(model, signature, runs, tolerance, callee.origin)
     samples = tuple(run.inputs for run in runs)
-    return SourceModel(model, signature, callee.origin, verification, samples, dict(clock.seconds))
+    return SourceModel(model, signature, callee.origin, verification, samples, dict(clock.seconds), notes)
 
 
 def _reference(callee: Callee, given: Sequence[Any] | None) -> tuple[tuple[Run, ...], dict[Dimension, str]]:

@@ -15,6 +15,8 @@ from rewriter.source import Signature, Verification
 TOLERANCE = 1e-4
 #: The same where the graph computes in float16 or bfloat16.
 REDUCED_TOLERANCE = 1e-2
+#: The same where it emulates quantisation: the order of a sum decides on which side of a half quantum a value falls.
+QUANTISED_TOLERANCE = 3e-2
 
 
 def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: float, origin: str) -> Verification:

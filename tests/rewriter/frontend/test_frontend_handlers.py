@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rewriter.frontend import load_source
-from rewriter.frontend.handlers import nudge
+from rewriter.frontend.quantization import nudge
 
 pytestmark = pytest.mark.tensorflow
 
