@@ -1,6 +1,6 @@
-"""Raising the opset: no operator's change between the known versions is forgotten, and every node means what it meant."""
+"""Raising the opset: no change of an operator is forgotten, and every node means what it meant."""
 
-import random
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -57,7 +57,7 @@ def changed_signatures():
     schemas = [s for s in defs.get_all_schemas_with_history() if not s.domain]
     for name in sorted({s.name for s in schemas}):
         versions = sorted(s.since_version for s in schemas if s.name == name)
-        for old, new in zip(versions, versions[1:], strict=False):
+        for old, new in itertools.pairwise(versions):
             if OLDEST < new <= NEWEST and signature(defs.get_schema(name, old, "")) != signature(
                 defs.get_schema(name, new, "")
             ):
@@ -103,7 +103,7 @@ CASES = {
         """g (float[2,2,3] x) => (float[2,2,3] y) <float[2] s={1,2}, float[2] b={3,4}, float[2] m={0,1},
             float[2] v={1,2}> { y = BatchNormalization(x, s, b, m, v) }""",
     ),
-    "pool": (13, 22, "g (float[1,1,6,6] x) => (float[1,1,3,3] y) { y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x) }"),
+    "pool": (13, 22, "g (float[1,1,6,6] x) => (float[1,1,5,5] y) { y = MaxPool<kernel_shape=[2,2]>(x) }"),
     "pad": (13, 22, "g (float[2,2] x) => (float[3,2] y) <int64[4] p={1,0,0,0}> { y = Pad(x, p) }"),
     "body": (
         13, 21,
@@ -194,7 +194,7 @@ def test_large_weights_stay_stubs():
 @hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(st.integers(0, 10**6), st.sampled_from([18, 19, 21, 22]))
 def test_random_models_compute_the_same_bits(seed, version):
-    proto = random_model(random.Random(seed), 12, unsupported=0, opset=13)
+    proto = random_model(seed, 12, unsupported=0, opset=13)
     model, _ = CANONICAL.run(from_proto(proto))
     raised = raise_opset(model, version).model
     verify(raised, "raise_opset", canonical=True)
