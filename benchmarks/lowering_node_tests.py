@@ -60,8 +60,7 @@ class Lowered:
         detail: the reason in words.
         difference: largest relative difference from the original, None where nothing was compared.
         kept: rule -> number of nodes that stay float32.
-        low: nodes in the lower type.
-        floats: nodes with floats.
+        values: how many nodes are in the lower type, in words.
     """
 
     outcome: str
@@ -161,8 +160,14 @@ def run_case(case: Any, backend: Any, folder: Path) -> CaseResult:
 
 
 def _lowered(  # noqa: PLR0911 - one return an outcome
-    model: Any, kind: str, feeds: Mapping[str, Any], original: Mapping[str, Any], noisy: bool, backend: Any, folder: Path
-) -> Lowered:  # fmt: skip
+    model: Any,
+    kind: str,
+    feeds: Mapping[str, Any],
+    original: Mapping[str, Any],
+    noisy: bool,
+    backend: Any,
+    folder: Path,
+) -> Lowered:
     from passes.base import PassError, count_by_rule, verify
     from passes.model import to_proto
     from passes.precision.cast import LowerFloats

@@ -7,12 +7,18 @@ import dataclasses
 from passes.base import Change, PassError, PassResult
 from passes.canonicalize import Canonicalize
 from passes.graph.editing import finish
+from passes.graph.walk import iter_nodes
 from passes.model import Model
 from passes.precision.cast_facts import Facts
 from passes.precision.cast_rewrite import Rewrite
 from passes.precision.cast_types import LOW_TYPES
 from passes.precision.islands import plan
+from passes.precision.opset import OLDEST, opset_of, raise_opset
 from passes.precision.recipe import Recipe
+
+_QUANTISATION = ("QuantizeLinear", "DequantizeLinear")
+#: From here on their scales may be float16 and bfloat16.
+_SCALES_OPSET = 19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +57,30 @@ class LowerFloats:
             raise PassError(
                 f"lower_floats: unknown float type {self.recipe.float_type!r}; take one of FP32, {', '.join(LOW_TYPES)}"
             )
-        source = Canonicalize().run(model).model if model.proto.functions else model
+        changes: list[Change] = []
+        source = _for_scales(Canonicalize().run(model).model if model.proto.functions else model, changes)
         proto = source.copy_proto()
         facts = Facts.of(Model(proto, source.weights), low)
         decided = plan(facts, self.recipe)
-        rewrite = Rewrite(facts, decided.low, proto)
-        weights = rewrite.run()
+        weights = Rewrite(facts, decided.low, proto).run()
         count = f"{sum(decided.low)} of {sum(facts.floats)} nodes with floats"
-        changes = [Change("lower-floats", proto.graph.name, f"{count} in {self.recipe.float_type}"), *decided.changes]
-        return finish(model, proto, {**source.weights, **weights}, changes)
+        changes.append(Change("lower-floats", proto.graph.name, f"{count} in {self.recipe.float_type}"))
+        return finish(model, proto, {**source.weights, **weights}, [*changes, *decided.changes])
+
+
+def _for_scales(model: Model, changes: list[Change]) -> Model:
+    """Raises the opset where QuantizeLinear and DequantizeLinear know float32 only.
+
+    TensorRT takes scales of any type in any opset, so a model that cannot be carried over stays as it is.
+    """
+    if not OLDEST <= opset_of(model.proto) < _SCALES_OPSET:
+        return model
+    if not any(node.op_type in _QUANTISATION for node in iter_nodes(model.proto.graph)):
+        return model
+    try:
+        result = raise_opset(model, _SCALES_OPSET)
+    except PassError as error:
+        changes.append(Change("keep-opset", model.proto.graph.name, str(error)))
+        return model
+    changes.extend(result.changes)
+    return result.model

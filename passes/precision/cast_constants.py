@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from passes.model import Model, is_stub, make_stub
 #: Elements that are looked at or converted at a time: what bounds the memory beside the result.
 CHUNK = 1 << 22
 #: Smallest magnitude with full precision (normal), by lower type.
-SMALLEST_NORMAL = {TensorProto.FLOAT16: 2.0**-14, TensorProto.BFLOAT16: 2.0**-126}
+SMALLEST_NORMAL: Mapping[int, float] = {TensorProto.FLOAT16: 2.0**-14, TensorProto.BFLOAT16: 2.0**-126}
 #: Largest finite magnitude, by lower type.
-LARGEST = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
+LARGEST: Mapping[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
 #: Halfway to the number that would follow: from here on rounding gives infinity.
-OVERFLOW = {TensorProto.FLOAT16: 65520.0, TensorProto.BFLOAT16: 511 * 2.0**119}
+OVERFLOW: Mapping[int, float] = {TensorProto.FLOAT16: 65520.0, TensorProto.BFLOAT16: 511 * 2.0**119}
 
 
 @dataclasses.dataclass(frozen=True)

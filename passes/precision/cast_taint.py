@@ -69,8 +69,8 @@ def feeding_shapes(facts: Facts) -> set[int]:
         seen.add(name)
         todo += facts.body_sources.get(name, ())
         todo += facts.body_results.get(name, ())
-        number = facts.producer.get(name)
-        if number is None or facts.nodes[number].op_type in SHAPE_SOURCES | _INEXACT:
+        number = facts.producer.get(name, -1)
+        if number < 0 or facts.nodes[number].op_type in SHAPE_SOURCES | _INEXACT:
             continue
         found.add(number)
         if not facts.has_body[number]:

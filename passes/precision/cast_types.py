@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import onnx
 from onnx import NodeProto, TensorProto
@@ -11,11 +12,11 @@ from onnx import NodeProto, TensorProto
 from passes.graph.walk import plain_domain
 
 #: `Recipe.float_type` -> element type of the lowered values.
-LOW_TYPES = {"FP16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+LOW_TYPES: Mapping[str, int] = {"FP16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 #: Element type -> how names of new values and nodes call it.
-SHORT = {TensorProto.FLOAT: "f32", TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16"}
+SHORT: Mapping[int, str] = {TensorProto.FLOAT: "f32", TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16"}
 #: Operator -> numbers of inputs that stay float32 although the schema lets them be something else.
-FIXED_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
+FIXED_INPUTS: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2), "Upsample": (1,)}
 
 #: Per input or output: does it change its type?
 Flags = tuple[bool, ...]
@@ -82,7 +83,11 @@ def signature(op_type: str, domain: str, version: int, low: int) -> Signature | 
 
 
 def _variables(schema: onnx.defs.OpSchema, low: int) -> set[str]:
-    names = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+    names: Mapping[int, str] = {
+        TensorProto.FLOAT: "float",
+        TensorProto.FLOAT16: "float16",
+        TensorProto.BFLOAT16: "bfloat16",
+    }
     wanted = {"tensor(float)", f"tensor({names[low]})"}
     return {c.type_param_str for c in schema.type_constraints if wanted <= set(c.allowed_type_strs)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from onnx import TensorProto, numpy_helper
 
@@ -15,38 +15,30 @@ from passes.precision.cast_facts import Facts
 from passes.precision.cast_types import attribute_int
 from passes.precision.recipe import Recipe
 
-_SUMS = "sums of many values leave the range and lose digits"
-_POWER = "squares and powers leave the range"
-_RANDOM = "random numbers are drawn in the type that the source asks for"
-_SEQUENCE = "sequences and optionals keep the type of their elements"
+_SUMS = ("keep-reduction", "sums of many values leave the range and lose digits")
+_POWER = ("keep-reduction", "squares and powers leave the range")
+_RANDOM = ("keep-op", "random numbers are drawn in the type that the source asks for")
+_SEQUENCE = ("keep-op", "sequences and optionals keep the type of their elements")
 #: Operator -> rule and reason why it stays float32 whatever the lower type.
 KEPT_OPS: Mapping[str, tuple[str, str]] = {
     "Range": ("keep-range", "steps need exact numbers"),
     "TopK": ("keep-op", "its order decides about indices, so nearly equal values must stay apart"),
     "CumSum": ("keep-op", "running sums lose digits with every step"),
-    "Pow": ("keep-reduction", _POWER),
     "Mod": ("keep-op", "a remainder of rounded values is noise"),
     "LogSoftmax": ("keep-op", "the logarithm of a softmax that underflows is -inf"),
     "Det": ("keep-op", "products of many values leave the range"),
     "GridSample": ("keep-op", "positions in a lower type are off by whole pixels of a large picture"),
     "EyeLike": ("keep-op", "it names its own type"),
-    **{op: ("keep-reduction", _SUMS) for op in ("GlobalLpPool", "LRN", "LpNormalization", "LpPool")},
-    "MeanVarianceNormalization": ("keep-reduction", _SUMS),
-    **{
-        f"Reduce{kind}": ("keep-reduction", _SUMS)
-        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Mean", "Prod", "Sum", "SumSquare")
-    },
-    **{
-        op: ("keep-op", _RANDOM)
-        for op in ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-    },
-    **{
-        op: ("keep-op", _SEQUENCE)
-        for op in (
-            "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt",
-            "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence",
-        )
-    },
+    "Pow": _POWER,
+    "GlobalLpPool": _SUMS, "LRN": _SUMS, "LpNormalization": _SUMS, "LpPool": _SUMS, "MeanVarianceNormalization": _SUMS,
+    "ReduceL1": _SUMS, "ReduceL2": _SUMS, "ReduceLogSum": _SUMS, "ReduceLogSumExp": _SUMS, "ReduceMean": _SUMS,
+    "ReduceProd": _SUMS, "ReduceSum": _SUMS, "ReduceSumSquare": _SUMS,
+    "Bernoulli": _RANDOM, "Multinomial": _RANDOM, "RandomNormal": _RANDOM, "RandomNormalLike": _RANDOM,
+    "RandomUniform": _RANDOM, "RandomUniformLike": _RANDOM,
+    "ConcatFromSequence": _SEQUENCE, "Optional": _SEQUENCE, "OptionalGetElement": _SEQUENCE,
+    "OptionalHasElement": _SEQUENCE, "SequenceAt": _SEQUENCE, "SequenceConstruct": _SEQUENCE,
+    "SequenceEmpty": _SEQUENCE, "SequenceErase": _SEQUENCE, "SequenceInsert": _SEQUENCE, "SequenceLength": _SEQUENCE,
+    "SplitToSequence": _SEQUENCE,
 }  # fmt: skip
 #: Lower type -> operators that TensorRT does not build in it.
 NOT_BUILT: Mapping[int, frozenset[str]] = {
@@ -124,36 +116,39 @@ class _Policy:
     def by_node(self) -> None:
         """Rules 1 to 5."""
         facts = self.facts
-        for number, node in enumerate(facts.nodes):
-            if facts.touches(number) and any(self.recipe.keeps(n) for n in (node, *facts.owners[number])):
+        touching = [number for number in range(len(facts.nodes)) if facts.touches(number)]
+        for number in touching:
+            if any(self.recipe.keeps(node) for node in (facts.nodes[number], *facts.owners[number])):
                 self.keep(number, "keep-user", "named in the precision recipe")
-        for number in sorted(taint.feeding_shapes(facts)):
-            self.keep(number, "keep-shape-math", "its result becomes a shape")
-        pure, mixed = taint.from_shapes(facts)
-        for number in sorted(pure):
-            self.keep(number, "keep-shape-math", "it computes with sizes only, which the lower type rounds")
-        if facts.low == TensorProto.FLOAT16:
-            for number in sorted(mixed):
-                self.keep(number, "keep-shape-math", "an operand is a size, which may leave the range")
-        for number, node in enumerate(facts.nodes):
-            if facts.touches(number):
-                self._by_operator(number, node.op_type)
-        for number in sorted(taint.before_rounding(facts)):
-            self.keep(number, "keep-rounding", "rounding to whole numbers follows")
-        for number in range(len(facts.nodes)):
-            if number not in self.kept and facts.touches(number):
+        self._by_shapes()
+        for number in touching:
+            self._by_operator(number, facts.nodes[number].op_type)
+        self._keep_all(taint.before_rounding(facts), "keep-rounding", "rounding to whole numbers follows")
+        for number in touching:
+            if number not in self.kept:
                 self._by_constants(number)
+
+    def _by_shapes(self) -> None:
+        self._keep_all(taint.feeding_shapes(self.facts), "keep-shape-math", "its result becomes a shape")
+        pure, mixed = taint.from_shapes(self.facts)
+        self._keep_all(pure, "keep-shape-math", "it computes with sizes only, which the lower type rounds")
+        if self.facts.low == TensorProto.FLOAT16:
+            self._keep_all(mixed, "keep-shape-math", "an operand is a size, which may leave the range")
+
+    def _keep_all(self, numbers: Iterable[int], rule: str, reason: str) -> None:
+        for number in sorted(numbers):
+            self.keep(number, rule, reason)
 
     def by_neighbours(self) -> None:
         """Rule 6, and squares in front of a reduction that stays."""
         facts = self.facts
-        for number in sorted(taint.behind_epsilons(facts, self.epsilons)):
-            self.keep(number, "keep-epsilon", "it needs all digits of a sum with a tiny constant")
+        behind = taint.behind_epsilons(facts, self.epsilons)
+        self._keep_all(behind, "keep-epsilon", "it needs all digits of a sum with a tiny constant")
         for number, node in enumerate(facts.nodes):
             if node.op_type == "Mul" and len(set(facts.inputs[number])) == 1:
                 readers = [r for name in facts.outputs[number] for r in facts.readers.get(name, ())]
                 if any(self.kept.get(r, ("",))[0] == "keep-reduction" for r in readers):
-                    self.keep(number, "keep-reduction", _POWER)
+                    self.keep(number, *_POWER)
             elif node.op_type == "DequantizeLinear" and self.kept.get(number, ("",))[0] == "keep-scale":
                 self._keep_readers(number)
 
@@ -284,22 +279,19 @@ def _follow(facts: Facts, policy: _Policy) -> tuple[bool, ...]:
 
 def _goes_along(facts: Facts, number: int, demand: list[int], low: list[bool], islands: set[str]) -> bool:
     """True for a node that stays float32 because of its neighbours."""
-    node, data = facts.nodes[number], facts.float_data(number)
-    some, every = demand[number] in (_SOME, _ALL), demand[number] == _ALL
-    if node.op_type == "DequantizeLinear":
+    op_type, data = facts.nodes[number].op_type, facts.float_data(number)
+    every = demand[number] == _ALL
+    if op_type in ("ConstantOfShape", "DequantizeLinear"):
         return every
-    if node.op_type == "Cast":
-        source = facts.types.get(facts.inputs[number][0], 0)
-        return every or (some and source not in _EXACT_INTEGERS)
-    if node.op_type == "QuantizeLinear":
+    if op_type == "Cast":
+        exact = facts.types.get(facts.inputs[number][0], 0) in _EXACT_INTEGERS
+        return every or (demand[number] == _SOME and not exact)
+    if op_type == "QuantizeLinear":
         return bool(data) and not _lowered(facts, data[0], low)
-    if node.op_type == "ConstantOfShape":
-        return every
-    if node.op_type not in taint.MOVES:
+    if op_type not in taint.MOVES:
         return False
-    if data and all(name in islands for name in data):
-        return True
-    return every and not any(_lowered(facts, name, low) for name in data)
+    only_islands = bool(data) and all(name in islands for name in data)
+    return only_islands or (every and not any(_lowered(facts, name, low) for name in data))
 
 
 def _lowered(facts: Facts, name: str, low: list[bool]) -> bool:
