@@ -13,6 +13,10 @@ from typing import Literal, TypeVar
 
 #: So many attempts in a row to lower a kept unit again may fail before the search stops trying.
 PATIENCE = 8
+#: Measurements kept back for the end of a search whose units fail only jointly.
+RESERVE = 16
+#: Measurements that refine the ranking before it is tried again.
+ROUND = 12
 
 Item = TypeVar("Item")
 Units = tuple[str, ...]
@@ -84,15 +88,18 @@ class _BudgetSpentError(Exception):
     """No measurement is left."""
 
 
-def find_guilty(units: Sequence[str], measure: Callable[[frozenset[str]], Score], budget: int) -> Search:
+def find_guilty(
+    units: Sequence[str], measure: Callable[[frozenset[str]], Score], budget: int, ideal: float = 0.0
+) -> Search:
     """Finds units to keep so that the target is met with all others lowered.
 
     1. Everything lowered passes: nothing is kept, after one measurement.
     2. Bisection: a set of neighbours that fails alone is halved, the worst set first; a unit that fails alone is
        guilty. That takes half of the budget at most. One guilty unit among n costs 2 * ceil(log2(n)) + 2 measurements.
     3. All but the guilty units lowered passes: done. Otherwise units fail only jointly, or some sets could not be
-       halved to the end. The sets found so far are ranked by how far off they are, and binary search finds how many of
-       the better ones can be lowered together.
+       halved to the end. Sets go on being halved, the most harmful one first, `ROUND` measurements at a time; then
+       all are ranked by harm per unit, and binary search finds how many of the less harmful ones can be lowered
+       together. That is repeated until only single units are left out, or `RESERVE` measurements are left.
     4. What is kept beyond the guilty units is tried again in ever smaller sets, as long as that succeeds now and then
        (`PATIENCE`) and the budget lasts.
 
@@ -103,22 +110,24 @@ def find_guilty(units: Sequence[str], measure: Callable[[frozenset[str]], Score]
         units: in topological order, each once; at least one.
         measure: scores the model with exactly these units lowered; called at most once for a set.
         budget: largest number of measurements, at least 1.
+        ideal: the `excess` with nothing lowered: what goes beyond it is the harm that a set of units does.
 
     Raises:
         ValueError: no units, a unit twice, or no budget.
     """
     if not units or len(set(units)) != len(units) or budget < 1:
         raise ValueError("a search needs units, each once, and a budget of at least one measurement")
-    return _Searcher(tuple(units), measure, budget).run()
+    return _Searcher(tuple(units), measure, budget, ideal).run()
 
 
 class _Searcher:
     """One search: the cache of measurements, and what was accepted so far."""
 
-    def __init__(self, units: Units, measure: Callable[[frozenset[str]], Score], budget: int) -> None:
+    def __init__(self, units: Units, measure: Callable[[frozenset[str]], Score], budget: int, ideal: float) -> None:
         self._units = units
         self._measure = measure
         self._budget = budget
+        self._ideal = ideal
         self._scores: dict[frozenset[str], Score] = {}
         self._record: list[Measurement] = []
         self._alone: dict[str, Score] = {}
@@ -136,7 +145,7 @@ class _Searcher:
             leaves = self._isolate(before)
             rest = [unit for block, _ in leaves for unit in block]
             if not self._accept(rest, rest):
-                self._lower_ranked(leaves)
+                leaves = self._lower_jointly(leaves)
         except _BudgetSpentError:
             exhausted = True
         self._explain(leaves)
@@ -161,16 +170,49 @@ class _Searcher:
                 (leaves if found.passed else failing).append((half, found))
         return leaves
 
-    def _lower_ranked(self, leaves: Sequence[tuple[Units, Score]]) -> None:
-        """Steps 3 and 4."""
-        ranked = [block for block, _ in sorted(leaves, key=lambda entry: entry[1].excess)]
+    def _lower_jointly(self, leaves: list[tuple[Units, Score]]) -> list[tuple[Units, Score]]:
+        """Steps 3 and 4; returns the sets as they are in the end."""
+        while True:
+            progress = self._refine(leaves)
+            tail = self._lower_ranked(leaves)
+            if not progress or all(len(block) == 1 for block in tail):
+                break
+        self._retry(tail)
+        return leaves
+
+    def _refine(self, leaves: list[tuple[Units, Score]]) -> bool:
+        """Halves the most harmful sets, for some measurements; False when there is nothing more to do.
+
+        A unit that turns out to fail alone is guilty and leaves the list.
+        """
+        limit = min(len(self._record) + ROUND, self._budget - RESERVE)
+        while len(self._record) + 2 <= limit:
+            worst = max((leaf for leaf in leaves if len(leaf[0]) > 1), key=self._harm, default=None)
+            if worst is None or self._harm(worst) <= 0:
+                return False
+            leaves.remove(worst)
+            for half in _halves(worst[0]):
+                score = self._score(half)
+                if len(half) == 1 and not score.passed:
+                    self._alone[half[0]] = score
+                else:
+                    leaves.append((half, score))
+        return len(self._record) + 2 <= self._budget - RESERVE
+
+    def _harm(self, leaf: tuple[Units, Score]) -> float:
+        return leaf[1].excess - self._ideal
+
+    def _lower_ranked(self, leaves: Sequence[tuple[Units, Score]]) -> list[Units]:
+        """Lowers as many of the less harmful sets as can be together; returns what is left of the others."""
+        ranked = [block for block, _ in sorted(leaves, key=lambda entry: self._harm(entry) / len(entry[0]))]
         low, high = 0, len(ranked)  # the first `low` sets pass together, the first `high` do not
         while high - low > 1:
             middle = (low + high) // 2
             prefix = [unit for block in ranked[:middle] for unit in block]
             added = [unit for block in ranked[low:middle] for unit in block]
             low, high = (middle, high) if self._accept(prefix, added) else (low, middle)
-        self._retry(ranked[low:])
+        left = (tuple(unit for unit in block if unit not in self._lowered) for block in ranked)
+        return [block for block in left if block]
 
     def _retry(self, blocks: Iterable[Units]) -> None:
         """Step 4: largest sets first, in the order given."""
@@ -186,11 +228,14 @@ class _Searcher:
                 queue += _halves(block)
 
     def _accept(self, wanted: Iterable[str], added: Sequence[str]) -> bool:
-        """Makes `wanted` the state if it passes; otherwise notes what stood against the units `added`."""
+        """True if `wanted` passes; otherwise notes what stands against the units `added`.
+
+        It becomes the outcome unless more units were lowered before.
+        """
         state = frozenset(wanted)
         score = self._score(state)
         if score.passed:
-            self._lowered = state
+            self._lowered = max(self._lowered, state, key=len)
             return True
         for unit in added:
             self._findings[unit] = Finding("joint", score, len(added))

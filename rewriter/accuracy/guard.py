@@ -308,8 +308,9 @@ class _Runs:
 def _search(runs: _Runs, budget: int) -> tuple[dict[str, str], bool]:
     """(node to keep -> reason, whether the runs allowed were used up)."""
     guilty, exhausted = tuple(runs.nodes), False
+    ideal = runs.target.judge(runs.native, runs.native).excess
     if len(runs.nodes) > 1:
-        found = find_guilty(guilty, lambda names: runs.score(runs.of(names), "segments"), max(budget // 2, 1))
+        found = find_guilty(guilty, lambda names: runs.score(runs.of(names), "segments"), max(budget // 2, 1), ideal)
         guilty, exhausted = tuple(found.kept), found.exhausted
     units = [node for name in guilty for node in runs.nodes[name]]
     free = runs.all.difference(units)
@@ -318,7 +319,9 @@ def _search(runs: _Runs, budget: int) -> tuple[dict[str, str], bool]:
     if runs.count >= budget and len(runs.nodes) > 1:
         spent = f"{runs.recipe.label}: the runs allowed ({budget}) were used up before this node was tried"
         return dict.fromkeys(units, spent), True
-    search = find_guilty(units, lambda lowered: runs.score(free | lowered, "nodes"), budget - runs.count)
+    if free:
+        ideal = runs.judge(free, "segments").excess  # measured before: the first search ended there
+    search = find_guilty(units, lambda lowered: runs.score(free | lowered, "nodes"), budget - runs.count, ideal)
     beside = " beside the segments that can be" if free else ""
     reasons = {unit: _reason(runs.recipe, finding, beside) for unit, finding in search.kept.items()}
     return reasons, exhausted or search.exhausted

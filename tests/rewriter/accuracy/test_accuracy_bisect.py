@@ -165,3 +165,20 @@ def test_with_enough_budget_nothing_kept_could_be_lowered_by_itself(count, data)
     assert not found.exhausted
     if len(found.kept) <= 5:
         assert not any(model.score(lowered | {unit}).passed for unit in found.kept)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_errors_with_a_heavy_tail_about_the_fewest_units_are_kept(seed):
+    """60 nodes of which a few make most of the error; too much by half."""
+    units = names(60)
+    random_ = random.Random(seed)  # noqa: S311
+    errors = {u: random_.lognormvariate(0, 2) for u in units}
+    total = math.fsum(errors.values())
+    model = Additive({u: 1.5 * error / total for u, error in errors.items()})
+    found = find_guilty(units, model, 64, ideal=-LIMIT)
+    fewest, rest = 0, 1.5
+    for error in sorted(model.errors.values(), reverse=True):
+        if rest <= LIMIT:
+            break
+        fewest, rest = fewest + 1, rest - error
+    assert fewest <= len(found.kept) <= fewest + 4
