@@ -411,7 +411,7 @@ def rename(graph, old, new):
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from([TensorProto.FLOAT16, TensorProto.BFLOAT16]))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_random_models_lie_on_the_grid(rng, code):
     proto = to_proto(Canonicalize().run(from_proto(random_model(rng, 10, functions=False, unsupported=0.1))).model)
     feeds = random_feeds(proto)

@@ -223,7 +223,7 @@ def test_a_segment_of_another_model_is_refused():
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 2**16), st.sampled_from([1, 3]))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_random_models_run_bit_equal(rng, seed, minimum):
     model = InferShapes().run(Canonicalize().run(from_proto(random_model(rng, 12))).model).model
     dice = random.Random(seed)  # noqa: S311 - test data
