@@ -10,6 +10,7 @@ from onnx import TensorProto, numpy_helper, parser
 from passes import model as models
 from passes.extract import Extractor
 from passes.infer_shapes import InferShapes
+from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe
 from passes.segments import TensorSpec
 from rewriter.accuracy.guard import guard_lowering
@@ -120,3 +121,33 @@ def test_data_that_do_not_fit_are_told(model):
     target = AccuracyTarget([np.zeros((1, 9), np.float32)], max_rel_diff=0.1)
     with pytest.raises(InputError, match="AccuracyTarget: data: sample 0: input 'image' has shape"):
         guard_lowering(model, SIGNATURE, cut(model), Lowering(Recipe.of("FP16")), target)
+
+
+def test_a_badly_calibrated_tensor_takes_its_node_out_of_int8():
+    count = 6
+    body = "\n".join(f"m{i} = MatMul(x{i}, w{i}) x{i + 1} = Tanh(m{i})" for i in range(count))
+    proto = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> g (float[batch, 32] x0) => (float[batch, 32] x{count}) {{ {body} }}'
+    )
+    random = np.random.default_rng(0)
+    for i in range(count):
+        weights = (random.standard_normal((32, 32)) / 6).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(weights, f"w{i}"))
+    for node in proto.graph.node:
+        node.name = f"n_{node.output[0]}"
+    chain = InferShapes().run(models.from_proto(proto)).model
+    ranges = {f"x{i}": TensorRange(-1.0, 1.0) if i else TensorRange(-4.0, 4.0) for i in range(count)}
+    ranges["x2"] = TensorRange(-0.05, 0.05)
+    signature = Signature(
+        (TensorSpec("x0", TensorProto.FLOAT, ("batch", 32)),),
+        (TensorSpec(f"x{count}", TensorProto.FLOAT, ("batch", 32)),),
+    )
+    target = AccuracyTarget([random.standard_normal((8, 32)).astype(np.float32)], max_rel_diff=0.1)
+    for float_type, nodes in (("FP16", 12), ("FP32", 6)):
+        lowering = Lowering(Recipe.of("INT8", float_type), RangeTable(ranges))
+        found, report = guard_lowering(chain, signature, cut(chain), lowering, target)
+        assert set(found.reasons) == {"n_m2"}
+        assert "when this node alone is lowered" in found.reasons["n_m2"]
+        assert (report.nodes, report.precision) == (nodes, lowering.recipe.label)
+        assert report.before.value > 0.3
+        assert report.after.value <= 0.1
