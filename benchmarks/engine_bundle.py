@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    with _backend(options.python) as backend:
+    with open_builder(options.python) as backend:
         for name in options.only:
             try:
                 count = bundle(name, options.folder / name, backend)
@@ -112,7 +112,8 @@ def write_samples(
     return {"name": name, "samples": len(values), "inputs": inputs, "outputs": outputs, "shape_tensors": by_values}
 
 
-def _backend(python: str) -> Any:
+def open_builder(python: str) -> Any:
+    """A backend that builds with the TensorRT-RTX of another interpreter, or with this one's; the caller closes it."""
     from rewriter.backends import open_backend
     from rewriter.backends.client import ProcessBackend
     from rewriter.backends.tensorrt_rtx import FLAVOUR

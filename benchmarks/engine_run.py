@@ -46,7 +46,7 @@ def main() -> int:
             )
     _print(rows)
     if options.json:
-        options.json.write_text(json.dumps({"device": _device(), "engines": rows}, indent=1))
+        options.json.write_text(json.dumps({"device": device_name(), "engines": rows}, indent=1))
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -141,7 +141,8 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.nanmax(np.abs(a - b), initial=0.0) / max(float(np.nanmax(np.abs(b), initial=0.0)), 1e-30))
 
 
-def _device() -> str:
+def device_name() -> str:
+    """Name and driver of this machine's GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -149,7 +150,7 @@ def _device() -> str:
 def _print(rows: list[dict[str, Any]]) -> None:
     import tensorrt_rtx as trt
 
-    print(f"{_device()}; TensorRT-RTX {trt.__version__}")
+    print(f"{device_name()}; TensorRT-RTX {trt.__version__}")
     print("| model | engine | samples | max rel diff | ms | status |\n|---|---|---:|---:|---:|---|")
     for row in rows:
         rel = "-" if row["rel"] is None else f"{row['rel']:.1e}"
