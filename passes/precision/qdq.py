@@ -120,7 +120,7 @@ class _Writer:
         for edge in every:
             reads.setdefault(edge.node, []).append(edge)
         changes = []
-        for graph in list(iter_graphs(self.proto)):
+        for graph in iter_graphs(self.proto):  # lazily: bodies are looked up when their nodes are replaced
             if any(node.name in reads for node in graph.node):
                 changes.extend(self._graph(graph, reads))
         return changes

@@ -29,7 +29,8 @@ def scale_array(scale: float, data_type: int) -> np.ndarray:
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
     if not np.isfinite(scale) or scale <= 0:
         raise ValueError(f"its scale would be {scale}; a scale is finite and positive")
-    array = np.asarray(max(scale, smallest_scale(dtype)), np.float64).astype(dtype)
+    with np.errstate(over="ignore"):  # looked for in the next line
+        array = np.asarray(max(scale, smallest_scale(dtype)), np.float64).astype(dtype)
     if not np.isfinite(array.astype(np.float64)):
         raise ValueError(f"its scale {scale} is beyond {dtype.name}")
     return array

@@ -101,7 +101,7 @@ def _rewrite(model: Model, chosen: dict[str, str], block: int) -> Model:
     """The model with the weights of the `chosen` nodes (name -> weight) as INT4."""
     proto = model.copy_proto()
     stock = _Stock(model, proto, block, value_namer(proto.graph), node_namer(proto.graph))
-    for graph in list(iter_graphs(proto)):
+    for graph in iter_graphs(proto):  # lazily: bodies are looked up when their nodes are replaced
         if any(node.name in chosen for node in graph.node):
             stock.serve(graph, chosen)
     used = {name for graph in iter_graphs(proto) for node in graph.node for name in node.input}
