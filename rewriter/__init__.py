@@ -28,6 +28,7 @@ from rewriter.params import (
 )
 
 if TYPE_CHECKING:
+    from rewriter.accuracy.target import AccuracyTarget
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
     from rewriter.precision import PrecisionOptions
@@ -40,6 +41,7 @@ TrtConversionParams = ConversionParams
 
 #: name -> (module, name there), imported with the first use.
 _LAZY = {
+    "AccuracyTarget": ("rewriter.accuracy.target", "AccuracyTarget"),
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
     "PrecisionOptions": ("rewriter.precision", "PrecisionOptions"),
@@ -52,6 +54,7 @@ _LAZY = {
 __all__ = [
     "DEFAULT_TRT_CONVERSION_PARAMS",
     "DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES",
+    "AccuracyTarget",
     "ArtifactError",
     "BackendError",
     "ConversionError",

@@ -82,6 +82,11 @@ class EngineBuilder:
     scratch: Path
     _outcomes: dict[str, BuiltEngine | BuildFailure] = dataclasses.field(default_factory=dict)
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The GPU architectures that engines are built for."""
+        return self.options.targets or self.backend.default_targets
+
     def build(
         self,
         model: Model,
@@ -142,7 +147,7 @@ class EngineBuilder:
             "version": self.backend.version,
             "options": {
                 **dataclasses.asdict(self.options),
-                "targets": self.options.targets or self.backend.default_targets,
+                "targets": self.targets,
             },
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

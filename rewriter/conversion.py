@@ -9,8 +9,8 @@ from typing import Any
 from passes.base import PassRecord
 from passes.model import Model
 from passes.splice import splice
-from rewriter.backends.base import Backend
-from rewriter.building import BuildResult, SegmentBuild
+from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.emulation import emulated_model
 from rewriter.engines import engine_attributes
 from rewriter.precision_plan import PrecisionPlan
 from rewriter.report import Failure
@@ -39,14 +39,12 @@ class Conversion:
     pending: PrecisionPlan | None
     accuracy: Mapping[str, Any] | None = None
 
-    def spliced(self, builds: Mapping[str, SegmentBuild], backend: Backend) -> Model:
+    def spliced(self, builds: Mapping[str, SegmentBuild], builder: EngineBuilder) -> Model:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
-        attributes = engine_attributes(self.result, builds, backend)
+        attributes = engine_attributes(self.result, builds, builder.backend, builder.targets)
         return splice(self.model, self.result.plan.segmentation, attributes)
 
     def emulated(self) -> Model:
         """The cleaned model with the arithmetic of the engines in the place of every segment."""
-        from rewriter.emulation import emulated_model
-
         lowering = self.result.lowering
         return emulated_model(self.model, self.result.plan.segments, lowering.recipe, lowering.ranges)

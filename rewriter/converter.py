@@ -18,6 +18,8 @@ from passes.pipeline import default_pipeline
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from rewriter import params as parameters
+from rewriter.accuracy.guard import guard_lowering
+from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend, BuildOptions
@@ -30,7 +32,7 @@ from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
 from rewriter.planning import make_plan
-from rewriter.precision import PrecisionOptions, check_precision_options
+from rewriter.precision import PrecisionOptions, narrowed_targets
 from rewriter.precision_plan import PrecisionPlan, check_calibration
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
@@ -77,6 +79,8 @@ class Converter:
         precision: details of the engines' arithmetic; see `PrecisionOptions`.
         calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
             or a `RangeTable`. Then no `calibration_input_fn` is needed.
+        accuracy: what must not get lost in lower precision; nodes that break it are found in emulation, before
+            anything is built, and keep the source's precision. See `AccuracyTarget`.
         progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
         samples: sample inputs (dicts by signature name, arrays or tuples) for checking the export against
             TensorFlow; default: random ones.
@@ -116,6 +120,7 @@ class Converter:
         engine_cache_dir: str | Path | None = None,
         precision: PrecisionOptions | None = None,
         calibration: RangeTable | str | Path | None = None,
+        accuracy: AccuracyTarget | None = None,
         progress: ProgressCallback | bool | None = None,
         samples: Iterable[Any] | None = None,
         allow_double: bool = False,
@@ -138,7 +143,7 @@ class Converter:
         parameters.refuse("inputs", inputs)
         parameters.refuse("outputs", outputs)
         parameters.refuse("engine_cache_dir", engine_cache_dir)
-        options = check_precision_options(precision)
+        options = parameters.check_kind("precision", precision, PrecisionOptions) or PrecisionOptions()
         self._precision = PrecisionPlan(
             options.recipe(self.params.precision_mode),
             options,
@@ -148,6 +153,7 @@ class Converter:
         self._op_denylist = parameters.check_names("op_denylist", op_denylist)
         self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
         self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
+        self._accuracy = parameters.check_kind("accuracy", accuracy, AccuracyTarget)
         self._samples = parameters.check_samples(samples)
         self._allow_double = parameters.check_switch("allow_double", allow_double)
         self._verify = parameters.check_switch("verify", verify)
@@ -164,7 +170,9 @@ class Converter:
             self._backend,
             self._oracle,
             BuildOptions(
-                workspace_bytes=self.params.max_workspace_size_bytes, tf32=self.params.precision_mode == "TF32"
+                workspace_bytes=self.params.max_workspace_size_bytes,
+                targets=narrowed_targets(self.params.precision_mode, self._backend),
+                tf32=self.params.precision_mode == "TF32",
             ),
             self._partition,
             Path(self._scratch.name),
@@ -222,7 +230,7 @@ class Converter:
             self._settle()
         if static is not None:
             self._build(static)
-        return ConvertedFunction(self._conversion.spliced({}, self._backend), source.signature, lazy=True)
+        return ConvertedFunction(self._conversion.spliced({}, self._builder), source.signature, lazy=True)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -295,10 +303,10 @@ class Converter:
         with self._stages.stage("save"):
             return save_artifact(
                 output_saved_model_dir,
-                model=done.spliced(builds, self._backend),
+                model=done.spliced(builds, self._builder),
                 signature=done.source.signature,
                 params=self._params_json(),
-                engines=engine_entries(done.result, builds, self._backend),
+                engines=engine_entries(done.result, builds, self._backend, self._builder.targets),
                 report=self.report.to_dict(),
                 ranges=done.result.lowering.ranges if done.result.lowering.ranges.ranges else None,
                 overwrite=overwrite,
@@ -348,7 +356,7 @@ class Converter:
             records=done.records,
             timings=self._stages.timings,
             backend=self._backend,
-            targets=self._backend.default_targets,
+            targets=self._builder.targets,
             params=self._params_json(),
             accuracy=done.accuracy,
         )
@@ -378,7 +386,7 @@ class Converter:
             node_denylist=self._node_denylist,
             cache_full=self._cache_full,
             allow_double=self._allow_double,
-            targets=self._backend.default_targets,
+            targets=self._builder.targets,
             recipe=self._recipe().to_json(),
         )
 
@@ -395,8 +403,20 @@ class Converter:
         segments = done.result.plan.segments
         with self._stages.stage("calibration") if done.pending.input_fn else contextlib.nullcontext():
             lowering = done.pending.lowering(done.model, done.source.signature, segments, self._calibration_progress)
+        measured = None
+        if self._accuracy is not None:
+            with self._stages.stage("accuracy"):
+                lowering, guard = guard_lowering(
+                    done.model,
+                    done.source.signature,
+                    segments,
+                    lowering,
+                    self._accuracy,
+                    progress=self._accuracy_progress,
+                )
+            measured = guard.to_dict()
         result = dataclasses.replace(done.result, lowering=lowering)
-        self._conversion = dataclasses.replace(done, result=result, pending=None)
+        self._conversion = dataclasses.replace(done, result=result, pending=None, accuracy=measured)
 
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
         self._settle()
@@ -411,6 +431,9 @@ class Converter:
 
     def _calibration_progress(self, done: int, total: int | None) -> None:
         self._stages.emit(ProgressEvent("calibration", done, total or 0, f"{done} inputs"))
+
+    def _accuracy_progress(self, done: int, total: int, words: str) -> None:
+        self._stages.emit(ProgressEvent("accuracy", done, total, words))
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))

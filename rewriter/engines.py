@@ -14,7 +14,7 @@ from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 
 def engine_attributes(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
 ) -> dict[str, EngineAttributes]:
     """Attributes of every engine node; a segment that is not in `builds` is one without an engine."""
     attributes = {}
@@ -33,13 +33,13 @@ def engine_attributes(
                 profiles=json.dumps([profile_to_json(profile) for profile in build.profiles]),
                 backend=backend.flavour,
                 backend_version=backend.version,
-                targets=backend.default_targets,
+                targets=targets,
             )
     return attributes
 
 
 def engine_entries(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend
+    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
 ) -> list[tuple[EngineEntry, Path]]:
     """What the artifact keeps of every built engine, with the file that holds it now."""
     hashes = {s.segment.name: s.content_hash for s in result.plan.segments}
@@ -53,7 +53,7 @@ def engine_entries(
                 sha256=build.outcome.sha256,
                 backend=backend.flavour,
                 version=backend.version,
-                targets=backend.default_targets,
+                targets=targets,
                 profiles=build.profiles,
                 precision=result.lowering.recipe.label,
                 segment_hash=hashes[name],

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from passes.base import Change
+from passes.base import Change, PassError
 from passes.extract import rehash
+from passes.precision.fake_quant import CollapseFakeQuant
+from passes.precision.lower import lower
+from passes.precision.placement import Placement, quantized_tensors
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe, origin
 from passes.segments import SegmentModel
 from passes.support import Verdict
+from rewriter.errors import ConversionError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +68,14 @@ class Lowering:
         """Lowers one segment.
 
         Raises:
-            PassError: a range is missing, or a trained range is refused.
+            ConversionError: a range is missing, or a trained range is refused; the message names the node.
         """
         if not self.recipe.changes:
             return Lowered(segment)
-        from passes.precision.lower import lower
-
-        result = lower(segment.model, self.recipe, self.ranges)
+        try:
+            result = lower(segment.model, self.recipe, self.ranges)
+        except PassError as error:
+            raise _refused(segment, self.recipe, error) from error
         if not result.modified:
             return Lowered(segment, result.changes)
         return Lowered(rehash(dataclasses.replace(segment, model=result.model)), result.changes)
@@ -97,16 +102,17 @@ class Needs:
 
 
 def find_needs(segments: Iterable[SegmentModel], recipe: Recipe) -> Needs:
-    """The tensors that need a calibrated range; trained ranges (fake quantisation, Q/DQ) are known and left out."""
+    """The tensors that need a calibrated range; trained ranges (fake quantisation, Q/DQ) are known and left out.
+
+    Raises:
+        ConversionError: a trained range is refused; the message names the node.
+    """
     required: dict[str, None] = {}
     optional: dict[str, None] = {}
     readers: dict[str, list[str]] = {}
     if recipe.quantizes:
-        from passes.precision.fake_quant import CollapseFakeQuant
-        from passes.precision.placement import quantized_tensors
-
         for segment in segments:
-            placement = quantized_tensors(CollapseFakeQuant(recipe).run(segment.model).model, recipe)
+            placement = _placement(segment, recipe)
             required.update(dict.fromkeys(placement.required))
             optional.update(dict.fromkeys(placement.tensors))
             for edge in placement.edges:
@@ -116,3 +122,14 @@ def find_needs(segments: Iterable[SegmentModel], recipe: Recipe) -> Needs:
         tuple(name for name in optional if name not in required),
         {name: tuple(nodes) for name, nodes in readers.items()},
     )
+
+
+def _placement(segment: SegmentModel, recipe: Recipe) -> Placement:
+    try:
+        return quantized_tensors(CollapseFakeQuant(recipe).run(segment.model).model, recipe)
+    except PassError as error:
+        raise _refused(segment, recipe, error) from error
+
+
+def _refused(segment: SegmentModel, recipe: Recipe, error: PassError) -> ConversionError:
+    return ConversionError(f"{segment.segment.name} cannot be lowered to {recipe.label}: {error}")

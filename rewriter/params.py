@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rewriter.errors import InvalidParameterError
 
@@ -16,6 +16,8 @@ PROFILE_STRATEGY_RANGE = "Range"
 PROFILE_STRATEGY_OPTIMAL = "Optimal"
 PROFILE_STRATEGY_RANGE_OPTIMAL = "Range+Optimal"
 PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE = "ImplicitBatchModeCompatible"
+
+_Kind = TypeVar("_Kind")
 
 CACHE_FULL_RULES = ("native", "evict")
 #: TensorRT counts memory in signed 64-bit integers; TF-TRT's own largest default was this.
@@ -203,6 +205,18 @@ def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None)
             )
         return PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE
     return strategy or PROFILE_STRATEGY_RANGE
+
+
+def check_kind(name: str, value: object, kind: type[_Kind]) -> _Kind | None:
+    """The value when it is of that class; None for none given.
+
+    Raises:
+        InvalidParameterError: it is something else.
+    """
+    if value is not None and not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InvalidParameterError(f"{name} must be {article} {kind.__name__}, not {type(value).__name__}")
+    return value
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:

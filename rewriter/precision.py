@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from passes.precision.recipe import FLOAT_TYPES, QUANTIZED_MODES, QUANTIZED_OPS, Recipe
 from rewriter import params as parameters
+from rewriter.backends.base import Backend
 from rewriter.errors import InvalidParameterError
 
 #: How calibration chooses the range of a tensor.
@@ -14,6 +15,8 @@ CALIBRATION_METHODS = ("entropy", "minmax", "percentile")
 ASYMMETRIC_RULES = ("symmetrise", "refuse")
 #: Numbers of INT4 weights that may share a scale, beside 0 for no INT4.
 INT4_BLOCKS = (16, 32, 64, 128)
+#: Compute capability, as in "SM89", from which on GPUs have FP8 arithmetic; a build for an older one is refused.
+_FP8_CAPABILITY = 89
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +82,18 @@ class PrecisionOptions:
         )
 
 
-def check_precision_options(value: object) -> PrecisionOptions:
-    """The options; None gives the defaults.
+def narrowed_targets(mode: str, backend: Backend) -> tuple[str, ...]:
+    """The targets of the backend that have the arithmetic of a mode; () for all of them.
 
     Raises:
-        InvalidParameterError: it is something else.
+        InvalidParameterError: none has it.
     """
-    if value is None:
-        return PrecisionOptions()
-    if not isinstance(value, PrecisionOptions):
-        raise InvalidParameterError(f"precision must be a PrecisionOptions, not {type(value).__name__}")
-    return value
+    if mode != "FP8":
+        return ()
+    known = backend.default_targets
+    usable = tuple(target for target in known if int(target.removeprefix("SM")) >= _FP8_CAPABILITY)
+    if known and not usable:
+        raise InvalidParameterError(
+            f"precision_mode='FP8' needs targets of SM{_FP8_CAPABILITY} or newer, not {', '.join(known)}"
+        )
+    return usable if usable != known else ()

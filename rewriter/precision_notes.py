@@ -14,7 +14,11 @@ _TOLD = ("symmetrise",)
 
 
 def precision_report(
-    result: BuildResult, backend: Backend, accuracy: Mapping[str, Any] | None, source_notes: Iterable[str] = ()
+    result: BuildResult,
+    backend: Backend,
+    targets: tuple[str, ...],
+    accuracy: Mapping[str, Any] | None,
+    source_notes: Iterable[str] = (),
 ) -> PrecisionReport:
     """The arithmetic of the engines, and what was kept out of it."""
     lowering = result.lowering
@@ -22,6 +26,12 @@ def precision_report(
     notes = list(source_notes)
     for build in result.builds.values():
         notes += [f"{c.target}: {c.reason}" for c in build.lowered.changes if c.rule in _TOLD]
+    left_out = [target for target in backend.default_targets if target not in targets]
+    if left_out:
+        notes.append(
+            f"{lowering.recipe.mode}: no engine for {', '.join(left_out)}, which have no such arithmetic: there the "
+            "native graph runs"
+        )
     notes += _tf32_notes(lowering.recipe.mode, backend)
     return PrecisionReport(
         label=lowering.recipe.label,

@@ -11,6 +11,7 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
+from rewriter.calibration import calibrate, fetchable, read_ranges
 from rewriter.errors import InvalidParameterError
 from rewriter.lowering import Lowering, Needs, find_needs
 from rewriter.precision import PrecisionOptions
@@ -70,8 +71,6 @@ class PrecisionPlan:
         Raises:
             InvalidParameterError: ranges are missing that nobody can give; the message names the tensors.
         """
-        from rewriter.calibration import fetchable
-
         needs = find_needs(segments, self.recipe)
         known = self.table or RangeTable()
         missing = known.missing(needs.required)
@@ -107,8 +106,6 @@ class PrecisionPlan:
             InvalidParameterError: as `check` raises it.
             InputError, ConversionError: calibration inputs do not fit, or the model fails on one.
         """
-        from rewriter.calibration import calibrate, fetchable
-
         needs = self.check(model, segments)
         table = self.table or RangeTable()
         if self.input_fn is not None and self.use_calibration and needs.tensors:
@@ -142,8 +139,6 @@ def check_calibration(value: object) -> RangeTable | None:
         raise InvalidParameterError(
             f"calibration must be a RangeTable or a path to calibration.json, not {type(value).__name__}"
         )
-    from rewriter.calibration import read_ranges
-
     path = Path(value)
     return read_ranges(path / "calibration.json" if path.is_dir() else path)
 

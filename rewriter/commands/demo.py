@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passes.precision.recipe import QUANTIZED_MODES
 from rewriter.commands.options import add_conversion_options, conversion_arguments
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
 from rewriter.errors import InvalidParameterError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 DIGITS = "digits"
 _BATCHES = (1, 8, 32)
+#: Images that INT8 and FP8 are calibrated with.
+CALIBRATION_IMAGES = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +60,8 @@ def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
     title(console, f"1. Convert {arguments.model}, a TensorFlow model")
     start = time.perf_counter()
     with Converter(model=model, progress=StageScreen(console), **conversion_arguments(arguments)) as converter:
-        converter.convert()
+        wanted = arguments.precision_mode.upper() in QUANTIZED_MODES and arguments.calibration is None
+        converter.convert((lambda: [images[:CALIBRATION_IMAGES]]) if wanted and not arguments.no_calibration else None)
         name = converter.signature.inputs[0].name
         converter.build(converter.sample_input_fn({name: [(batch, *images.shape[1:]) for batch in _BATCHES]}))
         converter.save(output)
@@ -66,7 +70,12 @@ def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
     title(console, "2. What TensorRT took, and what stays native")
     print_report(console, report)
     title(console, "3. Load the artifact and run it")
-    return _compare(console, output, call, images, labels)
+    status = _compare(console, output, call, images, labels)
+    if report.precision.recipe["mode"] not in ("FP32", "TF32"):
+        title(console, f"4. Emulate what the engines compute in {report.precision.label}")
+        _emulate(console, output, images, labels)
+    console.print("Next: trt-rewriter convert YOUR_SAVED_MODEL -o OUT, then trt-rewriter inspect OUT")
+    return status
 
 
 def _compare(
@@ -108,8 +117,23 @@ def _compare(
         f"{verdict}: the largest difference from what TensorFlow computes is {worst:.1e} (limit {TOLERANCE:.0e}).",
         style="bold green" if passed else "bold red",
     )
-    console.print("Next: trt-rewriter convert YOUR_SAVED_MODEL -o OUT, then trt-rewriter inspect OUT")
     return 0 if passed else 1
+
+
+def _emulate(console: Console, output: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Runs the engines' arithmetic on the CPU and prints how it differs from the source's."""
+    from rewriter.comparison import difference
+    from rewriter.runtime.function import load
+
+    with load(output) as native, load(output, execution="emulate") as emulated:
+        exact, lowered = native(images), emulated(images)
+    for name, reference in exact.items():
+        if reference.dtype.kind == "f":
+            found = difference(name, [reference], [lowered[name]])
+            console.print(f"  {name}: largest relative difference from the source's precision {found.max_rel:.1e}")
+    if labels is not None:
+        hits = [float((run["digit"] == labels).mean()) for run in (exact, lowered)]
+        console.print(f"  accuracy on {len(labels)} test images: native {hits[0]:.1%}, emulated {hits[1]:.1%}")
 
 
 def _digits() -> tuple[Any, Callable[[np.ndarray], Mapping[str, np.ndarray]], np.ndarray, np.ndarray | None]:
