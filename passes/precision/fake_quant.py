@@ -13,6 +13,7 @@ from passes.graph.editing import Namer, finish, node_namer, replace_nodes, subst
 from passes.graph.walk import iter_graphs
 from passes.model import Model, Weights
 from passes.precision.fake_quant_chains import Chain, find_chains
+from passes.precision.int8_to_fp8 import has_int8, int8_to_fp8
 from passes.precision.opset import opset_of, raise_opset
 from passes.precision.ranges import TensorRange
 from passes.precision.recipe import MARK, Recipe, origin
@@ -51,7 +52,8 @@ class CollapseFakeQuant:
        s / 2 + c / 28.
     4. Chains with one source and equal grids share a pair. A node that the recipe keeps by name keeps its chain.
 
-    int8 pairs and dequantised int8 constants that are there already stay in every mode.
+    5. int8 pairs and dequantised int8 constants that are there already stay in INT8; FP8 takes them along, for TensorRT
+       builds nothing that has both (`passes.precision.int8_to_fp8`).
 
     Attributes:
         recipe: INT8 or FP8; `asymmetric` says what becomes of rule 2: "symmetrise" does it and reports the bound,
@@ -67,15 +69,17 @@ class CollapseFakeQuant:
         Raises:
             PassError: a chain has another width than 8 bits, or an asymmetric range that the recipe refuses.
         """
-        if not self.recipe.quantizes or not any(self._wanted(c) for chains in find_chains(model) for c in chains):
+        if not self.recipe.quantizes or not self._needed(model):
             return PassResult(model)
         changes: list[Change] = []
-        base = model
-        if self.recipe.mode == "FP8" and opset_of(model.proto) < _FP8_OPSET:
+        base, fp8 = model, self.recipe.mode == "FP8"
+        if fp8 and opset_of(model.proto) < _FP8_OPSET:
             raised = raise_opset(model, _FP8_OPSET)
             base, changes = raised.model, list(raised.changes)
         proto, weights = base.copy_proto(), dict(base.weights)
         work = _Work.of(proto, weights, self.recipe.mode)
+        if fp8:
+            changes.extend(int8_to_fp8(proto, work.constants))
         shared: dict[str, str] = {}
         for graph, chains in zip(iter_graphs(proto), find_chains(base), strict=True):
             wanted = [chain for chain in chains if self._wanted(chain)]
@@ -86,6 +90,11 @@ class CollapseFakeQuant:
         remove_dead(proto)
         drop_stale_value_info(proto.graph)
         return finish(model, proto, weights, changes)
+
+    def _needed(self, model: Model) -> bool:
+        if any(self._wanted(chain) for chains in find_chains(model) for chain in chains):
+            return True
+        return self.recipe.mode == "FP8" and has_int8(model.proto, Constants.of(model.proto, dict(model.weights)))
 
     def _wanted(self, chain: Chain) -> bool:
         # Not `keeps` of the last node itself: whoever keeps every Mul does not speak of quantisation.

@@ -293,10 +293,9 @@ def _moved(node: NodeProto, array: np.ndarray, constants: Constants) -> np.ndarr
         return np.squeeze(array)
     if second is None:
         return None
-    if node.op_type == "Squeeze":
-        return np.squeeze(array, tuple(int(a) for a in second))
-    if node.op_type == "Unsqueeze":
-        return np.expand_dims(array, tuple(int(a) for a in second))
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        change = np.squeeze if node.op_type == "Squeeze" else np.expand_dims
+        return np.asarray(change(array, tuple(int(a) for a in second)))
     zero_copies = not attributes.get("allowzero")
     shape = [array.shape[i] if not size and zero_copies else int(size) for i, size in enumerate(second)]
     return array.reshape(shape)

@@ -109,8 +109,8 @@ def quantize_and_dequantize(notes: list[str], graph: Any, node: Any, *_: Any) ->
         return
     scale, step, lowest, highest = plan.grid(*bounds)
     if x is None:
-        clipped = make("Max", make("Min", node.input[0], make.const(highest)), make.const(lowest))
-        plan.emit_rounding(make, make("Mul", clipped, make.const(scale)), make.const(step))
+        within = make("Max", make("Min", node.input[0], make.const(highest)), make.const(lowest))
+        plan.emit_rounding(make, make("Mul", within, make.const(scale)), make.const(step))
         return
     clipped = np.maximum(np.minimum(x, highest), lowest) if plan.given else x
     with np.errstate(over="ignore"):
