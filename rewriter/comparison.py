@@ -50,8 +50,9 @@ class Difference:
         max_rel: max_abs / max|reference|; infinite also where NaN or infinities stand in other places.
         mean_abs: mean|result - reference|.
         cosine: of all values as one vector; None for whole numbers and text, and where a vector is zero.
-        top1: share of rows with the same largest element, where the output looks like scores of classes (floating
-            point, rank 2, more than one column); else None.
+        agreement: where the output looks like scores of classes (floating point, rank 2, more than one column) the
+            share of rows with the same largest element ("top-1"); for whole numbers, booleans and text the share of
+            equal values; else None.
         elements: number of values compared.
         fault: what is wrong beyond numbers ("has shape [2] instead of [3]"), or "".
     """
@@ -61,7 +62,7 @@ class Difference:
     max_rel: float
     mean_abs: float
     cosine: float | None
-    top1: float | None
+    agreement: float | None
     elements: int
     fault: str = ""
 
@@ -213,7 +214,8 @@ def difference(output: str, reference: Sequence[np.ndarray], result: Sequence[np
     if any(_is_text(a) for a, _ in pairs):
         wrong = sum(int(np.sum(_text(a) != _text(b))) for a, b in pairs)
         far = math.inf if wrong else 0.0
-        return Difference(output, far, far, far, None, None, elements, f"has {wrong} other texts" if wrong else "")
+        share = 1 - wrong / elements if elements else None
+        return Difference(output, far, far, far, None, share, elements, f"has {wrong} other texts" if wrong else "")
     return _numbers(output, pairs, elements)
 
 
@@ -239,7 +241,7 @@ def _numbers(output: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], elemen
     mean_abs = float(gaps.mean()) if gaps.size else 0.0
     floating = any(_is_floating(a.dtype) for a, _ in pairs)
     cosine = _cosine(left, right) if floating else None
-    return Difference(output, max_abs, max_rel, mean_abs, cosine, _top1(pairs), elements, fault)
+    return Difference(output, max_abs, max_rel, mean_abs, cosine, _agreement(pairs), elements, fault)
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
@@ -252,14 +254,18 @@ def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
     return float(np.real(np.vdot(left, right)) / norms)
 
 
-def _top1(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    rows = equal = 0
+def _agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    counted = equal = 0
     for a, b in pairs:
-        if a.ndim != 2 or a.shape[1] < 2 or not _is_floating(a.dtype) or a.dtype.kind == "c":
+        if not _is_floating(a.dtype):
+            left, right = a, b
+        elif a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind != "c":
+            left, right = _wide(a).argmax(-1), _wide(b).argmax(-1)
+        else:
             return None
-        rows += len(a)
-        equal += int(np.sum(_wide(a).argmax(-1) == _wide(b).argmax(-1)))
-    return equal / rows if rows else None
+        counted += left.size
+        equal += int(np.sum(left == right))
+    return equal / counted if counted else None
 
 
 def finite_json(value: Any) -> Any:

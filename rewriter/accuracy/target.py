@@ -49,7 +49,8 @@ class AccuracyTarget:
     Args:
         data: inputs as `build(input_fn)` takes them: a list of arrays, tuples in signature order or dicts by name,
             or a function that yields such. Labels belong into the metric.
-        max_rel_diff: largest max|lowered - native| / max|native| of any output, over all data.
+        max_rel_diff: largest max|lowered - native| / max|native| of any output, over all data. Whole numbers count as
+            numbers: for a model that returns the index of a class, a metric says more.
         metric: takes the outputs of all inputs, a list of dicts (public output name -> array) in the order of the
             data, and returns a number; higher is better. For example
             `lambda outputs: np.mean([o["logits"].argmax(-1) == y for o, y in zip(outputs, labels)])`.

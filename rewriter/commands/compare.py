@@ -206,7 +206,7 @@ def _values(comparison: Comparison) -> Table:
 def _differences(pair: PairDifference) -> Table:
     limit = "" if pair.pair.tolerance is None else f", limit {pair.pair.tolerance:.1e}"
     title = f"Differences of {pair.pair.result} from {pair.pair.reference}{limit}"
-    table = _table(title, "output", "max abs", "max rel", "mean abs", "cosine", "top-1", "")
+    table = _table(title, "output", "max abs", "max rel", "mean abs", "cosine", "agree", "")
     for found in pair.differences:
         table.add_row(found.output, *_figures(found), _mark(pair, found))
     return table
@@ -217,7 +217,7 @@ def _figures(found: Difference) -> list[str]:
     return [
         *sizes,
         "-" if found.cosine is None else f"{found.cosine:.6f}",
-        "-" if found.top1 is None else f"{found.top1:.2%}",
+        "-" if found.agreement is None else f"{found.agreement:.2%}",
     ]
 
 

@@ -76,7 +76,7 @@ def test_the_same_model_passes(source, artifact, tmp_path, capsys):
     report = tmp_path / "figures.json"
     assert main(["compare", source, artifact, "--json", str(report)]) == 0
     text = capsys.readouterr().out
-    for words in ("source: ONNX file", "2 sample(s): x 1x8; x 8x8", "logits", "top-1", "100.00%", "nothing to emulate"):
+    for words in ("source: ONNX file", "2 sample(s): x 1x8; x 8x8", "logits", "agree", "100.00%", "nothing to emulate"):
         assert words in text
     assert "PASSED: native differs from source by" in text
     data = json.loads(report.read_text())

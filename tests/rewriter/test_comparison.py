@@ -22,7 +22,7 @@ def test_figures_of_floats():
     assert (found.max_abs, found.max_rel, found.elements, found.fault) == (1.0, 0.25, 3, "")
     assert found.mean_abs == pytest.approx(2 / 3)
     assert found.cosine == pytest.approx(13 / math.sqrt(17 * 11))
-    assert found.top1 is None
+    assert found.agreement is None
 
 
 def test_relative_to_the_largest_value_of_all_samples():
@@ -30,12 +30,14 @@ def test_relative_to_the_largest_value_of_all_samples():
     assert found.max_rel == pytest.approx(0.01)
 
 
-def test_top1_where_the_output_looks_like_scores_of_classes():
+def test_agreement_of_classes_and_of_equal_values():
     a, b = np.float32([[0, 1, 2], [5, 1, 2]]), np.float32([[0, 1, 2], [1, 5, 2]])
-    assert diff(a, b).top1 == 0.5
-    assert difference("y", [a, a], [a, b]).top1 == 0.75
-    assert diff(a[:, :1], b[:, :1]).top1 is None
-    assert diff(a.astype(np.int64), b.astype(np.int64)).top1 is None
+    assert diff(a, b).agreement == 0.5
+    assert difference("y", [a, a], [a, b]).agreement == 0.75
+    assert diff(a[:, :1], b[:, :1]).agreement is None
+    assert diff(a.astype(np.int64), b.astype(np.int64)).agreement == pytest.approx(4 / 6)
+    assert diff(np.array([True, False]), np.array([True, True])).agreement == 0.5
+    assert diff(np.array(["a", "b"], object), np.array([b"a", b"c"], object)).agreement == 0.5
 
 
 @pytest.mark.parametrize(
