@@ -12,7 +12,7 @@ from passes.model import Model
 from passes.precision.cast_facts import Facts
 from passes.precision.cast_rewrite import Rewrite
 from passes.precision.cast_types import LOW_TYPES
-from passes.precision.islands import plan
+from passes.precision.islands import Plan, plan
 from passes.precision.opset import OLDEST, opset_of, raise_opset
 from passes.precision.recipe import Recipe
 
@@ -52,20 +52,29 @@ class LowerFloats:
         """
         if self.recipe.float_type == "FP32":
             return PassResult(model)
-        low = LOW_TYPES.get(self.recipe.float_type)
-        if low is None:
-            raise PassError(
-                f"lower_floats: unknown float type {self.recipe.float_type!r}; take one of FP32, {', '.join(LOW_TYPES)}"
-            )
         changes: list[Change] = []
         source = _for_scales(Canonicalize().run(model).model if model.proto.functions else model, changes)
         proto = source.copy_proto()
-        facts = Facts.of(Model(proto, source.weights), low)
-        decided = plan(facts, self.recipe)
+        facts, decided, reasons = self._decide(Model(proto, source.weights))
         weights = Rewrite(facts, decided.low, proto).run()
-        count = f"{sum(decided.low)} of {sum(facts.floats)} nodes with floats"
-        changes.append(Change("lower-floats", proto.graph.name, f"{count} in {self.recipe.float_type}"))
-        return finish(model, proto, {**source.weights, **weights}, [*changes, *decided.changes])
+        return finish(model, proto, {**source.weights, **weights}, [*changes, *reasons])
+
+    def explain(self, model: Model) -> tuple[Change, ...]:
+        """What `run` decides about a canonical model, also where nothing is left to lower and `run` returns no Change.
+
+        Raises:
+            PassError: the recipe's float type is unknown.
+        """
+        return self._decide(model)[2] if self.recipe.float_type != "FP32" else ()
+
+    def _decide(self, model: Model) -> tuple[Facts, Plan, tuple[Change, ...]]:
+        kind = self.recipe.float_type
+        if kind not in LOW_TYPES:
+            raise PassError(f"lower_floats: unknown float type {kind!r}; take one of FP32, {', '.join(LOW_TYPES)}")
+        facts = Facts.of(model, LOW_TYPES[kind])
+        decided = plan(facts, self.recipe)
+        count = f"{sum(decided.low)} of {sum(facts.floats)} nodes with floats in {kind}"
+        return facts, decided, (Change("lower-floats", model.proto.graph.name, count), *decided.changes)
 
 
 def _for_scales(model: Model, changes: list[Change]) -> Model:
