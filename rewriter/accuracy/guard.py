@@ -175,12 +175,18 @@ def run_model(
     from rewriter.runtime.other_errors import first_line
 
     names = list(dict.fromkeys(spec.tensor for spec in signature.outputs))
-    session = NativeSession(model, names, honest=honest)
+    try:
+        session = NativeSession(model, names, honest=honest)
+    except ConversionError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no narrower base class
+        kind = "emulated" if honest else "native"
+        raise ConversionError(f"ONNX Runtime refuses the {kind} model: {first_line(error)}") from error
     outputs: list[Outputs] = []
     for number, feed in enumerate(feeds):
         try:
             found = session.run(feed)
-        except Exception as error:  # ONNX Runtime's errors share no narrower base class
+        except Exception as error:
             raise ConversionError(
                 f"the model fails on input {number} of AccuracyTarget: {first_line(error)}"
             ) from error
