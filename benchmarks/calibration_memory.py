@@ -100,6 +100,8 @@ def _child(way: str, method: str, batches: int, arguments: argparse.Namespace) -
     from passes.infer_shapes import InferShapes
 
     proto = resnet50()
+    for side in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        side.dim_value = arguments.size
     feeds = _feeds(batches, arguments.batch, arguments.size)
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         if way == "ours":

@@ -1,13 +1,13 @@
 """Calibration: ranges of tensors, seen by running the native model on representative inputs.
 
-The rules are those of ONNX Runtime's calibrators (MinMax, Entropy, Percentile), but nothing is kept of a sample once
-it was counted, so memory does not grow with their number. What differs from ONNX Runtime's:
+"minmax" and "percentile" choose as ONNX Runtime's calibrators do, "entropy" as TensorRT's did. Nothing is kept of a
+sample once it was counted, so memory does not grow with their number:
 
-1. "entropy" searches on 2048 bins. ONNX Runtime's default of 128 bins for 128 levels leaves it a single candidate,
-   the whole range: its Entropy is its MinMax.
-2. Counts lie on a fine grid that doubles with the values (`calibrating.histogram`), and are gathered in the bins of
+1. Counts lie on a fine grid that doubles with the values (`calibrating.histogram`), and are gathered in the bins of
    the final range at the end. ONNX Runtime's own grid, fed piece by piece, adds bins of the first piece's width, which
    has no bound when that piece is small; fed in one go it needs all samples in memory.
+2. ONNX Runtime's "entropy" is not used: its default of 128 bins for 128 levels leaves it a single candidate, the whole
+   range, and with more bins the zeros of a Relu drive it to ranges that are far too small.
 3. Infinite values (masks of attention) are left out and logged; NaN is an error.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["METHODS", "calibrate", "fetchable", "read_ranges", "write_ranges"]
 
 #: How ranges are chosen.
 METHODS = ("entropy", "percentile", "minmax")
-#: Bins over which ranges are searched, and quantised levels that "entropy" compares them with.
+#: Bins of magnitudes over which ranges are searched, and quantised magnitudes that "entropy" compares them with.
 BINS = 2048
 LEVELS = 128
 
@@ -59,8 +59,8 @@ def calibrate(
         tensors: names of values, all of them `fetchable`.
         inputs: feeds by ONNX input name; gone through once. One sample's values of all `tensors` are in memory at
             once, so a smaller batch needs less memory.
-        method: "minmax": the extremes. "entropy": the range that loses least information. "percentile": the symmetric
-            range that holds `percentile` percent of the values.
+        method: "minmax": the extremes. "entropy": the symmetric range that loses least information. "percentile": the
+            symmetric range that holds `percentile` percent of the values.
         percentile: above 0, at most 100.
         progress: called after every sample.
 
@@ -183,7 +183,7 @@ def _range(seen: Histogram | _Extremes, method: str, percentile: float) -> Tenso
     bounds = (float(seen.minimum), float(seen.maximum))
     if isinstance(seen, Histogram) and seen.amax > 0:
         if method == "entropy":
-            bounds = entropy_range(*seen.signed(BINS), *bounds, LEVELS)
+            bounds = entropy_range(*seen.absolute(BINS), *bounds, LEVELS)
         else:
             bounds = percentile_range(*seen.absolute(BINS), *bounds, percentile)
     return TensorRange(*bounds)

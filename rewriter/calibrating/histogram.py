@@ -62,26 +62,19 @@ class Histogram:
         self._counts += counts[:-1]
         self._counts[-1] += counts[-1]  # the last bin includes its upper edge
 
-    def signed(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
-        """Counts in `bins` equal bins over [-amax, amax] and their edges (float32).
+    def absolute(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of magnitudes in `bins` equal bins over [0, amax] and their edges (float32).
 
         Each fine bin goes whole to the bin that its middle lies in.
         """
-        return self._coarse(np.arange(-HALF, HALF) + 0.5, -self.amax, bins)
-
-    def absolute(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of magnitudes in `bins` equal bins over [0, amax] and their edges (float32)."""
-        return self._coarse(np.abs(np.arange(-HALF, HALF) + 0.5), 0.0, bins)
-
-    def _coarse(self, middles: np.ndarray, low: float, bins: int) -> tuple[np.ndarray, np.ndarray]:
-        counts = self._counts.copy()
-        counts[HALF] += self._zeros
-        limit = self._limit or 1.0
+        counts = self._counts[HALF:] + self._counts[HALF - 1 :: -1]
+        counts[0] += self._zeros
         high = self.amax or 1.0
-        places = ((middles * (limit / HALF) - low) * (bins / (high - low))).astype(np.intp)
+        width = (self._limit or high) / HALF
+        places = ((np.arange(HALF) + 0.5) * (width * bins / high)).astype(np.intp)
         coarse = np.zeros(bins, np.int64)
-        np.add.at(coarse, np.clip(places, 0, bins - 1), counts)
-        return coarse, np.linspace(low, high, bins + 1, dtype=np.float32)
+        np.add.at(coarse, np.minimum(places, bins - 1), counts)
+        return coarse, np.linspace(0.0, high, bins + 1, dtype=np.float32)
 
     def _reach(self, amax: float) -> None:
         """Widens the grid until it covers `amax`."""

@@ -1,40 +1,38 @@
-"""From counts to a range: ONNX Runtime's entropy and percentile rules, on any number of bins.
-
-`onnxruntime.quantization` computes the same, but takes half a second a tensor for the entropy; here it is a fiftieth
-of that. Tests hold both against each other.
-"""
+"""From counts to a range: NVIDIA's entropy rule and ONNX Runtime's percentile rule."""
 
 from __future__ import annotations
 
 import numpy as np
 
-#: What ONNX Runtime adds to empty bins before it compares distributions.
-_SMOOTHING = 0.0001
-
 
 def entropy_range(
     counts: np.ndarray, edges: np.ndarray, minimum: float, maximum: float, levels: int
 ) -> tuple[float, float]:
-    """The range whose quantised distribution says most about the true one (least Kullback-Leibler divergence).
+    """The symmetric range whose quantised distribution says most about the true one, as TensorRT's calibrator chose it.
+
+    1. Candidates end at every border of a bin from the `levels`-th on. What lies beyond is counted in the
+       last bin in use.
+    2. The quantised distribution gives all bins in use of one level the same share; bins beyond have none.
+    3. The candidate of least Kullback-Leibler divergence from the true distribution to the quantised one wins; of
+       equal ones, the widest.
+    4. The first bin counts as much as the second: zeros are exact in any range, and half of what a Relu makes would
+       pull every range to nothing. (ONNX Runtime's Entropy lacks this rule: with enough bins to choose from it cuts a
+       third of the range off Relu's values, and five points of top-1 off a small CNN.)
 
     Args:
-        counts: number of values in each bin; the bins lie symmetrically around zero.
-        edges: their borders, one more than bins.
+        counts: number of magnitudes in each bin over [0, largest magnitude]; the last is not 0.
+        edges: borders of the bins.
         minimum: least value; the range never goes below it.
         maximum: greatest value; the range never exceeds it.
-        levels: number of quantised values a candidate range is divided into.
+        levels: number of quantised magnitudes.
     """
-    size = counts.size
-    middle, half = size // 2, levels // 2
-    sums = np.concatenate(([0], np.cumsum(counts)))
-    filled = np.concatenate(([0], np.cumsum(counts != 0)))
-    best, bounds = np.inf, (edges[middle - half], edges[min(middle + half + 1, size)])
-    for reach in range(half, middle + 1):
-        start, end = middle - reach, min(middle + reach + 1, size)
-        divergence = _divergence(counts, sums, filled, start, end, levels)
-        if divergence < best:
-            best, bounds = divergence, (edges[start], edges[end])
-    return max(float(bounds[0]), minimum), min(float(bounds[1]), maximum)
+    counts = counts.astype(np.float64)
+    counts[0] = counts[1]
+    ends = np.arange(levels, counts.size + 1)
+    divergences = _divergences(counts, ends, levels)
+    best = ends[::-1][int(np.argmin(divergences[::-1]))]
+    bound = float(edges[best])
+    return max(-bound, minimum), min(bound, maximum)
 
 
 def percentile_range(
@@ -58,35 +56,28 @@ def percentile_range(
     return max(-bound, minimum), min(bound, maximum)
 
 
-def _divergence(counts: np.ndarray, sums: np.ndarray, filled: np.ndarray, start: int, end: int, levels: int) -> float:
-    """How badly the bins start..end, quantised to `levels`, stand for all bins."""
-    true = counts[start:end].copy()
-    true[0] += sums[start]
-    true[-1] += sums[-1] - sums[end]
-    width = true.size // levels
-    cuts = start + width * np.arange(levels + 1)
-    merged = np.diff(sums[cuts])
-    merged[-1] += sums[end] - sums[cuts[-1]]
-    used = np.diff(filled[cuts])
-    # The outer bins hold the outliers in `true`, so they may be in use although they are empty in `counts`.
-    used[0] += int(true[0] != 0) - int(counts[start] != 0)
-    if end == cuts[-1]:
-        used[-1] += int(true[-1] != 0) - int(counts[end - 1] != 0)
-    heights = np.where(used > 0, merged / np.maximum(used, 1), 0).astype(np.int64)
-    quantised = np.zeros(true.size, np.int64)
-    quantised[: width * levels] = np.repeat(heights, width)
-    p, q = _smooth(true), _smooth(quantised)
-    if p is None or q is None:
-        return float("inf")
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum(p * np.log(p / q)))
+def _divergences(counts: np.ndarray, ends: np.ndarray, levels: int) -> np.ndarray:
+    """Kullback-Leibler divergence of each candidate: the bins 0..end for `levels` levels.
+
+    With r the bins (outliers o in the last one in use), T and M a level's sum and its mean over bins in use, N and Q
+    all values and those inside, it is (sum r log r - sum T log M - o log M_last) / N + log(Q / N): no loop is needed.
+    """
+    total = counts.sum()
+    sums, used, logs = (np.concatenate(([0.0], np.cumsum(v))) for v in (counts, counts != 0, _xlogx(counts)))
+    # Bin j of a candidate that ends at e belongs to level floor(j levels / e).
+    cuts = -(-np.arange(levels + 1) * ends[:, None] // levels)
+    sizes, filled = np.diff(sums[cuts]), np.diff(used[cuts])
+    log_means = np.log(np.where(sizes > 0, sizes / np.maximum(filled, 1), 1.0))
+    inside = sums[ends]
+    beyond = total - inside
+    place = np.maximum.accumulate(np.where(counts != 0, np.arange(counts.size), 0))[ends - 1]
+    last = counts[place]
+    last_means = log_means[np.arange(ends.size), place * levels // ends]
+    true = logs[ends] - _xlogx(last) + _xlogx(last + beyond)
+    found = (true - (sizes * log_means).sum(axis=1) - beyond * last_means) / total
+    found += np.log(np.where(inside > 0, inside, 1.0) / total)
+    return np.where(inside > 0, found, np.inf)
 
 
-def _smooth(counts: np.ndarray) -> np.ndarray | None:
-    """Gives empty bins a little of the others; None when all are empty."""
-    empty = counts == 0
-    zeros = int(empty.sum())
-    if zeros == counts.size:
-        return None
-    share = _SMOOTHING * zeros / (counts.size - zeros)
-    return counts.astype(np.float32) + np.where(empty, _SMOOTHING, -share).astype(np.float32)
+def _xlogx(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values * np.log(np.where(values > 0, values, 1.0)))

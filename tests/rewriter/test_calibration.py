@@ -15,7 +15,6 @@ from onnx import numpy_helper, parser
 from passes import model as models
 from passes.infer_shapes import InferShapes
 from passes.precision.ranges import RangeTable, TensorRange
-from rewriter import calibration
 from rewriter.calibrating.histogram import HALF, Histogram
 from rewriter.calibrating.thresholds import entropy_range, percentile_range
 from rewriter.calibration import BINS, METHODS, calibrate, check_method, fetchable, read_ranges, write_ranges
@@ -79,19 +78,16 @@ def _one_shot(model, feeds, method, folder, **options):
     return {name: tuple(float(np.squeeze(bound)) for bound in data.range_value) for name, data in found.items()}
 
 
-#: ONNX Runtime takes a second for a tensor's entropy on 2048 bins.
-FEW_BINS = 512
+KINDS = st.sampled_from(["normal", "laplace", "relu", "cauchy", "uniform"])
 ORT_OPTIONS = {
     "minmax": ("MinMax", {}),
-    "entropy": ("Entropy", {"num_bins": FEW_BINS, "num_quantized_bins": calibration.LEVELS}),
-    "percentile": ("Percentile", {"num_bins": FEW_BINS, "percentile": 99.99, "symmetric": True}),
+    "percentile": ("Percentile", {"num_bins": BINS, "percentile": 99.99, "symmetric": True}),
 }
 
 
 class TestAgainstOnnxRuntime:
-    @pytest.mark.parametrize("method", METHODS)
-    def test_ranges_are_those_of_the_one_shot_calibrator(self, net, method, tmp_path, monkeypatch):
-        monkeypatch.setattr(calibration, "BINS", FEW_BINS)
+    @pytest.mark.parametrize("method", ORT_OPTIONS)
+    def test_ranges_are_those_of_the_one_shot_calibrator(self, net, method, tmp_path):
         feeds = _batches()
         ort = _one_shot(net, feeds, ORT_OPTIONS[method][0], tmp_path, **ORT_OPTIONS[method][1])
         table = calibrate(net, TENSORS, iter(feeds), method=method)
@@ -99,7 +95,7 @@ class TestAgainstOnnxRuntime:
         for name, (low, high) in ort.items():
             amax = max(abs(low), abs(high))
             # Another grid than one laid through all values at once can move a bound by a bin.
-            bin_width = 0.0 if method == "minmax" else 2 * max(abs(v) for v in _extremes(net, feeds)[name]) / FEW_BINS
+            bin_width = 0.0 if method == "minmax" else max(abs(v) for v in _extremes(net, feeds)[name]) / BINS
             assert table.ranges[name].amax == pytest.approx(amax, rel=1e-5, abs=1.01 * bin_width), name
             assert table.ranges[name].minimum == pytest.approx(low, rel=1e-5, abs=1.01 * bin_width), name
 
@@ -111,24 +107,65 @@ class TestAgainstOnnxRuntime:
             assert max(map(abs, entropy[name])) == pytest.approx(max(abs(low), abs(high)), rel=0.02), name
 
     @settings(max_examples=25, deadline=None)
-    @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["normal", "laplace", "relu", "cauchy", "uniform"]))
-    def test_thresholds_of_equal_counts_are_equal(self, seed, kind):
+    @given(seed=st.integers(0, 2**32 - 1), kind=KINDS)
+    def test_percentiles_of_equal_counts_are_equal(self, seed, kind):
         from onnxruntime.quantization.calibrate import HistogramCollector
 
         values = _draw(kind, seed, 3000)
-        low, high = float(values.min()), float(values.max())
         with contextlib.redirect_stdout(io.StringIO()):
-            signed = HistogramCollector("entropy", True, 256, 32, 99.0, "same")
-            signed.collect({"t": values})
-            absolute = HistogramCollector("percentile", True, 256, 32, 99.0, "same")
-            absolute.collect({"t": values})
-            entropy = [float(v) for v in signed.compute_entropy()["t"][:2]]
-            percentile = [float(v) for v in absolute.compute_percentile()["t"][:2]]
-        counts, edges = signed.histogram_dict["t"][:2]
-        assert entropy_range(counts, edges, low, high, 32) == pytest.approx(entropy)
-        counts, edges = absolute.histogram_dict["t"][:2]
-        expected = percentile if percentile[1] > edges[0] else [max(-edges[1], low), min(edges[1], high)]
+            collector = HistogramCollector("percentile", True, 256, 32, 99.0, "same")
+            collector.collect({"t": values})
+            expected = [float(v) for v in collector.compute_percentile()["t"][:2]]
+        counts, edges = collector.histogram_dict["t"][:2]
+        low, high = float(values.min()), float(values.max())
+        if expected[1] == edges[0]:  # ours is never nothing
+            expected = [max(-float(edges[1]), low), min(float(edges[1]), high)]
         assert percentile_range(counts, edges, low, high, 99.0) == pytest.approx(expected)
+
+
+class TestEntropy:
+    @settings(max_examples=12, deadline=None)
+    @given(seed=st.integers(0, 2**32 - 1), kind=KINDS)
+    def test_the_quick_form_is_the_rule(self, seed, kind):
+        values = _draw(kind, seed, 2000)
+        counts, edges = np.histogram(np.abs(values), 100, range=(0, float(np.abs(values).max())))
+        bound = entropy_range(counts, edges, -1e9, 1e9, 16)[1]
+        divergences = _divergences(counts, 16)
+        chosen = int(np.argmin(np.abs(edges - bound)))
+        assert divergences[chosen] == pytest.approx(min(divergences.values()), abs=1e-9)
+
+    def test_relu_keeps_most_of_its_range(self):
+        values = _draw("relu", 0, 400_000)
+        histogram = Histogram()
+        histogram.add(values, 0.0, float(values.max()))
+        assert entropy_range(*histogram.absolute(BINS), 0.0, float(values.max()), 128)[1] > 0.85 * values.max()
+
+    def test_uniform_values_are_not_cut(self):
+        values = _draw("uniform", 0, 100_000)
+        histogram = Histogram()
+        histogram.add(values, float(values.min()), float(values.max()))
+        assert entropy_range(*histogram.absolute(BINS), -9.0, 9.0, 128)[1] > 0.99 * values.max()
+
+
+def _divergences(counts, levels):
+    """The rule written out, candidate by candidate: end -> divergence."""
+    bins = counts.astype(float)
+    bins[0] = bins[1]
+    found = {}
+    for end in range(levels, bins.size + 1):
+        level = np.arange(end) * levels // end
+        quantised = np.zeros(end)
+        for number in range(levels):
+            used = (level == number) & (bins[:end] > 0)
+            if used.any():
+                quantised[used] = bins[:end][used].mean()
+        true = bins[:end].copy()
+        if not true.any():
+            continue
+        true[np.flatnonzero(true)[-1]] += bins[end:].sum()
+        p, q = true / true.sum(), quantised / quantised.sum()
+        found[end] = float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+    return found
 
 
 def _draw(kind, seed, size):
@@ -151,7 +188,7 @@ class TestHistogram:
     @settings(max_examples=40, deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
-        kind=st.sampled_from(["normal", "laplace", "relu", "cauchy"]),
+        kind=KINDS,
         pieces=st.integers(1, 7),
         growth=st.sampled_from([1.0, 1.7, 1e6, 1e-6]),
     )
@@ -162,30 +199,29 @@ class TestHistogram:
         for part in parts:
             histogram.add(part, float(part.min()), float(part.max()))
         values = np.concatenate(parts)
-        counts, edges = histogram.signed(64)
+        counts, edges = histogram.absolute(64)
         assert counts.sum() == values.size == histogram.total
         assert histogram.amax == np.abs(values).max()
-        assert edges[0] == -histogram.amax
-        exact = np.histogram(values, edges.astype(np.float64))[0]
+        assert edges[-1] == np.float32(histogram.amax)
+        exact = np.histogram(np.abs(values), edges.astype(np.float64))[0]
         fine = 2 * histogram.amax / HALF  # the grid may reach up to twice as far as the values
         for i in range(65):
-            near = np.count_nonzero(np.abs(values - edges[i].astype(np.float64)) <= fine)
+            near = np.count_nonzero(np.abs(np.abs(values) - edges[i].astype(np.float64)) <= fine)
             assert abs(int(counts[:i].sum()) - int(exact[:i].sum())) <= near
-        assert histogram.absolute(64)[0].sum() == values.size
 
     def test_growth_costs_no_memory(self):
         histogram = Histogram()
         for size in (0.0, 1e-40, 1e-20, 1.0, 1e20, 3e38):
             histogram.add(np.full(3, size, np.float32), size, size)
-        counts, edges = histogram.signed(8)
-        assert counts.tolist() == [0, 0, 0, 0, 15, 0, 0, 3]
+        counts, edges = histogram.absolute(8)
+        assert counts.tolist() == [15, 0, 0, 0, 0, 0, 0, 3]
         assert np.isfinite(edges).all()
 
     def test_an_array_that_is_larger_than_a_chunk(self):
         values = np.linspace(-1, 1, 300_001, dtype=np.float32)
         histogram = Histogram()
         histogram.add(values, -1.0, 1.0)
-        assert abs(np.diff(histogram.signed(10)[0])).max() <= 30
+        assert abs(np.diff(histogram.absolute(10)[0])).max() <= 60
 
 
 class TestRanges:
@@ -196,8 +232,10 @@ class TestRanges:
         tables = [calibrate(net, TENSORS, each, method=method) for each in (feeds, feeds[::-1], whole)]
         for name in TENSORS:
             amax = [table.ranges[name].amax for table in tables]
-            bin_width = 2 * max(map(abs, _extremes(net, feeds)[name])) / BINS
-            assert amax == pytest.approx([amax[0]] * 3, rel=1e-5, abs=2.02 * bin_width), name
+            bin_width = max(map(abs, _extremes(net, feeds)[name])) / BINS
+            # Candidates of "entropy" lie close together: a count that moves to the next bin may let another one win.
+            rel = 0.1 if method == "entropy" else 1e-5
+            assert amax == pytest.approx([amax[0]] * 3, rel=rel, abs=2.02 * bin_width), name
 
     def test_outliers_are_cut_by_all_but_minmax(self, net):
         feeds = _batches(2, rows=3000)
