@@ -134,7 +134,7 @@ class Facts:
             ]
         )
         if node.op_type == "ConstantOfShape" or (node.op_type == "Cast" and attribute_int(node, "to") == _FLOAT):
-            return (False,) * len(inputs), (True,)
+            return tuple([self.types.get(name) == _FLOAT and node.op_type == "Cast" for name in inputs]), (True,)
         made = kind.lowered_outputs(node, given)
         made = tuple([ok and self.types.get(n) == _FLOAT for ok, n in zip(made, self.outputs[number], strict=True)])
         return given, made

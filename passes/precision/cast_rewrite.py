@@ -43,6 +43,7 @@ class Rewrite:
         self._read: set[str] = set()
         self._lowered: set[str] = set()
         self._dropped: set[int] = set()
+        self._no_ops: set[int] = set()
         self._position = 0
 
     def run(self) -> Weights:
@@ -103,6 +104,11 @@ class Rewrite:
             self._lower_name[made] = self._as_it_is(source)
             self._dropped.add(number)
             return True
+        if target == _FLOAT and facts.is_float(source) and self._low[number] and made not in facts.results:
+            self._lower_name[made] = node.input[0]
+            self._lowered.add(made)
+            self._no_ops.add(number)
+            return True
         if target == low and source in self._lowered and made not in facts.results:
             self._lower_name[made] = self._float_name[made] = self._lower_name[source]
             self._dropped.add(number)
@@ -113,7 +119,8 @@ class Rewrite:
         """Leaves the Casts that somebody reads after all."""
         facts = self._facts
         made = {number: facts.outputs[number][0] for number in self._dropped}
-        self._dropped = {n for n, name in made.items() if name not in self._read and name not in facts.results}
+        unread = {n for n, name in made.items() if name not in self._read and name not in facts.results}
+        self._dropped = unread | self._no_ops
 
     def _as_it_is(self, name: str) -> str:
         return self._lower_name[name] if name in self._lowered else self._float_name.get(name, name)

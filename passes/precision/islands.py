@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from onnx import TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from passes.base import Change
 from passes.graph.walk import plain_domain
@@ -29,6 +29,8 @@ KEPT_OPS: Mapping[str, tuple[str, str]] = {
     "Det": ("keep-op", "products of many values leave the range"),
     "GridSample": ("keep-op", "positions in a lower type are off by whole pixels of a large picture"),
     "EyeLike": ("keep-op", "it names its own type"),
+    "Tan": ("keep-op", "near its poles a rounded operand gives another number"),
+    "TensorScatter": ("keep-op", "TensorRT takes a cache only as it comes into the graph"),
     "Pow": _POWER,
     "GlobalLpPool": _SUMS, "LRN": _SUMS, "LpNormalization": _SUMS, "LpPool": _SUMS, "MeanVarianceNormalization": _SUMS,
     "ReduceL1": _SUMS, "ReduceL2": _SUMS, "ReduceLogSum": _SUMS, "ReduceLogSumExp": _SUMS, "ReduceMean": _SUMS,
@@ -42,8 +44,8 @@ KEPT_OPS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 #: Lower type -> operators that TensorRT does not build in it.
 NOT_BUILT: Mapping[int, frozenset[str]] = {
-    TensorProto.FLOAT16: frozenset(),
-    TensorProto.BFLOAT16: frozenset({"ConvTranspose", "HardSwish"}),
+    TensorProto.FLOAT16: frozenset({"Celu"}),
+    TensorProto.BFLOAT16: frozenset({"Celu", "ConvTranspose", "GRU", "HardSwish", "Mish"}),
 }
 #: Operators that read floats of any type and make none: they take what is there.
 SINKS = frozenset({"ArgMax", "ArgMin", "IsInf", "IsNaN", "NonZero", "Shape", "Size"})
@@ -56,6 +58,8 @@ _SCALE_ERROR = 2.0**-8
 _FACTOR_ELEMENTS = 1 << 16
 #: How far back a mask is recognised.
 _MASK_STEPS = 8
+#: Number of the input of LSTM that TensorRT takes in float32 only.
+_PEEPHOLES = 7
 #: Integers that both lower types hold exactly.
 _EXACT_INTEGERS = (TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8)
 
@@ -167,7 +171,9 @@ class _Policy:
             return
         if op_type in KEPT_OPS and not plain_domain(node.domain):
             self.keep(number, *KEPT_OPS[op_type])
-        elif op_type in NOT_BUILT[self.facts.low]:
+        elif any(owner.op_type == "Scan" for owner in self.facts.owners[number]):
+            self.keep(number, "keep-op", f"TensorRT does not build every Scan with {self._type} in its body")
+        elif op_type in NOT_BUILT[self.facts.low] or (op_type == "LSTM" and _has_peepholes(node)):
             self.keep(number, "keep-op", f"TensorRT does not build it in {self._type}")
         elif op_type == "DequantizeLinear" and attribute_int(node, "output_dtype"):
             self.keep(number, "keep-op", "it names its own type")
@@ -229,6 +235,10 @@ class _Policy:
             other = facts.inputs[number][1 - position]
             return not found.positive and _is_indicator(facts, other, _MASK_STEPS)
         return False
+
+
+def _has_peepholes(node: NodeProto) -> bool:
+    return len(node.input) > _PEEPHOLES and bool(node.input[_PEEPHOLES])
 
 
 def takes_any(facts: Facts, number: int) -> bool:
