@@ -6,11 +6,12 @@ quantize their outputs", "quantize the residual input of skip connections"):
 1. Conv, ConvTranspose, MatMul and Gemm (alpha = beta = 1) with a constant weight: the data input gets a pair, the
    weight is stored quantised. Depthwise and grouped convolutions and the first convolution are no exceptions.
 2. MatMul of two computed values: both get a pair. Those of an attention block (the result goes into a Softmax, or a
-   Softmax goes in) are left alone in INT8: TensorRT's fused attention wants floats or *all* of its inputs quantised,
-   and 127 even steps are too few for probabilities. FP8 keeps small values and has a fused kernel, so it takes them.
+   Softmax goes in) are left alone in INT8: 127 even steps are too few for probabilities, and TensorRT fuses the block
+   in floating point as well. FP8 keeps small values, so it takes them, and TensorRT fuses the quantised block.
 3. Add of two values of equal shape, one of which comes straight from a quantised Conv (constant scale and bias of a
    BatchNormalization may lie between): TensorRT fuses it into the Conv, so the *other* operand gets a pair.
-4. ConvTranspose stays in float with FP8: no TensorRT has such a kernel.
+4. ConvTranspose stays in float with FP8: no TensorRT has such a kernel. (TensorRT-RTX 1.7 has none for INT8 either:
+   it builds the pair, then multiplies in float.)
 5. What a Q/DQ pair of the model (quantisation-aware training) already covers is used: its scale is *known*, and behind
    operators that only move values or clip them at zero it still holds.
 """

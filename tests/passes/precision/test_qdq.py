@@ -1,5 +1,6 @@
 """INT8 and FP8 by Q/DQ: the graph, the numbers, and that TensorRT builds it."""
 
+import re
 import shutil
 
 import ml_dtypes
@@ -24,7 +25,9 @@ from rewriter.runtime.native import NativeSession
 
 CANONICAL = Pipeline((Canonicalize(), InferShapes()))
 #: FP8 exists from Ada on: TensorRT refuses to build it for older targets.
-FP8_TARGETS = ("SM89", "SM120")
+FP8_TARGETS = ("SM89",)
+#: One target is enough to see what is fused; all default ones take longer.
+TARGETS = ("SM80",)
 
 
 def canonical(text, opset=18, scale=None, **weights):
@@ -293,7 +296,7 @@ def test_results_are_near_those_in_floating_point(net, mode):
         assert any(not np.array_equal(got[n], want[n]) for n in want), "nothing was quantised"
 
 
-def build(rtx, model, tmp_path, mode="INT8"):
+def build(rtx, model, tmp_path, mode="INT8", targets=None):
     if rtx.version.startswith("1.4") and shutil.which("nvidia-smi") is None:
         pytest.skip("TensorRT-RTX 1.4 builds Q/DQ only where a GPU is (it asks for the current device)")
     sizes = {"N": 2}
@@ -302,18 +305,32 @@ def build(rtx, model, tmp_path, mode="INT8"):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_value = sizes[dim.dim_param]
-    targets = FP8_TARGETS if mode == "FP8" else ()
+    targets = (FP8_TARGETS if mode == "FP8" else TARGETS) if targets is None else targets
     outcome = rtx.build(type(model)(proto, model.weights), (), BuildOptions(targets=targets), tmp_path / "e.engine")
     assert isinstance(outcome, BuiltEngine), outcome
-    outcome.path.unlink()
     return outcome
+
+
+def multiplications(engine):
+    """(kind, layers fused into it) of each convolution and matrix product, read off the plan text in the engine."""
+    text = engine.path.read_bytes().decode("latin-1")
+    found = re.findall(r'\n +(corrltn|fully_connected|deconvolution)=\{ [^\n]*?layers="([^"]*)"', text)
+    return [(kind, set(re.findall(r"ONNX Layer: ([^\]]+)\]", layers))) for kind, layers in found]
 
 
 @pytest.mark.rtx
 @pytest.mark.parametrize(("net", "mode"), EVERY)
-def test_tensorrt_builds_it(net, mode, rtx, tmp_path):
+def test_tensorrt_builds_it_and_multiplies_what_is_quantised(net, mode, rtx, tmp_path):
+    """The DequantizeLinear of data and weight are fused into the product: so it is one of 8-bit numbers."""
     text, weights = NETS[net]
-    build(rtx, quantized(canonical(text, **weights), mode), tmp_path, mode)
+    model = quantized(canonical(text, **weights), mode)
+    found = multiplications(build(rtx, model, tmp_path, mode))
+    maker = {node.output[0]: node.name for node in iter_nodes(model.proto)}
+    left = {change.target for change in quantized_tensors(canonical(text, **weights), Recipe.of(mode)).skipped}
+    for node in iter_nodes(model.proto):
+        if node.op_type in ("Conv", "MatMul", "Gemm") and node.name not in left:
+            wanted = {node.name, *(maker[name] for name in node.input[:2])}
+            assert any(wanted <= layers for _, layers in found), (node.name, found)
 
 
 @pytest.mark.rtx
@@ -355,3 +372,12 @@ def test_trained_pairs_build_with_ours_beside_them(rtx, tmp_path):
         wq = QuantizeLinear(w, t, z) wd = DequantizeLinear(wq, t, z) c = Conv(r, wd) y = Conv(c, k) }"""
     model = canonical(text, w=(4, 4, 2, 2), k=(4, 4, 3, 3))
     build(rtx, quantized(model, "INT8"), tmp_path)
+
+
+@pytest.mark.rtx
+def test_int8_builds_for_every_default_target_and_fp8_for_the_newer_ones(rtx, tmp_path):
+    text, weights = NETS["mlp"]
+    source = canonical(text, **weights)
+    build(rtx, quantized(source, "INT8"), tmp_path, targets=rtx.default_targets)
+    newer = tuple(target for target in rtx.default_targets if int(target[2:]) >= 89)
+    build(rtx, quantized(source, "FP8"), tmp_path, targets=newer)
