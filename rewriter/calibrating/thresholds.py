@@ -32,7 +32,7 @@ def entropy_range(
     divergences = _divergences(counts, ends, levels)
     best = ends[::-1][int(np.argmin(divergences[::-1]))]
     bound = float(edges[best])
-    return max(-bound, minimum), min(bound, maximum)
+    return _within(bound, minimum, maximum)
 
 
 def percentile_range(
@@ -53,7 +53,12 @@ def percentile_range(
     place = min(int(np.searchsorted(share, percentile / 100.0)), counts.size - 1)
     # Nearly all in the first bin (a tensor that is mostly zero): its lower border would be a range of nothing.
     bound = float(edges[max(place, 1)])
-    return max(-bound, minimum), min(bound, maximum)
+    return _within(bound, minimum, maximum)
+
+
+def _within(bound: float, minimum: float, maximum: float) -> tuple[float, float]:
+    """-bound..bound without what no value reaches; a single point where all values lie beyond."""
+    return min(max(-bound, minimum), bound), max(min(bound, maximum), -bound)
 
 
 def _divergences(counts: np.ndarray, ends: np.ndarray, levels: int) -> np.ndarray:

@@ -257,6 +257,17 @@ class TestRanges:
         assert table.ranges["y"] == TensorRange(0.0, 0.0)
         assert table.ranges["x"].amax == pytest.approx(1.0, rel=1e-3)
 
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("value", [5.0, -5.0])
+    def test_always_the_same(self, method, value, tmp_path):
+        model = _model('<ir_version: 10, opset_import: ["": 18]> g (float[4] x) => (float[4] y) { y = Neg(x) }')
+        table = calibrate(model, ["x", "y"], [{"x": np.full(4, value, np.float32)}], method=method)
+        for found in table.ranges.values():
+            assert found.minimum <= found.maximum
+            assert found.amax == pytest.approx(5.0, rel=1e-3)
+        write_ranges(table, tmp_path / "x.json")
+        assert read_ranges(tmp_path / "x.json") == table
+
     def test_mostly_zero_keeps_a_range_worth_having(self):
         values = np.zeros(100_000, np.float32)
         values[0] = 1.0
