@@ -47,6 +47,8 @@ class NativeSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # Its own choice for int8 weights of a MatMul is to quantise the activations as well; 1 is float32.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if honest:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
