@@ -12,7 +12,7 @@ from passes.base import Change, PassError, PassResult
 from passes.graph.editing import Namer, filter_initializers, node_namer, replace_nodes, value_namer
 from passes.graph.value_types import value_info_of, value_types
 from passes.graph.walk import iter_graphs
-from passes.model import Model, Weights, stow
+from passes.model import DETACH_MIN_INTEGER_BYTES, Model, Weights, make_stub, stow
 from passes.precision.opset import raise_opset
 from passes.precision.placement import SKIP, Edge, Placement, WeightEdge, quantized_tensors
 from passes.precision.quantize import ELEMENTS, quantize, scale_array, weight_scales
@@ -212,9 +212,15 @@ class _Writer:
 
     def _constant(self, array: np.ndarray, base: str) -> str:
         """Adds a main-graph initializer; returns its name."""
-        tensor = numpy_helper.from_array(array, self.values.fresh(base))
-        self.proto.graph.initializer.append(stow(tensor, self.weights))
-        return tensor.name
+        name = self.values.fresh(base)
+        if array.nbytes >= DETACH_MIN_INTEGER_BYTES:  # straight away, without a copy in a proto
+            array.flags.writeable = False
+            self.weights[name] = array
+            tensor = make_stub(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        else:
+            tensor = stow(numpy_helper.from_array(array, name), self.weights)
+        self.proto.graph.initializer.append(tensor)
+        return name
 
     def _value(self, graph: GraphProto, base: str, dtype: int, like: str) -> str:
         """A new value of the shape of `like`; `dtype` 0: of its type, too."""

@@ -7,6 +7,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError, Pipeline, verify
@@ -19,7 +21,7 @@ from passes.precision.placement import quantized_tensors
 from passes.precision.qdq import InsertQDQ
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe, origin
-from passes.testing import assert_close, random_feeds
+from passes.testing import assert_close, random_feeds, random_model
 from rewriter.backends.base import BuildOptions, BuiltEngine
 from rewriter.runtime.native import NativeSession
 
@@ -227,6 +229,24 @@ def test_other_modes_change_nothing(recipe):
     result = InsertQDQ(recipe).run(model)
     assert result.model is model
     assert not result.modified
+
+
+@pytest.mark.parametrize("mode", ["INT8", "FP8"])
+def test_what_is_quantised_is_not_quantised_again(mode):
+    model = quantized(canonical(MLP, w=(4, 4), v=(4, 4)), mode, table(x=1.0, r=1.0))
+    assert InsertQDQ(Recipe.of(mode)).run(model).model is model
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["INT8", "FP8"]))
+def test_random_models_stay_valid_and_run(seed, mode):
+    """With bodies, shared weights and shape arithmetic; ranges are made up, so only finite results are asked for."""
+    source, _ = CANONICAL.run(from_proto(random_model(seed, 15, unsupported=0)))
+    names = quantized_tensors(source, Recipe.of(mode)).tensors
+    model = quantized(source, mode, RangeTable({name: TensorRange(-4, 4) for name in names}))
+    assert len(nodes(model, "QuantizeLinear")) >= len(names)
+    outputs = NativeSession(model, honest=True, threads=1).run(random_feeds(source.proto, seed, {"N": 3}))
+    assert all(np.isfinite(array).all() for array in outputs.values())
 
 
 NORM = {"s": np.linspace(0.5, 2, 16, dtype=np.float32), "m": np.zeros(16, np.float32), "v": np.ones(16, np.float32)}
