@@ -50,7 +50,8 @@ def test_passes_import_only_their_own_kind(path):
 
 
 PUBLIC = """
-AccuracyTarget ArtifactError BackendError ConversionError ConversionParams ConvertedFunction Converter ConverterStateError
+AccuracyTarget ArtifactError BackendError ConversionError ConversionParams ConvertedFunction Converter
+ConverterStateError
 DEFAULT_TRT_CONVERSION_PARAMS DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES ExportError InputError InvalidParameterError
 MissingDependencyError PrecisionOptions ProgressEvent Report SourceError TrtConversionParams TrtGraphConverterV2
 TrtPrecisionMode VerificationError load supported_profile_strategies

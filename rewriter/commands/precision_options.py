@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from passes.precision.recipe import FLOAT_TYPES
-from rewriter.commands.arrays import batches, read_arrays
+from rewriter.commands.npz import batches, read_npz
 from rewriter.errors import InvalidParameterError
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, TrtPrecisionMode
 from rewriter.precision import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
@@ -83,4 +83,4 @@ def calibration_input_fn(arguments: argparse.Namespace) -> Callable[[], Iterator
     if arguments.calibration_inputs is None:
         return None
     path = arguments.calibration_inputs
-    return batches(read_arrays(path), arguments.calibration_batch, path)
+    return batches(read_npz(path), arguments.calibration_batch, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the artifact once and prints its outputs' shapes and ranges."""
     import numpy as np
 
+    from rewriter.commands.npz import read_npz
     from rewriter.errors import InputError
     from rewriter.runtime.function import load
     from rewriter.summary import plain_console
 
-    feeds = _read(arguments.inputs)
+    feeds = read_npz(arguments.inputs)
     console = plain_console()
     options = {"provider": arguments.provider, "strict": arguments.strict, "execution": arguments.execution}
     with load(arguments.artifact, **options) as function:
@@ -53,24 +53,3 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError(f"cannot write the outputs to {arguments.outputs!r}: {error}") from error
     return 0
-
-
-def _read(path: str) -> dict[str, Any]:
-    """The arrays of an .npz file.
-
-    Raises:
-        InputError: it is none, or is damaged.
-    """
-    import zipfile
-
-    import numpy as np
-
-    from rewriter.errors import InputError
-
-    try:
-        if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise InputError(f"{path!r} is no .npz file, or is damaged: write one with numpy.savez, an array an input")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read the inputs {path!r} as an .npz file: {error}") from error
