@@ -29,7 +29,7 @@ class Magnitudes:
     Attributes:
         size: number of elements.
         largest: largest magnitude.
-        smallest: smallest magnitude that is not zero, 0.0 where all are.
+        smallest: smallest magnitude that is not zero; 0.0 where all are, and in constants of more than a `CHUNK`.
         positive: True when an element above zero is among them.
         between: largest magnitude below the overflow of the lower type.
     """
@@ -89,12 +89,17 @@ class Constants:
 
 
 def measure(array: np.ndarray, overflow: float) -> Magnitudes:
-    """Looks at every element, chunk by chunk."""
+    """Looks at every element, chunk by chunk; large constants with nothing odd in them get two quick looks a chunk."""
     largest = smallest = between = 0.0
     positive = False
     flat = array.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         chunk = flat[start : start + CHUNK]
+        peak = _peak(chunk)
+        if flat.size > CHUNK and peak < overflow:
+            largest, between = max(largest, peak), max(between, peak)
+            positive = positive or bool(chunk.max() > 0)
+            continue
         size = np.abs(chunk)
         size = size[np.isfinite(size) & (size > 0)]
         if not size.size:
@@ -104,7 +109,7 @@ def measure(array: np.ndarray, overflow: float) -> Magnitudes:
         smallest = min(smallest, low) if smallest else low
         between = max(between, float(size[size < overflow].max(initial=0)))
         positive = positive or bool((chunk > 0).any())
-    return Magnitudes(int(flat.size), largest, smallest, positive, between)
+    return Magnitudes(int(flat.size), largest, smallest if flat.size <= CHUNK else 0.0, positive, between)
 
 
 def lower_array(array: np.ndarray, low: int) -> np.ndarray:
@@ -113,9 +118,16 @@ def lower_array(array: np.ndarray, low: int) -> np.ndarray:
     source, target = array.reshape(-1), result.reshape(-1)
     for start in range(0, source.size, CHUNK):
         chunk = np.asarray(source[start : start + CHUNK])
-        clamped = np.clip(chunk, -LARGEST[low], LARGEST[low])
-        target[start : start + CHUNK] = np.where(np.isfinite(chunk), clamped, chunk).astype(result.dtype)
+        if not _peak(chunk) < OVERFLOW[low]:
+            clamped = np.clip(chunk, -LARGEST[low], LARGEST[low])
+            chunk = np.where(np.isfinite(chunk), clamped, chunk)
+        target[start : start + CHUNK] = chunk
     return result
+
+
+def _peak(chunk: np.ndarray) -> float:
+    """Largest magnitude; NaN when there is one among them."""
+    return float(max(chunk.max(), -chunk.min())) if chunk.size else 0.0
 
 
 def rounding_error(array: np.ndarray, low: int) -> float:

@@ -63,7 +63,11 @@ CASES = {
         {"c": "keep-op"},
         None,
     ),
-    "log of a softmax": ("g (float[4] x) => (float[4] y) { [e] t = Exp(x) [l] y = LogSoftmax(t) }", {"l": "keep-op"}, None),
+    "log of a softmax": (
+        "g (float[4] x) => (float[4] y) { [e] t = Exp(x) [l] y = LogSoftmax(t) }",
+        {"l": "keep-op"},
+        None,
+    ),
     "normalisation by hand": (
         """g (float[2,8] x) => (float[2,8] y) <float e={1e-5}, float two={2}, float[8] g={1,1,1,1,1,1,1,1}> {
             [mean] m = ReduceMean<axes=[-1]>(x) [sub] d = Sub(x, m) [pow] s = Pow(d, two)
@@ -119,7 +123,8 @@ CASES = {
         {"f": "keep-shape-math"},
     ),
     "positions": (
-        """g (float[N,4] x) => (float[N,4] y) <int64 zero={0}, int64 one={1}, int64[1] ax={1}, float[4] w={1,0.1,0.01,1}> {
+        """g (float[N,4] x) => (float[N,4] y) <int64 zero={0}, int64 one={1}, int64[1] ax={1},
+            float[4] w={1,0.1,0.01,1}> {
             [s] s = Shape(x) [n] n = Gather(s, zero) [r] p = Range(zero, n, one) [f] pf = Cast<to=1>(p)
             [u] pu = Unsqueeze(pf, ax) [m] a = Mul(pu, w) [sin] b = Sin(a) [add] y = Add(x, b) }""",
         {"f": "keep-shape-math", "u": "keep-shape-math", "m": "keep-shape-math", "sin": "keep-shape-math"},
@@ -149,7 +154,8 @@ CASES = {
     ),
     "mask by multiplication": (
         """g (float[2,4] x, int64[2,4] m) => (float[2,4] y) <float one={1}, float low={-1e9}, int64[1] a={0}> {
-            [f] f = Cast<to=1>(m) [inv] i = Sub(one, f) [mul] p = Mul(i, low) [add] b = Add(x, p) [out] y = Softmax(b) }""",
+            [f] f = Cast<to=1>(m) [inv] i = Sub(one, f) [mul] p = Mul(i, low) [add] b = Add(x, p)
+            [out] y = Softmax(b) }""",
         {"mul": "clamp-constant"},
         {},
     ),
@@ -159,7 +165,8 @@ CASES = {
         {},
     ),
     "a large offset is no mask": (
-        "g (float[4] x) => (float[4] y) <float c={-1e5}, float[4] d={1e6,0,0,0}> { [a] t = Add(x, c) [b] y = Add(t, d) }",
+        """g (float[4] x) => (float[4] y) <float c={-1e5}, float[4] d={1e6,0,0,0}> {
+            [a] t = Add(x, c) [b] y = Add(t, d) }""",
         {"b": "keep-constant", "a": "clamp-constant"},
         {},
     ),
@@ -189,6 +196,13 @@ CASES = {
         {},
         {"h": "keep-op", "c": "keep-op"},
     ),
+    "the body of a Scan": (
+        """g (float[2] x, float[3,2] v) => (float[2] y, float[3,2] s) { [e] a = Exp(v)
+            [scan] y, s = Scan<num_scan_inputs=1, body = b (float[2] c, float[2] d) => (float[2] p, float[2] q) {
+                [mul] m = Mul(c, d) [add] p = Add(m, c) [tanh] q = Tanh(m) }>(x, a) }""",
+        dict.fromkeys(("mul", "add", "tanh"), "keep-op"),
+        None,
+    ),
     "operators that know float32 only": (
         """g (float[1,4,4] b, float[1,2,4] s) => (int64[n,3] y) <int64 k={2}> {
             [a] c = Exp(b) [d] t = Exp(s) [nms] y = NonMaxSuppression(c, t, k) }""",
@@ -202,7 +216,8 @@ CASES = {
     ),
     "what moves values goes with them": (
         """g (float[2,8] x) => (float[8,2] y, float[2,8] z, float[16] u) <int64[1] s={-1}> {
-            [mean] m = ReduceMean<axes=[0]>(x) [t] y = Transpose(x) [e] z0 = Exp(x) [r] z1 = Reshape(z0, s) [i] u = Identity(z1)
+            [mean] m = ReduceMean<axes=[0]>(x) [t] y = Transpose(x) [e] z0 = Exp(x) [r] z1 = Reshape(z0, s)
+            [i] u = Identity(z1)
             [sq] q = Transpose(m) [sum] z = Add(x, q) }""",
         {"mean": "keep-reduction", "t": "keep-passive", "sq": "keep-passive"},
         None,
@@ -224,7 +239,7 @@ def test_what_is_not_kept_is_lowered(case):
     for node, floats in types(lowered(text)).items():
         if node in kept and kept[node] != "clamp-constant":
             assert low not in floats.split(), node
-        elif "//" not in node and node not in ("resize", "int", "shape", "n", "s"):
+        elif "//" not in node and node not in ("resize", "int", "shape", "n", "s", "scan"):
             assert "f32" not in floats.split(), node
 
 
@@ -238,7 +253,8 @@ def test_the_user_decides():
 
 def test_a_kept_loop_keeps_its_body():
     text = """g (float[2] x) => (float[2] y) <int64 n={3}, bool t={1}> { [loop] l = Loop(n, t, x) <body =
-        b (int64 i, bool ci, float[2] a) => (bool co, float[2] o) { [c] co = Identity(ci) [e] o = Exp(a) }> [t] y = Tanh(l) }"""
+        b (int64 i, bool ci, float[2] a) => (bool co, float[2] o) { [c] co = Identity(ci) [e] o = Exp(a) }>
+        [t] y = Tanh(l) }"""
     assert rules(lowered(text, keep_ops=("Loop",))) == {"e": "keep-user"}
     assert rules(lowered(text)) == {}
 
