@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 import weakref
@@ -18,7 +17,6 @@ from passes.pipeline import default_pipeline
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from rewriter import params as parameters
-from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends import as_backend
@@ -33,7 +31,7 @@ from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
 from rewriter.planning import make_plan
 from rewriter.precision import PrecisionOptions, narrowed_targets
-from rewriter.precision_plan import PrecisionPlan, check_calibration
+from rewriter.precision_plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
 from rewriter.reporting import make_report, params_to_json
@@ -143,17 +141,10 @@ class Converter:
         parameters.refuse("inputs", inputs)
         parameters.refuse("outputs", outputs)
         parameters.refuse("engine_cache_dir", engine_cache_dir)
-        options = parameters.check_kind("precision", precision, PrecisionOptions) or PrecisionOptions()
-        self._precision = PrecisionPlan(
-            options.recipe(self.params.precision_mode),
-            options,
-            self.params.use_calibration,
-            check_calibration(calibration),
-        )
+        self._precision = make_precision_plan(self.params, precision, calibration, accuracy)
         self._op_denylist = parameters.check_names("op_denylist", op_denylist)
         self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
         self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
-        self._accuracy = parameters.check_kind("accuracy", accuracy, AccuracyTarget)
         self._samples = parameters.check_samples(samples)
         self._allow_double = parameters.check_switch("allow_double", allow_double)
         self._verify = parameters.check_switch("verify", verify)
@@ -230,7 +221,7 @@ class Converter:
             self._settle()
         if static is not None:
             self._build(static)
-        return ConvertedFunction(self._conversion.spliced({}, self._builder), source.signature, lazy=True)
+        return self.function()
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -258,6 +249,30 @@ class Converter:
                 f"input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
             )
         self._build(input_fn)
+
+    def function(self, execution: str = "auto") -> ConvertedFunction:
+        """The conversion so far as a function, without the way over an artifact; it uses no engines.
+
+        Args:
+            execution: "auto" or "native": the source's own arithmetic. "emulate": that of the engines, on the CPU; for
+                INT8 and FP8 it needs the ranges, so `build()` must have run (or `convert()`, with static shapes).
+
+        Raises:
+            ConverterStateError: `convert()` has not run, or the ranges are not known yet.
+            InvalidParameterError: an unknown execution.
+        """
+        done = self._converted("function")
+        lowering = done.result.lowering
+        if execution == "emulate" and done.pending is not None:
+            raise ConverterStateError("what the engines compute is known when build() has run: call it first")
+        return ConvertedFunction(
+            done.spliced({}, self._builder),
+            done.source.signature,
+            execution=execution,
+            recipe=lowering.recipe,
+            ranges=lowering.ranges,
+            lazy=True,
+        )
 
     def sample_input_fn(self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None) -> InputFn:
         """An `input_fn` for `build()` that makes inputs up.
@@ -401,20 +416,7 @@ class Converter:
         if done.pending is None:
             return
         segments = done.result.plan.segments
-        with self._stages.stage("calibration") if done.pending.input_fn else contextlib.nullcontext():
-            lowering = done.pending.lowering(done.model, done.source.signature, segments, self._calibration_progress)
-        measured = None
-        if self._accuracy is not None:
-            with self._stages.stage("accuracy"):
-                lowering, guard = guard_lowering(
-                    done.model,
-                    done.source.signature,
-                    segments,
-                    lowering,
-                    self._accuracy,
-                    progress=self._accuracy_progress,
-                )
-            measured = guard.to_dict()
+        lowering, measured = done.pending.settle(done.model, done.source.signature, segments, self._stages)
         result = dataclasses.replace(done.result, lowering=lowering)
         self._conversion = dataclasses.replace(done, result=result, pending=None, accuracy=measured)
 
@@ -428,12 +430,6 @@ class Converter:
                 done.model, done.result.plan, observer, self._build_progress, done.result.lowering
             )
         self._conversion, self._input_fns = dataclasses.replace(done, result=result), input_fns
-
-    def _calibration_progress(self, done: int, total: int | None) -> None:
-        self._stages.emit(ProgressEvent("calibration", done, total or 0, f"{done} inputs"))
-
-    def _accuracy_progress(self, done: int, total: int, words: str) -> None:
-        self._stages.emit(ProgressEvent("accuracy", done, total, words))
 
     def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
         return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))

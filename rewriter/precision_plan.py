@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
+from rewriter.accuracy.guard import guard_lowering
+from rewriter.accuracy.target import AccuracyTarget
 from rewriter.calibration import calibrate, fetchable, read_ranges
 from rewriter.errors import InvalidParameterError
 from rewriter.lowering import Lowering, Needs, find_needs
+from rewriter.params import ConversionParams, check_kind
 from rewriter.precision import PrecisionOptions
+from rewriter.progress import ProgressEvent, Stages
 from rewriter.runtime.inputs import iterate_samples, sample_feeds
 from rewriter.source import Signature
 
@@ -34,6 +39,7 @@ class PrecisionPlan:
         use_calibration: whether missing ranges are found by calibration.
         table: ranges of an earlier calibration; None without.
         input_fn: yields calibration inputs; None without.
+        accuracy: what must not get lost; None without.
     """
 
     recipe: Recipe
@@ -41,6 +47,7 @@ class PrecisionPlan:
     use_calibration: bool = True
     table: RangeTable | None = None
     input_fn: Callable[[], Iterable[Any]] | None = None
+    accuracy: AccuracyTarget | None = None
 
     def with_inputs(self, input_fn: Callable[[], Iterable[Any]] | None) -> PrecisionPlan:
         """The plan with the calibration inputs that `convert()` was given.
@@ -93,6 +100,35 @@ class PrecisionPlan:
             )
         return needs
 
+    def settle(
+        self, model: Model, signature: Signature, segments: Sequence[SegmentModel], stages: Stages
+    ) -> tuple[Lowering, Mapping[str, Any] | None]:
+        """The lowering that the accuracy guard is content with, and what it measured (None without a guard).
+
+        Raises:
+            InvalidParameterError, InputError, ConversionError: as `lowering` and `guard_lowering` raise them.
+        """
+        with stages.stage("calibration") if self.input_fn else contextlib.nullcontext():
+            found = self.lowering(
+                model,
+                signature,
+                segments,
+                lambda done, total: stages.emit(ProgressEvent("calibration", done, total or 0, f"{done} inputs")),
+            )
+        if self.accuracy is None:
+            return found, None
+        with stages.stage("accuracy"):
+            found, measured = guard_lowering(
+                model,
+                signature,
+                segments,
+                found,
+                self.accuracy,
+                budget=self.accuracy.runs,
+                progress=lambda done, total, words: stages.emit(ProgressEvent("accuracy", done, total, words)),
+            )
+        return found, measured.to_dict()
+
     def lowering(
         self,
         model: Model,
@@ -124,6 +160,29 @@ class PrecisionPlan:
             for node in needs.readers.get(tensor, ())
         }
         return Lowering(self.recipe, table).keeping(reasons)
+
+
+def make_precision_plan(
+    params: ConversionParams, precision: object, calibration: object, accuracy: object
+) -> PrecisionPlan:
+    """The plan that a converter's arguments mean.
+
+    Raises:
+        InvalidParameterError: one of them is of another kind, holds a value that is not allowed, or means nothing to
+            the precision mode.
+        ArtifactError: `calibration` names a file that is no range table.
+    """
+    options = check_kind("precision", precision, PrecisionOptions) or PrecisionOptions()
+    target = check_kind("accuracy", accuracy, AccuracyTarget)
+    recipe = options.recipe(params.precision_mode)
+    if target is not None and not recipe.changes:
+        raise InvalidParameterError(
+            f"leave accuracy out: precision_mode={recipe.mode!r} lowers nothing that could be judged by emulation"
+        )
+    table = check_calibration(calibration)
+    if table is not None and not recipe.quantizes:
+        raise InvalidParameterError(f"leave calibration out: precision_mode={recipe.mode!r} needs no ranges")
+    return PrecisionPlan(recipe, options, params.use_calibration, table, accuracy=target)
 
 
 def check_calibration(value: object) -> RangeTable | None:

@@ -56,6 +56,8 @@ class AccuracyTarget:
             `lambda outputs: np.mean([o["logits"].argmax(-1) == y for o, y in zip(outputs, labels)])`.
         max_drop: by how much the metric may fall below that of the native model.
         minimum: what the metric must reach.
+        runs: runs of the emulated model over all data that the search may take; where it would take more, more nodes
+            than necessary are kept.
 
     Raises:
         InvalidParameterError: none or several goals; a metric without its goal or the reverse; a limit that is no
@@ -67,6 +69,7 @@ class AccuracyTarget:
     metric: Metric | None = dataclasses.field(default=None, kw_only=True, repr=False)
     max_drop: float | None = dataclasses.field(default=None, kw_only=True)
     minimum: float | None = dataclasses.field(default=None, kw_only=True)
+    runs: int = dataclasses.field(default=64, kw_only=True)
 
     def __post_init__(self) -> None:
         given = [name for name in _GOALS if getattr(self, name) is not None]
@@ -74,6 +77,8 @@ class AccuracyTarget:
             raise InvalidParameterError(
                 f"AccuracyTarget needs exactly one of {', '.join(_GOALS)}, not {' and '.join(given) or 'none'}"
             )
+        if isinstance(self.runs, bool) or not isinstance(self.runs, int) or self.runs < 1:
+            raise InvalidParameterError(f"AccuracyTarget: runs must be an integer of at least 1, not {self.runs!r}")
         goal = given[0]
         limit = _number(getattr(self, goal))
         if limit is None or (limit < 0 and goal != "minimum"):

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from passes.precision.ranges import RangeTable, TensorRange
 from rewriter import AccuracyTarget, Converter, PrecisionOptions, load
-from rewriter.errors import ArtifactError, InputError, InvalidParameterError
+from rewriter.errors import ArtifactError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.params import ConversionParams
 
 pytestmark = pytest.mark.rtx
@@ -293,3 +293,23 @@ def test_the_accuracy_guard_keeps_what_breaks_the_target(rtx, tmp_path):
 def test_an_accuracy_target_of_another_kind_is_told(rtx):
     with pytest.raises(InvalidParameterError, match="accuracy must be an AccuracyTarget, not float"):
         Converter(model=network(), backend=rtx, accuracy=0.1)
+
+
+def test_what_means_nothing_to_fp32_is_told(rtx):
+    with pytest.raises(InvalidParameterError, match="leave accuracy out: precision_mode='FP32' lowers nothing"):
+        Converter(model=network(), backend=rtx, accuracy=AccuracyTarget([np.zeros((1, 3, 8, 8))], max_rel_diff=1))
+    with pytest.raises(InvalidParameterError, match="leave calibration out: precision_mode='FP32' needs no ranges"):
+        Converter(model=network(), backend=rtx, calibration=RangeTable())
+
+
+def test_the_converter_gives_functions_of_either_arithmetic(rtx):
+    (x,) = (sample["x"] for sample in samples(2)())
+    with Converter(model=network(), backend=rtx, progress=False, precision_mode="INT8") as converter:
+        native = converter.convert(samples(4))
+        with pytest.raises(ConverterStateError, match="build"):
+            converter.function("emulate")
+        converter.build(samples(2))
+        emulated = converter.function("emulate")
+        np.testing.assert_array_equal(converter.function()(x)["y"], native(x)["y"])
+    difference = np.abs(emulated(x)["y"] - native(x)["y"]).max()
+    assert 1e-6 < difference < TOLERANCES["INT8"]
