@@ -3,8 +3,9 @@
     python benchmarks/precision_gpu.py PART... [--only TEXT] [--json PATH] [--timeout SECONDS]
 
 Each PART is a folder that `precision_bundle.py` made; its docstring has the steps. Needs numpy, torch (for device
-memory and timing) and the TensorRT-RTX that built the engines. Each engine runs in a process of its own; one that
-cannot be deserialised, run or finished is a line with the reason.
+memory and timing) and the TensorRT-RTX that built the engines; models that it cannot build without a GPU are built
+here. Each engine runs in a process of its own; one that cannot be built, deserialised, run or finished is a line with
+the reason.
 
 Printed per engine: the difference from the emulated arithmetic and from native FP32, as max|difference| / max|expected|
 and as quotient of root mean squares (trained models: of the logits); for trained models the top-1 and its distance
@@ -22,6 +23,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,10 @@ def main() -> int:
             print(text(rows[-1]), file=sys.stderr, flush=True)
     head = {"device": device_name(), "versions": sorted({row["version"] for row in rows})}
     print(f"{head['device']}; engines of {', '.join(head['versions'])}")
-    print("| model | mode | engine MB | emulated: max | rms | native: max | rms | top-1 % | points | us | status |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    print(
+        "| model | mode | built | engine MB | emulated: max | rms | native: max | rms | top-1 % | points | us | status |"
+    )
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
         print(text(row))
     if options.json:
@@ -93,12 +97,17 @@ def run_unit(folder: Path) -> dict[str, Any]:
     import tensorrt_rtx as trt
 
     facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-    plan = gzip.decompress((folder / "engine.gz").read_bytes())
-    if hashlib.sha256(plan).hexdigest() != facts["sha256"]:
-        raise RuntimeError("the engine was damaged on its way")
+    content = gzip.decompress((folder / facts["file"]).read_bytes())
+    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        raise RuntimeError(f"{facts['file']} was damaged on its way")
     if not facts["version"].startswith(trt.__version__):
         raise RuntimeError(f"the engine was built by {facts['version']}, this is TensorRT-RTX {trt.__version__}")
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    logger = trt.Logger(trt.Logger.ERROR)
+    started = time.perf_counter()
+    plan = content if facts["file"] == "engine.gz" else build(trt, logger, content, facts["profiles"])
+    seconds = facts.get("build_seconds", time.perf_counter() - started)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise RuntimeError("Error: this TensorRT or GPU refuses the engine")
     context = engine.create_execution_context()
@@ -112,13 +121,39 @@ def run_unit(folder: Path) -> dict[str, Any]:
         labels = data.get("labels")
     outputs = run_batches(lambda feeds: execute(trt, engine, context, feeds)[0], images, tensor, facts)
     telling = ["logits"] if labels is not None else list(outputs)
-    row = {"microseconds": latency(context)}
+    row = {"microseconds": latency(context), "bytes": len(plan), "build_seconds": seconds}
+    row["built"] = "there" if facts["file"] == "engine.gz" else "here"
     for kind, reference in (("emulated", expected), ("native", native)):
         row[f"max_{kind}"] = max(difference(outputs[name], reference[name]) for name in telling)
         row[f"rms_{kind}"] = max(rms_difference(outputs[name], reference[name]) for name in telling)
     if labels is not None:
         row |= top1_of(outputs["logits"], native["logits"], expected["logits"], labels)
     return {**row, "status": judge(facts["mode"], row)}
+
+
+def build(trt: Any, logger: Any, model: bytes, profiles: list[Mapping[str, Any]]) -> bytes:
+    """Builds a lowered model for this GPU: what the machine without one could not.
+
+    Raises:
+        RuntimeError: TensorRT refuses it; its own words are on stderr.
+    """
+    builder = trt.Builder(logger)
+    # Versions without the flag know nothing but strongly typed networks.
+    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strong is None else 1 << int(strong))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise RuntimeError(f"Error: the parser refuses the model: {parser.get_error(0).desc()}")
+    config = builder.create_builder_config()
+    for ranges in profiles:
+        profile = builder.create_optimization_profile()
+        for name, item in ranges.items():
+            profile.set_shape(name, item["min"], item["opt"], item["max"])
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RuntimeError("Error: TensorRT cannot build the model on this GPU either")
+    return bytes(plan)
 
 
 def run_batches(
@@ -203,7 +238,7 @@ def text(row: Mapping[str, Any]) -> str:
         return format(row[key], form) if row.get(key) is not None else "-"
 
     cells = (
-        row["model"], row["mode"], f"{row['bytes'] / 1e6:.1f}",
+        row["model"], row["mode"], row.get("built", "-"), f"{row['bytes'] / 1e6:.1f}",
         cell("max_emulated", ".1e"), cell("rms_emulated", ".1e"), cell("max_native", ".1e"), cell("rms_native", ".1e"),
         cell("top1", ".2f"), cell("points", "+.2f"), cell("microseconds", ".0f"), row["status"],
     )  # fmt: skip

@@ -18,6 +18,7 @@ failed, or a row has no engine for some of its nodes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,13 @@ def run_in_child(name: str, mode: str, options: argparse.Namespace) -> dict[str,
     return result
 
 
-def convert(subject: Subject, mode: str, artifact: Path, backend: Any = "auto", **more: Any) -> Any:
-    """Converts, builds and saves one model in one mode; returns the report.
+@contextlib.contextmanager
+def conversion(subject: Subject, mode: str, **more: Any) -> Iterator[Any]:
+    """A `Converter` that has converted and built one model in one mode, ready to be saved or looked at.
 
     Args:
         subject: the model with its samples and calibration inputs.
         mode: a key of `MODES`.
-        artifact: folder to write.
-        backend: what `Converter(backend=...)` takes.
         more: further arguments of `Converter`.
     """
     from rewriter import Converter
@@ -125,22 +125,16 @@ def convert(subject: Subject, mode: str, artifact: Path, backend: Any = "auto", 
     calibrated = precision_mode in ("INT8", "FP8") and not subject.quantised
     if subject.quantised and precision_mode == "INT8":
         more["use_calibration"] = False  # its own ranges must be enough
-    converter = Converter(
-        model=subject.model,
-        precision_mode=precision_mode,
-        precision=PrecisionOptions(**details),
-        backend=backend,
-        progress=False,
-        **more,
-    )
-    with converter:
+    options = PrecisionOptions(**details)
+    with Converter(
+        model=subject.model, precision_mode=precision_mode, precision=options, progress=False, **more
+    ) as converter:
         if calibrated:
             converter.convert(calibration_input_fn=lambda: iter(subject.calibration))
         else:
             converter.convert()
         converter.build(lambda: iter(subject.samples))
-        converter.save(artifact)
-        return converter.report
+        yield converter
 
 
 def run_all(function: Any, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -198,7 +192,9 @@ def examine(subject: Subject, mode: str, folder: Path) -> dict[str, Any]:
     from rewriter import load
 
     artifact = folder / "artifact"
-    report = convert(subject, mode, artifact)
+    with conversion(subject, mode) as converter:
+        converter.save(artifact)
+        report = converter.report
     with load(artifact, execution="native") as function:
         native = run_all(function, subject.checks)
     started = time.perf_counter()
