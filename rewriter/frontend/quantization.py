@@ -44,7 +44,7 @@ def fake_quant(notes: list[str], graph: Any, node: Any, *_: Any) -> None:
     if constant is not None:
         above = np.maximum(np.minimum(constant, highest), lowest) - lowest
         steps = above / scale if divides else above * inverse
-        levels = np.floor((steps - origin) + np.float32(0.5))
+        levels = np.where(scale == 0, np.float32(0), np.floor((steps - origin) + np.float32(0.5)))
         axis = constant.ndim - 1 if scale.size > 1 else None
         _finish_constant(make, Levels(node.name, levels, scale, axis, f"{bits} bits"), notes)
         return
@@ -268,10 +268,8 @@ class Levels:
     @property
     def value(self) -> np.ndarray:
         """The numbers themselves, in the dtype of the scale."""
-        scale = self.scale.reshape(())
-        if self.axis is not None and self.scale.size > 1:
-            scale = self.scale.reshape([-1, *[1] * (self.level.ndim - self.axis - 1)])
-        return np.asarray(self.level * scale, self.scale.dtype)
+        shape = () if self.axis is None or self.scale.size == 1 else (-1, *[1] * (self.level.ndim - self.axis - 1))
+        return np.asarray(self.level * self.scale.reshape(shape), self.scale.dtype)
 
 
 def _finish_constant(make: Maker, constant: Levels, notes: list[str]) -> None:
@@ -291,16 +289,15 @@ def _finish_constant(make: Maker, constant: Levels, notes: list[str]) -> None:
         )
         make.finish("Identity", [make.const(constant.value)])
         return
-    empty = constant.scale == 0
-    scale = np.where(empty, np.float32(1), constant.scale).astype(np.float32)
+    # All levels are 0 where the scale is, and TensorRT wants a positive one.
+    scale = np.where(constant.scale == 0, np.float32(1), constant.scale).astype(np.float32)
     per_channel = scale.size > 1 and constant.axis is not None
-    level = constant.level
-    if per_channel:
-        level = np.where(empty.reshape([-1, *[1] * (level.ndim - (constant.axis or 0) - 1)]), 0, level)
-    elif empty.all():
-        level = np.zeros_like(level)
     scale = scale if per_channel else scale.reshape(())
-    inputs = [make.tensor(level.astype(np.int8)), make.tensor(scale), make.tensor(np.zeros(scale.shape, np.int8))]
+    inputs = [
+        make.tensor(constant.level.astype(np.int8)),
+        make.tensor(scale),
+        make.tensor(np.zeros(scale.shape, np.int8)),
+    ]
     attributes = {"axis": constant.axis} if per_channel else {}
     make.finish("Identity", [make("DequantizeLinear", *inputs, **attributes)])
 

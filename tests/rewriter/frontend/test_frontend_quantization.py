@@ -203,11 +203,16 @@ def test_other_widths_of_weights_are_exact_where_int8_holds_them(tf):
     assert levels.max() <= 8
 
 
-def test_asymmetric_weights_stay_numbers_and_are_told(tf):
+@pytest.mark.parametrize("channels", [1, 6])
+def test_asymmetric_weights_stay_numbers_and_are_told(tf, channels):
     variable = tf.Variable(np.abs(weights((3, 3, 4, 6))))
 
     def body(x):
-        return tf.nn.conv2d(x, tf.quantization.fake_quant_with_min_max_vars(variable, 0.0, 3.0), 1, "SAME")
+        if channels == 1:
+            w = tf.quantization.fake_quant_with_min_max_vars(variable, 0.0, 3.0)
+        else:
+            w = tf.quantization.fake_quant_with_min_max_vars_per_channel(variable, [0.0] * 6, np.linspace(1, 3, 6))
+        return tf.nn.conv2d(x, w, 1, "SAME")
 
     expected, model, found, notes = cleaned(tf, body, weights((2, 8, 8, 4), seed=1))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
