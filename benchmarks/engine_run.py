@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -143,6 +144,8 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def device_name() -> str:
     """Name and driver of this machine's GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return "no nvidia-smi"
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -54,9 +54,7 @@ def main() -> int:
             print(text(rows[-1]), file=sys.stderr, flush=True)
     head = {"device": device_name(), "versions": sorted({row["version"] for row in rows})}
     print(f"{head['device']}; engines of {', '.join(head['versions'])}")
-    print(
-        "| model | mode | built | engine MB | emulated: max | rms | native: max | rms | top-1 % | points | us | status |"
-    )
+    print("| model | mode | built | MB | emulated: max | rms | native: max | rms | top-1 | points | us | status |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
         print(text(row))
