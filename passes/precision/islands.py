@@ -121,7 +121,8 @@ class _Policy:
         """Rules 1 to 5."""
         facts = self.facts
         touching = [number for number in range(len(facts.nodes)) if facts.touches(number)]
-        for number in touching:
+        named = self.recipe.keep_ops or self.recipe.keep_nodes or self.recipe.kept
+        for number in touching if named else ():
             if any(self.recipe.keeps(node) for node in (facts.nodes[number], *facts.owners[number])):
                 self.keep(number, "keep-user", "named in the precision recipe")
         self._by_shapes()
