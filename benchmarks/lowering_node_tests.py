@@ -43,6 +43,8 @@ OUTCOMES = {
 }
 #: These count as passed.
 GOOD = ("ok", "random")
+#: What is said of a case whose nodes all stay float32.
+_NOTHING = "nothing lowered"
 #: Part of the cases that has to pass.
 WANTED = 0.99
 #: Seconds for one case.
@@ -181,7 +183,7 @@ def _lowered(  # noqa: PLR0911 - one return an outcome
     except Exception as error:  # noqa: BLE001 - a defect of the pass, whatever it is
         return Lowered("error", f"{type(error).__name__}: {_line(error)}")
     kept = {rule: n for rule, n in count_by_rule(result.changes).items() if rule != "lower-floats"}
-    base = Lowered("ok", kept=kept, values=result.changes[0].reason if result.changes else "nothing lowered")
+    base = Lowered("ok", kept=kept, values=result.changes[0].reason if result.changes else _NOTHING)
     try:
         verify(result.model, "lower_floats", canonical=True)
     except PassError as error:
@@ -243,6 +245,10 @@ def share(results: Sequence[Any], kind: str) -> float:
     return sum(o in GOOD for o in taking) / max(1, len(taking) + lost)
 
 
+def _idle(result: Any, kind: str) -> bool:
+    return result.outcome == "lowered" and result.types[kind].values == _NOTHING
+
+
 def render(results: Sequence[Any], seconds: float) -> str:
     """The tables: who takes part, the outcomes, what stays float32, and every case that does not pass."""
     part = Counter(r.outcome for r in results)
@@ -261,11 +267,15 @@ def render(results: Sequence[Any], seconds: float) -> str:
     ]
     rest += [{"case": r.name, "outcome": r.outcome, "why": r.detail} for r in results if r.outcome in ("crash", "hang")]
     shares = ", ".join(f"{kind} {share(results, kind):.2%}" for kind in TYPES)
+    idle = {k: sum(r.types[k].values == _NOTHING for r in lowered) for k in TYPES}
+    strict = ", ".join(
+        f"{k} {share([r for r in results if not _idle(r, k)], k):.2%} of {len(lowered) - idle[k]}" for k in TYPES
+    )
     parts = [
         f"{len(results)} cases in {seconds:.0f} s: "
         + ", ".join(f"{count} {name}" for name, count in part.most_common()),
         format_table(rows),
-        f"Passed: {shares} of {len(lowered)} (wanted {WANTED:.0%}).",
+        f"Passed: {shares} of {len(lowered)} (wanted {WANTED:.0%}); of those where any node is lowered: {strict}.",
         "Nodes that stay float32, and clamped constants:",
         format_table(kept),
     ]
