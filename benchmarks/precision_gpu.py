@@ -82,8 +82,8 @@ def run_in_child(folder: Path, timeout: float) -> dict[str, Any]:
     if child.returncode == 0 and lines:
         return {**known, **json.loads(lines[-1])}
     # TensorRT's own error lines come before the traceback's end; both say what happened.
-    tail = [line for line in child.stderr.strip().splitlines() if "[E]" in line or "Error" in line][-3:]
-    return {**known, "status": f"exit status {child.returncode}: {' | '.join(tail)}"[:500]}
+    said = [line for line in child.stderr.strip().splitlines() if "Error" in line and not line.startswith(" ")]
+    return {**known, "status": f"exit status {child.returncode}: {'; '.join(said[-3:])}"[:500].replace("|", "/")}
 
 
 def run_unit(folder: Path) -> dict[str, Any]:
