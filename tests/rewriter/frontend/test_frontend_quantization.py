@@ -21,14 +21,19 @@ pytestmark = pytest.mark.tensorflow
 
 
 def cleaned(tf, body, x, **options):
-    """(TensorFlow's result, the cleaned model, its result, notes) of a function of one tensor."""
+    """(TensorFlow's results, the cleaned model, its results, notes) of a function of one tensor; dicts stay dicts."""
     spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
     function = tf.function(body, input_signature=[spec])
     source = load_source(function, samples=[x], **options)
     model, _ = default_pipeline().run(source.model)
     [name] = [value.name for value in model.proto.graph.input]
-    [result] = NativeSession(model).run({name: x}).values()
-    return function(x).numpy(), model, result, source.notes
+    found = NativeSession(model).run({name: x})
+    expected = function(x)
+    if isinstance(expected, dict):
+        expected = {name: value.numpy() for name, value in expected.items()}
+        return expected, model, {s.name: found[s.tensor] for s in source.signature.outputs}, source.notes
+    [result] = found.values()
+    return expected.numpy(), model, result, source.notes
 
 
 def values(low, high, shape, seed=5):
@@ -57,66 +62,65 @@ def ops(model):
     return Counter(node.op_type for node in model.proto.graph.node)
 
 
-@pytest.mark.parametrize("op", ["args", "vars", "per_channel"])
-@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 1.0), (-1.3, 2.7)])
-@pytest.mark.parametrize("narrow", [False, True])
-def test_fake_quant_of_activations_is_bit_equal_at_the_ties(tf, op, low, high, narrow):
-    def body(x):
-        if op == "args":
-            return tf.quantization.fake_quant_with_min_max_args(x, low, high, narrow_range=narrow)
-        if op == "vars":
-            return tf.quantization.fake_quant_with_min_max_vars(x, low, high, narrow_range=narrow)
-        channels = [low, low / 2, low / 4], [high, high / 2, high / 4]
-        return tf.quantization.fake_quant_with_min_max_vars_per_channel(x, *channels, narrow_range=narrow)
+RANGES = ((0.0, 6.0), (-1.0, 1.0), (-1.3, 2.7), (-0.5, 2.0))
+TIES = np.concatenate([values(low, high, (2, 900, 3)) for low, high in RANGES])
 
-    expected, model, found, notes = cleaned(tf, body, values(low, high, (7, 900, 3)))
-    np.testing.assert_array_equal(found, expected)
+
+def test_fake_quant_of_activations_is_bit_equal_at_the_ties(tf):
+    def body(x):
+        found, quantization = {}, tf.quantization
+        for i, (low, high) in enumerate(RANGES):
+            for narrow in (False, True):
+                key = f"{i}_{'narrow' if narrow else 'wide'}"
+                options = {"narrow_range": narrow}
+                channels = [low, low / 2, low / 4], [high, high / 2, high / 4]
+                found[f"args_{key}"] = quantization.fake_quant_with_min_max_args(x, low, high, **options)
+                found[f"vars_{key}"] = quantization.fake_quant_with_min_max_vars(x, low, high, **options)
+                found[f"channels_{key}"] = quantization.fake_quant_with_min_max_vars_per_channel(
+                    x, *channels, **options
+                )
+        return found
+
+    expected, model, found, notes = cleaned(tf, body, TIES)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
     assert notes == ()
-    [[chain]] = find_chains(model)
-    assert chain.levels == (255 if narrow else 256)
-    assert chain.step.size == (3 if op == "per_channel" else 1)
+    chains = {chain.output: chain for chain in find_chains(model)[0]}
+    assert chains.keys() == expected.keys()
+    for key, chain in chains.items():
+        assert chain.levels == (255 if key.endswith("narrow") else 256)
+        assert chain.step.size == (3 if key.startswith("channels") else 1)
 
 
-@pytest.mark.parametrize("version", ["V2", "V3", "V4"])
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.5, 2.0)])
-def test_quantize_and_dequantize_is_bit_equal(tf, version, given, signed, low, high):
-    def body(x):
-        options = {"num_bits": 8} if version == "V3" else {"round_mode": "HALF_UP" if signed else "HALF_TO_EVEN"}
-        return getattr(tf.raw_ops, f"QuantizeAndDequantize{version}")(
-            input=x,
-            input_min=low,
-            input_max=high,
-            signed_input=signed,
-            range_given=given,
-            narrow_range=given,
-            **options,
-        )
+def test_quantize_and_dequantize_is_bit_equal(tf, given):
+    bounds = np.array([0.2, 0.9, 2], np.float32)
 
-    expected, model, found, notes = cleaned(tf, body, values(low, high, (4, 640)))
-    np.testing.assert_array_equal(found, expected)
-    assert len(find_chains(model)[0]) == given
-    assert bool(notes) != given
-    assert given or "from the data of each run" in notes[0]
+    def body(x):
+        found = {}
+        for i, (low, high) in enumerate(RANGES):
+            for signed in (False, True):
+                options = {"input": x, "input_min": low, "input_max": high, "signed_input": signed}
+                options |= {"range_given": given, "narrow_range": bool(i % 2)}
+                mode = {"round_mode": "HALF_UP" if i > 1 else "HALF_TO_EVEN"}
+                key = f"{i}_{'signed' if signed else 'unsigned'}"
+                found[f"v2_{key}"] = tf.raw_ops.QuantizeAndDequantizeV2(**options, **mode)
+                found[f"v3_{key}"] = tf.raw_ops.QuantizeAndDequantizeV3(**options, num_bits=8)
+                found[f"v4_{key}"] = tf.raw_ops.QuantizeAndDequantizeV4(**options, **mode)
+        found["axis"] = tf.raw_ops.QuantizeAndDequantizeV3(
+            input=x, input_min=-bounds, input_max=2 * bounds, num_bits=8, range_given=given, axis=2
+        )
+        return found
+
+    expected, model, found, notes = cleaned(tf, body, TIES)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+    # Equal nodes are merged: at the least there is one a range, signed and not, and the one along an axis.
+    assert (len(find_chains(model)[0]) >= 2 * len(RANGES) + 1) == given
+    assert given or find_chains(model) == [[]]
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(model))
-
-
-@pytest.mark.parametrize("axis", [1, 2])
-@pytest.mark.parametrize("given", [True, False])
-def test_quantize_and_dequantize_along_an_axis(tf, axis, given):
-    x = values(-1, 2, (4, 6, 5))
-    bounds = np.linspace(0.2, 2, x.shape[axis], dtype=np.float32)
-    bounds = -bounds, bounds * 2
-
-    def body(x):
-        return tf.raw_ops.QuantizeAndDequantizeV3(
-            input=x, input_min=bounds[0], input_max=bounds[1], num_bits=8, range_given=given, axis=axis
-        )
-
-    expected, model, found, _ = cleaned(tf, body, x)
-    np.testing.assert_array_equal(found, expected)
-    assert len(find_chains(model)[0]) == given
+    assert bool(notes) != given
+    assert all("from the data of each run" in note for note in notes)
 
 
 def test_a_round_trip_in_double_and_with_a_range_from_the_data(tf):
@@ -142,51 +146,55 @@ def weights(shape, seed=0):
 
 
 LAYERS = {
-    "conv": ((3, 3, 4, 6), lambda tf, x, w: tf.nn.conv2d(x, w, 1, "SAME"), 0),
-    "depthwise": ((3, 3, 4, 2), lambda tf, x, w: tf.nn.depthwise_conv2d(x, w, [1, 1, 1, 1], "SAME"), 0),
+    "conv": ((3, 3, 4, 6), lambda tf, x, w: tf.nn.conv2d(x, w, 1, "SAME")),
+    "depthwise": ((3, 3, 4, 2), lambda tf, x, w: tf.nn.depthwise_conv2d(x, w, [1, 1, 1, 1], "SAME")),
     "transposed": (
         (3, 3, 6, 4),
         lambda tf, x, w: tf.nn.conv2d_transpose(x, w, tf.stack([tf.shape(x)[0], 16, 16, 6]), 2),
-        0,
     ),
-    "dense": ((4, 6), lambda tf, x, w: tf.matmul(tf.reduce_mean(x, [1, 2]), w), 1),
-    "dense transposed": ((6, 4), lambda tf, x, w: tf.matmul(tf.reduce_mean(x, [1, 2]), w, transpose_b=True), 0),
-    "tensordot": ((4, 6), lambda tf, x, w: tf.tensordot(x, w, 1), 1),
+    "dense": ((4, 6), lambda tf, x, w: tf.matmul(tf.reduce_mean(x, [1, 2]), w)),
+    "dense_transposed": ((6, 4), lambda tf, x, w: tf.matmul(tf.reduce_mean(x, [1, 2]), w, transpose_b=True)),
+    "tensordot": ((4, 6), lambda tf, x, w: tf.tensordot(x, w, 1)),
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("kind", ["vars", "per channel", "round trip", "round trip of the data"])
-def test_weights_keep_their_levels_and_scales(tf, layer, kind):
-    shape, apply, _ = LAYERS[layer]
-    array = weights(shape)
-    variable = tf.Variable(array)
-    high = float(np.abs(array).max()) if kind != "per channel" else np.abs(array).max(tuple(range(len(shape) - 1)))
+def test_weights_keep_their_levels_and_scales(tf, kind):
+    variables = {name: tf.Variable(weights(shape, seed)) for seed, (name, (shape, _)) in enumerate(LAYERS.items())}
 
-    def quantised():
+    def quantised(variable, array):
+        if kind == "per channel":
+            high = np.abs(array).max(tuple(range(array.ndim - 1)))
+            return tf.quantization.fake_quant_with_min_max_vars_per_channel(variable, -high, high, narrow_range=True)
+        high = float(np.abs(array).max())
         if kind == "vars":
             return tf.quantization.fake_quant_with_min_max_vars(variable, -high, high, narrow_range=True)
-        if kind == "per channel":
-            return tf.quantization.fake_quant_with_min_max_vars_per_channel(variable, -high, high, narrow_range=True)
-        return tf.quantization.quantize_and_dequantize_v2(
-            variable, -high, high, range_given=kind == "round trip", narrow_range=True
-        )
+        given = kind == "round trip"
+        return tf.quantization.quantize_and_dequantize_v2(variable, -high, high, range_given=given, narrow_range=True)
 
-    x = weights((2, 8, 8, 4), seed=1)
-    expected, model, found, notes = cleaned(tf, lambda x: apply(tf, x, quantised()), x)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    arrays = {name: variable.numpy() for name, variable in variables.items()}
+
+    def body(x):
+        return {name: apply(tf, x, quantised(variables[name], arrays[name])) for name, (_, apply) in LAYERS.items()}
+
+    expected, model, found, notes = cleaned(tf, body, weights((2, 8, 8, 4), seed=9))
     assert notes == ()
-    [(levels, scale, axis)] = dequantized(model).values()
-    per_channel = kind == "per channel"
-    assert scale.shape == ((levels.shape[axis],) if per_channel else ())
-    spread = scale.reshape([-1, *[1] * (levels.ndim - axis - 1)]) if per_channel else scale
-    np.testing.assert_array_equal(np.sort((levels * spread).ravel()), np.sort(quantised().numpy().ravel()))
-    reader = next(n for n in model.proto.graph.node if set(n.input) & set(node_outputs(model, dequantized(model))))
-    assert reader.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
-
-
-def node_outputs(model, names):
-    return [node.output[0] for node in model.proto.graph.node if node.name in names]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    constants = dequantized(model)
+    assert len(constants) == len(LAYERS)
+    values = []
+    for levels, scale, axis in constants.values():
+        assert scale.shape == ((levels.shape[axis],) if kind == "per channel" and scale.ndim else ())
+        spread = scale.reshape([-1, *[1] * (levels.ndim - axis - 1)]) if scale.ndim else scale
+        values.append(np.sort((levels * spread).ravel()))
+    for name, variable in variables.items():
+        wanted = np.sort(quantised(variable, arrays[name]).numpy().ravel())
+        assert any(np.array_equal(value, wanted) for value in values), name
+    outputs = {node.output[0] for node in model.proto.graph.node if node.name in constants}
+    readers = [node.op_type for node in model.proto.graph.node if outputs & set(node.input)]
+    assert set(readers) <= {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+    assert len(readers) == len(LAYERS)
 
 
 def test_other_widths_of_weights_are_exact_where_int8_holds_them(tf):
