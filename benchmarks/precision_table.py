@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             print(f"{name} {mode} ...", end=" ", file=sys.stderr, flush=True)
             results.append(run_in_child(name, mode, options))
-            print(results[-1]["status"], f"{results[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
+            points = f"{results[-1]['points']:+.2f} points, " if "points" in results[-1] else ""
+            print(results[-1]["status"], f"{points}{results[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
     table = format_table([row(result) for result in results], COLUMNS)
     verdicts = judge_modes(results)
     text = "\n".join([table, "", *verdicts])
