@@ -97,8 +97,8 @@ class EngineBuilder:
     ) -> BuildResult:
         """Builds every segment of `plan`.
 
-        A node that is to blame for a failed build gets the source's own arithmetic first; only if it fails in that,
-        too, it is denied and the graph is cut again.
+        A node that is to blame for a failed build is lowered less and less (see `Lowering.absorb`); only if it fails in
+        the source's own arithmetic, too, it is denied and the graph is cut again.
 
         Args:
             model: the cleaned model that the plan cuts.
@@ -125,9 +125,7 @@ class EngineBuilder:
             if not blamed:
                 return BuildResult(plan, builds, tuple(failures), lowering)
             refinements += 1
-            kept, denials = lowering.absorb(blamed)
-            if kept:
-                lowering = lowering.keeping(kept)
+            lowering, denials = lowering.absorb(blamed)
             if denials:
                 plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
                 profiles = observe(plan)

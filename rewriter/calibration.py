@@ -49,7 +49,7 @@ def calibrate(
     inputs: Iterable[Mapping[str, np.ndarray]],
     *,
     method: str = "entropy",
-    percentile: float = 99.99,
+    percentile: float = 99.999,
     progress: Progress | None = None,
 ) -> RangeTable:
     """Ranges of `tensors` over all samples.

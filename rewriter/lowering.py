@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from passes.base import Change, PassError
 from passes.extract import rehash
+from passes.precision.cast import LowerFloats
 from passes.precision.fake_quant import CollapseFakeQuant
 from passes.precision.lower import lower
 from passes.precision.placement import Placement, quantized_tensors
@@ -35,9 +36,9 @@ class Lowering:
     """How every segment is lowered.
 
     Attributes:
-        recipe: what is asked for; `recipe.kept` names the nodes that `reasons` speaks of.
+        recipe: what is asked for; its `kept` and `unquantized` name the nodes that `reasons` speaks of.
         ranges: calibrated ranges by value name.
-        reasons: node of the cleaned model -> why it keeps the source's arithmetic.
+        reasons: node of the cleaned model -> why it does not get the arithmetic that was asked for.
     """
 
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
@@ -45,24 +46,33 @@ class Lowering:
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def keeping(self, reasons: Mapping[str, str]) -> Lowering:
-        """The same with more nodes kept; what was known before keeps its reason."""
+        """The same with more nodes in the source's arithmetic."""
         recipe = dataclasses.replace(self.recipe, kept=self.recipe.kept | frozenset(reasons))
-        return dataclasses.replace(self, recipe=recipe, reasons={**reasons, **self.reasons})
+        return dataclasses.replace(self, recipe=recipe, reasons={**self.reasons, **reasons})
 
-    def absorb(self, blamed: Iterable[Verdict]) -> tuple[dict[str, str], list[Verdict]]:
-        """Divides nodes that a build failed for into (those to keep, with reasons) and (those to deny).
+    def unquantized(self, reasons: Mapping[str, str]) -> Lowering:
+        """The same with more nodes in `float_type` instead of 8 bits."""
+        recipe = dataclasses.replace(self.recipe, unquantized=self.recipe.unquantized | frozenset(reasons))
+        return dataclasses.replace(self, recipe=recipe, reasons={**self.reasons, **reasons})
 
-        A node of a lowered segment is kept in the source's arithmetic; one that is kept already is denied.
+    def absorb(self, blamed: Sequence[Verdict]) -> tuple[Lowering, list[Verdict]]:
+        """(The lowering without what a build failed for, nodes that fail in the source's own arithmetic, too).
+
+        A quantised node goes one step up, to `float_type`; any other lowered node to the source's arithmetic; one that
+        has that already is to be denied.
         """
+        floats: dict[str, str] = {}
         kept: dict[str, str] = {}
-        denials: list[Verdict] = []
+        denials: dict[str, Verdict] = {}
         for verdict in blamed:
-            name = origin(verdict.node)
-            if self.recipe.changes and name not in self.recipe.kept:
-                kept[name] = f"in {self.recipe.label} {verdict.reason}"
-            elif name not in {denial.node for denial in denials}:
-                denials.append(dataclasses.replace(verdict, node=name))
-        return kept, denials
+            name, reason = origin(verdict.node), f"in {self.recipe.label} {verdict.reason}"
+            if self.recipe.quantizes and name not in self.recipe.unquantized | self.recipe.kept:
+                floats[name] = reason
+            elif self.recipe.changes and name not in self.recipe.kept:
+                kept[name] = reason
+            else:
+                denials.setdefault(name, dataclasses.replace(verdict, node=name))
+        return self.unquantized(floats).keeping(kept), list(denials.values())
 
     def apply(self, segment: SegmentModel) -> Lowered:
         """Lowers one segment.
@@ -76,9 +86,12 @@ class Lowering:
             result = lower(segment.model, self.recipe, self.ranges)
         except PassError as error:
             raise _refused(segment, self.recipe, error) from error
+        changes = result.changes
+        if self.recipe.float_type != "FP32" and not any(change.rule == "lower-floats" for change in changes):
+            changes = (*changes, *LowerFloats(self.recipe).explain(result.model))
         if not result.modified:
-            return Lowered(segment, result.changes)
-        return Lowered(rehash(dataclasses.replace(segment, model=result.model)), result.changes)
+            return Lowered(segment, changes)
+        return Lowered(rehash(dataclasses.replace(segment, model=result.model)), changes)
 
 
 @dataclasses.dataclass(frozen=True)

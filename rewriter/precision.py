@@ -44,7 +44,7 @@ class PrecisionOptions:
     keep_nodes: Sequence[str] = ()
     quantize_ops: Sequence[str] = QUANTIZED_OPS
     calibration_method: str = "entropy"
-    percentile: float = 99.99
+    percentile: float = 99.999
     asymmetric: str = "symmetrise"
     int4_block: int = 0
 

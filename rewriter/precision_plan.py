@@ -136,7 +136,7 @@ class PrecisionPlan:
         segments: Sequence[SegmentModel],
         progress: CalibrationProgress | None = None,
     ) -> Lowering:
-        """Calibrates what needs it; nodes whose ranges nobody can know keep the source's arithmetic, with the reason.
+        """Calibrates what needs it; nodes whose ranges nobody can know are not quantised, with the reason.
 
         Raises:
             InvalidParameterError: as `check` raises it.
@@ -159,7 +159,7 @@ class PrecisionPlan:
             for tensor in table.missing(needs.required)
             for node in needs.readers.get(tensor, ())
         }
-        return Lowering(self.recipe, table).keeping(reasons)
+        return Lowering(self.recipe, table).unquantized(reasons)
 
 
 def make_precision_plan(

@@ -59,8 +59,8 @@ class PrecisionReport:
     Attributes:
         label: "FP32", "INT8+FP16" ...
         recipe: mode and options (`Recipe.to_json`).
-        kept: node -> why it keeps the source's arithmetic although a lower one was asked for: the accuracy guard, a
-            failed build, or a range that nobody knows.
+        kept: node -> why it does not get the arithmetic that was asked for: the accuracy guard, a failed build, or a
+            range that nobody knows.
         notes: what a user should know, one sentence each: trained ranges that were widened and by how much a value can
             change, what TF32 does here.
         calibration: {"method", "samples", "tensors"}; empty where nothing was calibrated.

@@ -63,7 +63,7 @@ def make_report(
             "targets": " ".join(targets),
         },
         params=dict(params),
-        precision=precision_report(result, backend, targets, accuracy, getattr(source, "notes", ())),
+        precision=precision_report(result, backend, targets, accuracy, source.notes),
     )
 
 

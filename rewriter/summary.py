@@ -73,7 +73,7 @@ def precision_lines(report: Report, *, detailed: bool = True) -> list[str]:
         groups.setdefault(reason.replace(repr(node), "'*'"), []).append(node)
     for reason, nodes in groups.items():
         names = ", ".join(nodes[:MAXIMUM_NAMES]) + (", ..." if len(nodes) > MAXIMUM_NAMES else "")
-        lines.append(f"Kept in the source's precision: {len(nodes)} node(s) ({names}): {reason}")
+        lines.append(f"Kept in higher precision: {len(nodes)} node(s) ({names}): {reason}")
     return lines + ([f"Note: {note}" for note in precision.notes] if detailed else [])
 
 

@@ -170,7 +170,7 @@ class _Planner:
         """Why a matrix operator is left alone, or ""."""
         if node.op_type not in self.recipe.quantize_ops:
             return f"{node.op_type} is not among the operators to quantise"
-        if self.recipe.keeps(node):
+        if self.recipe.leaves(node):
             return "the recipe keeps it as it is"
         if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):
             return "alpha or beta is not 1: the factor would come between the data and the quantised product"
@@ -223,7 +223,7 @@ class _Planner:
         branches = [self._convolution(name) for name in node.input]
         if not any(branches):
             return
-        if self.recipe.keeps(node):
+        if self.recipe.leaves(node):
             self.skipped.append(Change(SKIP, node.name, "the recipe keeps it as it is"))
             return
         # With a Conv on both sides the later one takes the Add: the other result is there by then.

@@ -32,6 +32,7 @@ class Recipe:
         keep_ops: operator types that stay as the source has them.
         keep_nodes: regular expressions (`re.search`); nodes whose name one of them finds stay as they are.
         kept: exact names of nodes that stay as they are: what the accuracy guard and failed builds decided.
+        unquantized: exact names of nodes that INT8 and FP8 leave in `float_type`, likewise.
         quantize_ops: operator types that INT8 and FP8 quantise.
         asymmetric: what becomes of a trained (fake-quantisation) range that symmetric int8 cannot hold exactly:
             "symmetrise" widens it and reports by how much values can change; "refuse" makes it an error.
@@ -44,6 +45,7 @@ class Recipe:
     keep_ops: tuple[str, ...] = ()
     keep_nodes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()
+    unquantized: frozenset[str] = frozenset()
     quantize_ops: tuple[str, ...] = QUANTIZED_OPS
     asymmetric: str = "symmetrise"
     int4_block: int = 0
@@ -82,9 +84,13 @@ class Recipe:
             or any(re.search(pattern, node.name) for pattern in self.keep_nodes)
         )
 
+    def leaves(self, node: NodeProto) -> bool:
+        """True when the node is not to be quantised; `float_type` may lower it all the same."""
+        return origin(node.name) in self.unquantized or self.keeps(node)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, equal for equal recipes."""
-        return {**dataclasses.asdict(self), "kept": sorted(self.kept)}
+        return {**dataclasses.asdict(self), "kept": sorted(self.kept), "unquantized": sorted(self.unquantized)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -95,7 +101,9 @@ class Recipe:
         """
         try:
             names = ("keep_ops", "keep_nodes", "quantize_ops")
-            recipe = cls(**{**data, **{n: tuple(data[n]) for n in names}, "kept": frozenset(data["kept"])})
+            sets = ("kept", "unquantized")
+            values = {**{n: tuple(data[n]) for n in names}, **{n: frozenset(data[n]) for n in sets}}
+            recipe = cls(**{**data, **values})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the precision recipe lacks or misspells a field: {error}") from error
         if recipe.mode not in MODES or recipe.float_type not in FLOAT_TYPES:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: Runs of the emulated model over all data that one search may take.
 BUDGET = 64
 
+#: The two ways out of lower precision: fields of `Recipe` that name nodes.
+UNQUANTIZED, KEPT = "unquantized", "kept"
+
 #: Types that lowering makes narrower; a value of unknown type may be one of them.
 _LOWERED_TYPES = (TensorProto.FLOAT, TensorProto.UNDEFINED)
 
@@ -55,6 +58,8 @@ class GuardReport:
         precision: the recipe's label.
         before, after: value, limit and words with everything lowered, and with all but `kept` lowered.
         kept: one entry a node.
+        rung: where they go: "unquantized" (INT8 and FP8 leave them in the recipe's float type) or "kept" (the source's
+            own arithmetic).
         nodes: number of nodes that lowering changes if it may.
         inputs: number of inputs each run goes over.
         runs: runs of the emulated model.
@@ -68,6 +73,7 @@ class GuardReport:
     before: Judgement
     after: Judgement
     kept: tuple[KeptNode, ...]
+    rung: str
     nodes: int
     inputs: int
     runs: int
@@ -98,7 +104,7 @@ class GuardResult:
     """The decision.
 
     Attributes:
-        recipe: the one given, with the kept nodes in `kept`.
+        recipe: the one given, with the kept nodes in `unquantized` or `kept`.
         kept: node name -> why it keeps its precision, in the order of the model.
         before, after: the judgements with everything lowered, and by `recipe`.
         report: all of it for the report.
@@ -154,7 +160,8 @@ def guard_lowering(
 
     native = run_model(model, signature, feeds)
     result = guard(target, segments, lowering.recipe, evaluate, native, budget=budget, progress=progress)
-    return lowering.keeping(result.kept), result.report
+    step = lowering.unquantized if result.report.rung == UNQUANTIZED else lowering.keeping
+    return step(result.kept), result.report
 
 
 def run_model(
@@ -207,7 +214,8 @@ def guard(
     """Finds nodes to keep so that the target is met.
 
     First whole segments are tried (which of them break the target?), then the nodes of those that do; see
-    `find_guilty`. A kept node stays as the source has it, whatever the mode: of INT8 it goes to the source's own type.
+    `find_guilty`. Where INT8 or FP8 goes with a lower float type and that type alone meets the target, guilty nodes are
+    left in it; else, and in all other modes, they stay as the source has them.
 
     Args:
         target: what to meet.
@@ -224,7 +232,7 @@ def guard(
     """
     start = time.perf_counter()
     target.check_native(native)
-    runs = _Runs(target, recipe, segments, evaluate, native, budget, progress)
+    runs = _climb(_Runs(target, recipe, segments, evaluate, native, budget, progress, UNQUANTIZED))
     if not runs.all:  # a recipe that changes nothing, or a model without segments
         same = target.judge(native, native)
         return _result(runs, {}, same, same, exhausted=False, start=start)
@@ -238,17 +246,33 @@ def guard(
     return _result(runs, reasons, before, after, exhausted=exhausted, start=start)
 
 
-def lowered_nodes(segment: SegmentModel, recipe: Recipe) -> tuple[str, ...]:
+def _climb(gentle: _Runs) -> _Runs:
+    """Runs whose guilty nodes are left in the float type, if that is enough for the target; else the others."""
+    recipe = gentle.recipe
+    strict = gentle.on(KEPT)
+    if not (recipe.quantizes and recipe.float_type != "FP32" and gentle.all):
+        return strict
+    everything = gentle.judge(gentle.all, "all")
+    if everything.passed or gentle.judge(frozenset(), "floats").passed:
+        return gentle
+    strict.remember(strict.all, everything)
+    return strict
+
+
+def lowered_nodes(segment: SegmentModel, recipe: Recipe, rung: str = KEPT) -> tuple[str, ...]:
     """Names of the nodes that lowering may change, in topological order, bodies included.
 
-    With FP16 or BF16 these are all that read or make FP32 values (or such of unknown type); with FP32 beside INT8,
-    FP8 or INT4 only those of the operators that are quantised. What the recipe keeps is left out.
+    With `UNQUANTIZED` these are those that may be quantised. Else, with FP16 or BF16 all that read or make FP32 values
+    (or such of unknown type); with FP32 beside INT8, FP8 or INT4 only those of the operators that are quantised. What
+    the recipe keeps is left out.
     """
-    if not recipe.changes:
+    if not recipe.changes or (rung == UNQUANTIZED and not recipe.quantizes):
         return ()
     types = element_types(segment.model)
 
     def changes(node: NodeProto) -> bool:
+        if rung == UNQUANTIZED:
+            return node.op_type in recipe.quantize_ops and not recipe.leaves(node)
         if recipe.float_type != "FP32":
             return any(types.get(name, TensorProto.UNDEFINED) in _LOWERED_TYPES for name in _values(node))
         return (recipe.quantizes and node.op_type in recipe.quantize_ops) or (
@@ -272,15 +296,35 @@ class _Runs:
         native: Sequence[Outputs],
         budget: int,
         progress: GuardProgress | None,
+        rung: str,
+        measurements: list[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.target, self.recipe, self.native = target, recipe, native
-        found = {s.segment.name: lowered_nodes(s, recipe) for s in segments}
+        self.target, self.recipe, self.native, self.rung = target, recipe, native, rung
+        found = {s.segment.name: lowered_nodes(s, recipe, rung) for s in segments}
         self.nodes = {name: nodes for name, nodes in found.items() if nodes}
         self.all = self.of(self.nodes)
         self.operators = {n.name: n.op_type for s in segments for n in iter_nodes(s.model.proto.graph)}
-        self.measurements: list[Mapping[str, Any]] = []
-        self._evaluate, self._budget, self._progress = evaluate, budget, progress
+        self.measurements: list[Mapping[str, Any]] = [] if measurements is None else measurements
+        self._segments, self._evaluate, self._budget, self._progress = segments, evaluate, budget, progress
         self._known: dict[frozenset[str], Judgement] = {}
+
+    def on(self, rung: str) -> _Runs:
+        """Runs with another way out; measurements go on being counted together."""
+        return _Runs(
+            self.target,
+            self.recipe,
+            self._segments,
+            self._evaluate,
+            self.native,
+            self._budget,
+            self._progress,
+            rung,
+            self.measurements,
+        )
+
+    def remember(self, lowered: frozenset[str], judgement: Judgement) -> None:
+        """Takes over what was measured on another way."""
+        self._known[lowered] = judgement
 
     @property
     def count(self) -> int:
@@ -290,6 +334,11 @@ class _Runs:
     def of(self, segments: Iterable[str]) -> frozenset[str]:
         """All nodes of these segments."""
         return frozenset(node for name in segments for node in self.nodes[name])
+
+    def without(self, names: Iterable[str]) -> Recipe:
+        """The recipe with more nodes out of lower precision."""
+        more = getattr(self.recipe, self.rung) | frozenset(names)
+        return dataclasses.replace(self.recipe, **{self.rung: more})
 
     def score(self, lowered: frozenset[str], level: str) -> Score:
         """The judgement as the search wants it."""
@@ -302,7 +351,7 @@ class _Runs:
             if self._progress is not None:
                 words = f"{len(lowered)} of {len(self.all)} nodes in {self.recipe.label}"
                 self._progress(self.count, self._budget, words)
-            recipe = dataclasses.replace(self.recipe, kept=self.recipe.kept | (self.all - lowered))
+            recipe = self.without(self.all - lowered)
             judgement = self.target.judge(self.native, self._evaluate(recipe))
             self._known[lowered] = judgement
             self.measurements.append(
@@ -355,6 +404,7 @@ def _result(
         before=before,
         after=after,
         kept=tuple(KeptNode(node, runs.operators[node], homes[node], reason) for node, reason in reasons.items()),
+        rung=runs.rung,
         nodes=len(homes),
         inputs=len(runs.native),
         runs=runs.count,
@@ -362,8 +412,7 @@ def _result(
         exhausted=exhausted,
         measurements=tuple(runs.measurements),
     )
-    recipe = dataclasses.replace(runs.recipe, kept=runs.recipe.kept | frozenset(reasons))
-    return GuardResult(recipe, dict(reasons), before, after, report)
+    return GuardResult(runs.without(reasons), dict(reasons), before, after, report)
 
 
 def _values(node: NodeProto) -> tuple[str, ...]:

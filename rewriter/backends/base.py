@@ -98,7 +98,8 @@ class BuildFailure:
     """Why there is no engine: a value, not an exception.
 
     Attributes:
-        kind: "unsupported" (deny nodes and try again), "workspace", "memory", "cancelled", "profile" or "crash".
+        kind: "unsupported" (deny nodes and try again), "workspace", "memory", "cancelled", "profile", "gpu" (this
+            TensorRT builds such a model only where there is a GPU) or "crash".
         reason: one line for people, the builder's own words included.
         log: all error lines of TensorRT's logger.
     """

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 #: A machine without a driver logs this after every real error.
 _NOISE = ("checkMacros.cpp::catchCudaError", "CUDA initialization failure", "Error Code 1: Cuda Runtime")
 
+#: What a failure without any other error line means: 1.4 cannot build Q/DQ without a GPU, for one.
+NO_GPU = "this version of TensorRT builds it only on a machine with a GPU (it asked CUDA for one, and found none)"
+
 _LOCATION = re.compile(r"\s*\.?\s*In \w[\w:~<>]* at \S+?:\d+\)?")
 _PREFIX = re.compile(r"^(?:\[?[\w.:~/ ]+\]?:?\s*)?Error Code \d+: ([A-Z][\w ]*?) ?\((.*?)\)*$", re.DOTALL)
 _TAG = re.compile(r"\[[\w.]+\.(?:cpp|h)(?::+\s?[\w~<>]+)+\]\s*|\[\w+\.(?:cpp|h):\d+: \w+\]\s*")

@@ -169,6 +169,8 @@ class Session:
 
     def _failure(self, options: BuildOptions) -> BuildFailure:
         log = tuple(line for line in self._logger.errors if not text.is_noise(line))
+        if not log and self._logger.errors:  # nothing but the missing GPU: some builds do ask for one
+            return BuildFailure("gpu", text.NO_GPU, tuple(self._logger.errors))
         kind = text.classify(log)
         return BuildFailure(kind, text.summarise(kind, log, options.workspace_bytes), log)
 

@@ -143,11 +143,12 @@ def test_a_badly_calibrated_tensor_takes_its_node_out_of_int8():
         (TensorSpec(f"x{count}", TensorProto.FLOAT, ("batch", 32)),),
     )
     target = AccuracyTarget([random.standard_normal((8, 32)).astype(np.float32)], max_rel_diff=0.1)
-    for float_type, nodes in (("FP16", 12), ("FP32", 6)):
+    for float_type, rung in (("FP16", "unquantized"), ("FP32", "kept")):
         lowering = Lowering(Recipe.of("INT8", float_type), RangeTable(ranges))
         found, report = guard_lowering(chain, signature, cut(chain), lowering, target)
         assert set(found.reasons) == {"n_m2"}
         assert "when this node alone is lowered" in found.reasons["n_m2"]
-        assert (report.nodes, report.precision) == (nodes, lowering.recipe.label)
+        assert (report.nodes, report.precision, report.rung) == (6, lowering.recipe.label, rung)
+        assert getattr(found.recipe, rung) == {"n_m2"}
         assert report.before.value > 0.3
         assert report.after.value <= 0.1
