@@ -129,6 +129,7 @@ class EngineBuilder:
             if denials:
                 plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
                 profiles = observe(plan)
+            lowering = lowering.completed(plan.segments)
 
     def key(self, lowered: Lowered, profiles: tuple[Profile, ...]) -> str:
         """Hash of everything that reaches the builder: segment, profiles, options, TensorRT's flavour and version.

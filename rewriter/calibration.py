@@ -104,7 +104,7 @@ def calibrate(
     return RangeTable(ranges, label, samples)
 
 
-def check_method(method: str, percentile: float = 99.99) -> None:
+def check_method(method: str, percentile: float = 99.999) -> None:
     """Refuses what `calibrate` would refuse, early.
 
     Raises:

@@ -15,6 +15,7 @@ from passes.precision.recipe import Recipe
 from passes.precision.substitute import substitute
 from passes.segments import ENGINE_DOMAIN, SegmentModel
 from passes.splice import unsplice
+from rewriter.lowering import find_needs
 
 
 def emulated_model(
@@ -32,7 +33,7 @@ def emulated_model(
         ranges: ranges of what INT8 and FP8 quantise.
 
     Raises:
-        PassError: a range is missing, or the segments belong to another model.
+        PassError: a range is none, or the segments belong to another model.
     """
     replacements = {}
     for segment in segments if recipe.changes else ():
@@ -49,7 +50,13 @@ def emulated_artifact(model: Model, recipe: Recipe, ranges: RangeTable | None = 
         PassError: an engine node has lost its function or its attributes, or a range is missing.
     """
     native = unsplice(model)
-    return emulated_model(native, engine_segments(model, native), recipe, ranges)
+    segments = engine_segments(model, native)
+    missing = (ranges or RangeTable()).missing(find_needs(segments, recipe).required)
+    if missing:
+        raise PassError(
+            f"no range of {missing[0]!r} ({len(missing)} in all): build() was not called, or the file is gone"
+        )
+    return emulated_model(native, segments, recipe, ranges)
 
 
 def engine_segments(spliced: Model, native: Model) -> tuple[SegmentModel, ...]:

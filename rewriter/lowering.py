@@ -55,6 +55,27 @@ class Lowering:
         recipe = dataclasses.replace(self.recipe, unquantized=self.recipe.unquantized | frozenset(reasons))
         return dataclasses.replace(self, recipe=recipe, reasons={**self.reasons, **reasons})
 
+    def completed(self, segments: Sequence[SegmentModel]) -> Lowering:
+        """The same without quantised nodes that read a value whose range nobody knows.
+
+        Either it cannot be calibrated, or it was trained and its fake quantisation is kept out by now.
+
+        Raises:
+            ConversionError: a trained range is refused.
+        """
+        lowering = self
+        while True:
+            needs = find_needs(segments, lowering.recipe)
+            lost = {
+                node: f"{self.recipe.mode}: the range of {tensor!r} is not known (it lies in a loop or branch, was "
+                "never computed, or was trained by a node that is kept)"
+                for tensor in self.ranges.missing(needs.required)
+                for node in needs.readers[tensor]
+            }
+            if not lost:
+                return lowering
+            lowering = lowering.unquantized(lost)
+
     def absorb(self, blamed: Sequence[Verdict]) -> tuple[Lowering, list[Verdict]]:
         """(The lowering without what a build failed for, nodes that fail in the source's own arithmetic, too).
 

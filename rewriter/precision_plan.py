@@ -127,7 +127,7 @@ class PrecisionPlan:
                 budget=self.accuracy.runs,
                 progress=lambda done, total, words: stages.emit(ProgressEvent("accuracy", done, total, words)),
             )
-        return found, measured.to_dict()
+        return found.completed(segments), measured.to_dict()
 
     def lowering(
         self,
@@ -154,12 +154,7 @@ class PrecisionPlan:
                 percentile=self.options.percentile,
                 progress=progress,
             )
-        reasons = {
-            node: f"{self.recipe.mode}: the range of {tensor!r} is unknown (inside a loop or branch, or never computed)"
-            for tensor in table.missing(needs.required)
-            for node in needs.readers.get(tensor, ())
-        }
-        return Lowering(self.recipe, table).unquantized(reasons)
+        return Lowering(self.recipe, table).completed(segments)
 
 
 def make_precision_plan(

@@ -33,7 +33,9 @@ class InsertQDQ:
     2. A weight becomes an initializer of int8 (-127 .. 127) or float8e4m3fn with a DequantizeLinear: a scale for each
        output channel in INT8, one in all in FP8. Readers that ask for the same share it.
     3. No bias is quantised: TensorRT refuses that.
-    4. A residual Add whose value has no range stays as it is, with a Change; so does everything `placement` skips.
+    4. A node that reads a value without a range stays as it is, with a Change; so does everything `placement` skips.
+       (Whoever plans a conversion says beforehand that ranges are missing; here they can get lost, where a node that
+       gave one is kept out of the recipe later.)
     5. The opset is raised where FP8 or float16 needs it.
 
     Values keep their type beside the pairs, and the model its inputs and outputs. Needs a canonical model with types.
@@ -52,21 +54,18 @@ class InsertQDQ:
         """Inserts the pairs.
 
         Raises:
-            PassError: ranges are missing or are none, a weight is not finite, or the opset cannot be raised; the
-                message names the tensors.
+            PassError: a range is none, a weight is not finite, or the opset cannot be raised; the message names the
+                tensor.
         """
-        plan = quantized_tensors(model, self.recipe)
-        missing = self.ranges.missing(plan.required)
-        if missing:
-            raise PassError(f"{self.name}: {_missing(missing)}")
-        unknown = set(self.ranges.missing(plan.tensors))
-        edges = [edge for edge in plan.edges if edge.tensor not in unknown]
-        changes = list(plan.skipped)
-        changes += [
-            Change(SKIP, edge.node, f"there is no range of its input {edge.tensor!r}")
-            for edge in plan.edges
-            if edge.tensor in unknown
-        ]
+        first = quantized_tensors(model, self.recipe)
+        unknown = set(self.ranges.missing(first.tensors))
+        lost = {edge.node: edge.tensor for edge in first.edges if edge.tensor in unknown}
+        changes = [Change(SKIP, node, f"there is no range of its input {tensor!r}") for node, tensor in lost.items()]
+        # Without a quantised Conv there is nothing to fuse a residual Add with, so the plan is made again.
+        recipe = dataclasses.replace(self.recipe, unquantized=self.recipe.unquantized | frozenset(lost))
+        plan = quantized_tensors(model, recipe) if lost else first
+        edges = plan.edges
+        changes += [change for change in plan.skipped if change.target not in lost]
         if not edges and not plan.weights:
             return PassResult(model, tuple(changes))
         raised = raise_opset(model, _needed_opset(model, edges, plan.weights))
@@ -74,11 +73,6 @@ class InsertQDQ:
         writer = _Writer.of(raised.model, self.ranges, plan)
         changes.extend(writer.write(edges, plan.weights))
         return PassResult(writer.finished(), tuple(changes))
-
-
-def _missing(names: tuple[str, ...]) -> str:
-    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"no range of {shown}: calibrate with inputs, or keep the nodes that read them out of quantisation"
 
 
 def _needed_opset(model: Model, edges: Iterable[Edge], weights: Iterable[WeightEdge]) -> int:

@@ -12,6 +12,8 @@ RANGES_SCHEMA_VERSION = 1
 #: Largest magnitudes that the two 8-bit formats hold: int8 without -128, for it must be symmetric; E4M3.
 LARGEST = {"INT8": 127.0, "FP8": 448.0}
 
+_SMALLEST_NORMAL = 2.0**-126
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorRange:
@@ -28,9 +30,10 @@ class TensorRange:
     def scale(self, mode: str) -> float:
         """What one step of symmetric quantisation is worth: amax / the format's largest value.
 
-        A tensor that was always zero gets a scale of 1 / largest: zero stays exact, and a scale must be positive.
+        A tensor that was always zero gets a scale of 1 / largest: zero stays exact, and a scale must be positive. So no
+        scale is below the smallest normal float32 either.
         """
-        return (self.amax or 1.0) / LARGEST[mode]
+        return max((self.amax or 1.0) / LARGEST[mode], _SMALLEST_NORMAL)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -197,9 +197,15 @@ def test_what_is_done_and_what_is_not_is_told():
     assert result.changes[1].reason == "INT8 for input 0; INT8 for weight 1 along axis 1"
 
 
-def test_missing_ranges_are_one_error_that_names_them():
-    with pytest.raises(PassError, match=r"no range of 'x', 'r': calibrate"):
-        InsertQDQ(Recipe.of("INT8")).run(canonical(MLP, w=(4, 4), v=(4, 4)))
+def test_a_node_whose_input_has_no_range_stays_and_is_told():
+    model = canonical(MLP, w=(4, 4), v=(4, 4))
+    result = InsertQDQ(Recipe.of("INT8"), table(r=1.0)).run(model)
+    assert ("skip-quantize", "h", "there is no range of its input 'x'") in [
+        (c.rule, c.target, c.reason) for c in result.changes
+    ]
+    assert [c.target for c in result.changes if c.rule == "quantize"] == ["y"]
+    untouched = InsertQDQ(Recipe.of("INT8")).run(model).model
+    assert untouched.proto == model.proto
 
 
 def test_a_residual_add_without_a_range_stays():
