@@ -34,14 +34,21 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_model").symlink_to(digits_path())
     images, labels = load_digits_test()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "input_fn" in block)
-    names = {"images": images}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "converter.build" in block]
+    names = {"images": images, "labels": labels}
+    exec(compile(blocks[0], "README.md", "exec"), names)  # noqa: S102 - our own README
     names["converter"].close()
     assert np.mean(names["outputs"]["digit"] == labels) > 0.97
     assert list(names["outputs"]) == ["digit", "probabilities"]
     assert "2 with an engine" in capsys.readouterr().out
     assert names["function"].stats()["engines"] == 2
+    exec(compile(blocks[1], "README.md", "exec"), names)  # noqa: S102 - that on precision goes on from there
+    report = names["converter"].report
+    names["converter"].close()
+    assert [engine.precision for engine in report.engines] == ["INT8+FP16"] * 2
+    assert all(engine.built for engine in report.engines)
+    assert np.mean(names["lowered"](images)["digit"] == labels) > 0.96
+    assert (tmp_path / "my_model_int8" / "calibration.json").is_file()
 
 
 @pytest.mark.tensorflow
