@@ -195,11 +195,10 @@ class ConvertedFunction:
             self._fallbacks.update(execution.fallbacks)
             news = [reason for reason in execution.fallbacks if reason not in self._said]
             self._said.update(news)
+        level = logging.INFO if self.execution == "native" else logging.WARNING  # what was asked for needs no warning
         for reason in news:
-            count = execution.fallbacks[reason]
-            logger.warning(
-                "%s %s natively: %s", _counted(count, "engine node"), "runs" if count == 1 else "run", reason
-            )
+            count, verb = execution.fallbacks[reason], "runs" if execution.fallbacks[reason] == 1 else "run"
+            logger.log(level, "%s %s natively: %s", _counted(count, "engine node"), verb, reason)
         if self._strict and execution.fallbacks:
             raise ConversionError(f"strict: an engine was not used: {next(iter(execution.fallbacks))}")
 
