@@ -1,19 +1,29 @@
-"""What a converter has made so far, as one frozen value."""
+"""What a converter has made so far, as one frozen value, and how it begins."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import onnx
+
 from passes.base import PassRecord
-from passes.model import Model
+from passes.model import Model, spool
+from passes.pipeline import default_pipeline
+from passes.precision.recipe import Recipe
 from passes.splice import splice
+from rewriter.backends.oracle import ParserOracle
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
-from rewriter.emulation import emulated_model
+from rewriter.denylists import idle_entries
 from rewriter.engines import engine_attributes
+from rewriter.planning import make_plan
 from rewriter.precision_plan import PrecisionPlan
+from rewriter.progress import Stages
 from rewriter.report import Failure
+from rewriter.runtime.native import evaluate
+from rewriter.settings import Settings
 from rewriter.source import SourceModel
 
 
@@ -39,12 +49,59 @@ class Conversion:
     pending: PrecisionPlan | None
     accuracy: Mapping[str, Any] | None = None
 
+    @property
+    def recipe(self) -> Recipe:
+        """What is asked for, and once the lowering is found, without the nodes that had to be kept out."""
+        return self.pending.recipe if self.pending else self.result.lowering.recipe
+
+    def settled(self, stages: Stages) -> Conversion:
+        """With its lowering: calibrates and asks the accuracy guard, unless that is done.
+
+        Raises:
+            InvalidParameterError, InputError, ConversionError: as `PrecisionPlan.settle` raises them.
+        """
+        if self.pending is None:
+            return self
+        lowering, measured = self.pending.settle(self.model, self.source.signature, self.result.plan.segments, stages)
+        result = dataclasses.replace(self.result, lowering=lowering)
+        return dataclasses.replace(self, result=result, pending=None, accuracy=measured)
+
     def spliced(self, builds: Mapping[str, SegmentBuild], builder: EngineBuilder) -> Model:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
         attributes = engine_attributes(self.result, builds, builder.backend, builder.targets)
         return splice(self.model, self.result.plan.segmentation, attributes)
 
-    def emulated(self) -> Model:
-        """The cleaned model with the arithmetic of the engines in the place of every segment."""
-        lowering = self.result.lowering
-        return emulated_model(self.model, self.result.plan.segments, lowering.recipe, lowering.ranges)
+
+def start_conversion(
+    source: SourceModel,
+    settings: Settings,
+    precision: PrecisionPlan,
+    oracle: ParserOracle,
+    stages: Stages,
+    folder: Path,
+) -> Conversion:
+    """Cleans and cuts a model; nothing is calibrated or built yet.
+
+    Args:
+        source: the exported model.
+        settings: what the converter was told.
+        precision: how the lowering is to be found; what it misses is told here, before the long work.
+        oracle: knows what TensorRT supports.
+        stages: times the steps.
+        folder: where the weights are put; it must outlive the conversion.
+
+    Raises:
+        InvalidParameterError: ranges are missing.
+        BackendError, MissingDependencyError: TensorRT cannot be asked.
+    """
+    with stages.stage("passes"):
+        model, records = default_pipeline(evaluate).run(source.model)
+        model = spool(model, folder / "weights.data")
+    idle = idle_entries(model, settings.op_denylist, settings.node_denylist)
+    with stages.stage("support"):
+        support = oracle.examine(model)
+    with stages.stage("partition"):
+        plan = make_plan(model, support, oracle, settings.partition)
+    precision.check(model, plan.segments)
+    source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
+    return Conversion(source, model, records, BuildResult(plan, {}, ()), idle, precision)

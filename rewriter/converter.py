@@ -9,35 +9,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from passes.model import Model, spool
-from passes.partition import PartitionOptions
-from passes.pipeline import default_pipeline
 from passes.precision.ranges import RangeTable
-from passes.precision.recipe import Recipe
 from rewriter import params as parameters
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends import as_backend
-from rewriter.backends.base import Backend, BuildOptions
+from rewriter.backends.base import Backend
 from rewriter.backends.oracle import ParserOracle
-from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
-from rewriter.conversion import Conversion
-from rewriter.denylists import idle_entries
+from rewriter.building import EngineBuilder, SegmentBuild
+from rewriter.conversion import Conversion, start_conversion
 from rewriter.engines import engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
-from rewriter.planning import make_plan
-from rewriter.precision import PrecisionOptions, narrowed_targets
+from rewriter.precision import PrecisionOptions
 from rewriter.precision_plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
-from rewriter.reporting import make_report, params_to_json
+from rewriter.reporting import make_report
 from rewriter.runtime.function import ConvertedFunction
-from rewriter.runtime.native import evaluate
 from rewriter.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.settings import Settings
 from rewriter.shapes import Observer
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
@@ -134,38 +126,37 @@ class Converter:
             allow_build_at_runtime=allow_build_at_runtime,
         )
         self.params = parameters.merge_params(conversion_params, single)
-        self._strategy = parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy)
-        self._origin = parameters.one_source(input_saved_model_dir, model)
-        self._tags = parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags)
-        self._signature_key = input_saved_model_signature_key
-        parameters.refuse("inputs", inputs)
-        parameters.refuse("outputs", outputs)
-        parameters.refuse("engine_cache_dir", engine_cache_dir)
+        self._settings = Settings(
+            params=self.params,
+            strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
+            origin=parameters.one_source(input_saved_model_dir, model),
+            tags=parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags),
+            signature_key=input_saved_model_signature_key,
+            op_denylist=parameters.check_names("op_denylist", op_denylist),
+            node_denylist=parameters.check_patterns("node_denylist", node_denylist),
+            cache_full=parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES),
+            samples=parameters.check_samples(samples),
+            allow_double=parameters.check_switch("allow_double", allow_double),
+            verify=parameters.check_switch("verify", verify),
+            tolerance=parameters.check_tolerance(tolerance),
+        )
+        for name, value in (("inputs", inputs), ("outputs", outputs), ("engine_cache_dir", engine_cache_dir)):
+            parameters.refuse(name, value)
         self._precision = make_precision_plan(self.params, precision, calibration, accuracy)
-        self._op_denylist = parameters.check_names("op_denylist", op_denylist)
-        self._node_denylist = parameters.check_patterns("node_denylist", node_denylist)
-        self._cache_full = parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES)
-        self._samples = parameters.check_samples(samples)
-        self._allow_double = parameters.check_switch("allow_double", allow_double)
-        self._verify = parameters.check_switch("verify", verify)
-        self._tolerance = parameters.check_tolerance(tolerance)
         self._stages = Stages(resolve(progress))
         self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
         self._finalizer = weakref.finalize(self, _release, self._scratch, own)
         # One oracle and one builder for the whole conversion: they remember verdicts and engines.
-        self._oracle = ParserOracle(self._backend, self._op_denylist, self._node_denylist, self._allow_double)
-        self._partition = PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
+        self._oracle = ParserOracle(
+            self._backend, self._settings.op_denylist, self._settings.node_denylist, self._settings.allow_double
+        )
         self._builder = EngineBuilder(
             self._backend,
             self._oracle,
-            BuildOptions(
-                workspace_bytes=self.params.max_workspace_size_bytes,
-                targets=narrowed_targets(self.params.precision_mode, self._backend),
-                tf32=self.params.precision_mode == "TF32",
-            ),
-            self._partition,
+            self._settings.build_options(self._backend),
+            self._settings.partition,
             Path(self._scratch.name),
         )
         self._conversion: Conversion | None = None
@@ -193,32 +184,25 @@ class Converter:
         if not self._finalizer.alive:
             raise ConverterStateError("this converter is closed: make a new one")
         precision = self._precision.with_inputs(calibration_input_fn)
+        settings = self._settings
         source = load_source(
-            self._origin,
-            tags=self._tags,
-            signature_key=self._signature_key,
-            samples=self._samples,
-            verify=self._verify,
-            tolerance=self._tolerance,
+            settings.origin,
+            tags=settings.tags,
+            signature_key=settings.signature_key,
+            samples=settings.samples,
+            verify=settings.verify,
+            tolerance=settings.tolerance,
         )
         for stage, seconds in source.timings.items():
             self._stages.add(stage, seconds)
         static = None
         if not self.params.is_dynamic_op:  # a dimension that is not fixed is told before any more work
             static = batch_input_fn(source.signature, self.params.max_batch_size, source.samples)
-        with self._stages.stage("passes"):
-            model, records = default_pipeline(evaluate).run(source.model)
-            model = spool(model, Path(self._scratch.name) / "weights.data")
-        idle = idle_entries(model, self._op_denylist, self._node_denylist)
-        with self._stages.stage("support"):
-            support = self._oracle.examine(model)
-        with self._stages.stage("partition"):
-            plan = make_plan(model, support, self._oracle, self._partition)
-        precision.check(model, plan.segments)
-        source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
-        self._conversion = Conversion(source, model, records, BuildResult(plan, {}, ()), idle, precision)
-        if static is not None or self._strategy == parameters.PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE:
-            self._settle()
+        self._conversion = start_conversion(
+            source, settings, precision, self._oracle, self._stages, Path(self._scratch.name)
+        )
+        if settings.calibrates_early:
+            self._conversion = self._conversion.settled(self._stages)
         if static is not None:
             self._build(static)
         return self.function()
@@ -394,37 +378,13 @@ class Converter:
         return self._conversion
 
     def _params_json(self) -> dict[str, Any]:
-        return params_to_json(
-            self.params,
-            dynamic_shape_profile_strategy=self._strategy,
-            op_denylist=self._op_denylist,
-            node_denylist=self._node_denylist,
-            cache_full=self._cache_full,
-            allow_double=self._allow_double,
-            targets=self._builder.targets,
-            recipe=self._recipe().to_json(),
-        )
-
-    def _recipe(self) -> Recipe:
-        """What is asked for, and once the ranges are known, without the nodes that had to be kept out."""
-        done = self._conversion
-        return self._precision.recipe if done is None or done.pending else done.result.lowering.recipe
-
-    def _settle(self) -> None:
-        """Finds the lowering, once: calibration and the accuracy guard."""
-        done = self._converted("build")
-        if done.pending is None:
-            return
-        segments = done.result.plan.segments
-        lowering, measured = done.pending.settle(done.model, done.source.signature, segments, self._stages)
-        result = dataclasses.replace(done.result, lowering=lowering)
-        self._conversion = dataclasses.replace(done, result=result, pending=None, accuracy=measured)
+        recipe = self._conversion.recipe if self._conversion else self._precision.recipe
+        return self._settings.to_json(self._builder.targets, recipe)
 
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
-        self._settle()
-        done = self._converted("build")
+        done = self._conversion = self._converted("build").settled(self._stages)
         input_fns = (*self._input_fns, input_fn)
-        observer = Observer(done.model, done.source.signature, input_fns, self._strategy)
+        observer = Observer(done.model, done.source.signature, input_fns, self._settings.strategy)
         with self._stages.stage("build"):
             result = self._builder.build(
                 done.model, done.result.plan, observer, self._build_progress, done.result.lowering
