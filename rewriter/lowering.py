@@ -101,8 +101,6 @@ class Lowering:
         Raises:
             ConversionError: a range is missing, or a trained range is refused; the message names the node.
         """
-        if not self.recipe.changes:
-            return Lowered(segment)
         try:
             result = lower(segment.model, self.recipe, self.ranges)
         except PassError as error:

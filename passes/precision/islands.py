@@ -14,6 +14,7 @@ from passes.precision.cast_constants import LARGEST, SMALLEST_NORMAL, rounding_e
 from passes.precision.cast_facts import Facts
 from passes.precision.cast_types import attribute_int
 from passes.precision.recipe import Recipe
+from passes.precision.split_pairs import PRODUCTS
 
 _SUMS = ("keep-reduction", "sums of many values leave the range and lose digits")
 _POWER = ("keep-reduction", "squares and powers leave the range")
@@ -52,6 +53,10 @@ SINKS = frozenset({"ArgMax", "ArgMin", "IsInf", "IsNaN", "NonZero", "Shape", "Si
 
 #: Where a constant out of range means "as small (or large) as can be": operator -> its inputs, () for all.
 _CLAMPED: Mapping[str, tuple[int, ...]] = {"Clip": (1, 2), "Max": (), "Min": (), "Pad": (2,), "Where": (1, 2)}
+_PRODUCT = (
+    "keep-product",
+    "a sum of 8-bit products is scaled afterwards, and a kernel that stores it in a lower type first leaves its range",
+)
 #: A scale that rounding changes by more than this stays: half a step of int8 at full range.
 _SCALE_ERROR = 2.0**-8
 #: Constants of factors are looked at element by element up to this size.
@@ -86,7 +91,9 @@ def plan(facts: Facts, recipe: Recipe) -> Plan:
     4. What is rounded to whole numbers stays, with the element-wise arithmetic before it.
     5. A node with a constant that the lower type cannot hold stays, unless it is a mask, which is clamped.
     6. A node that needs all digits of a sum with a tiny epsilon stays, and the consumers of a DequantizeLinear whose
-       scales cannot be lowered.
+       scales cannot be lowered. So does a product of two dequantised values (measured with TensorRT-RTX 1.4 on an H100:
+       INT8 with FP16 results gives infinities, and wrong numbers where a Relu follows at once; with float32 results and
+       a Cast behind it is right).
     7. Nodes that only move values go with what they read, or with those that read them.
 
     Control flow itself has no arithmetic: what enters and leaves a body as a value of the node stays float32.
@@ -154,8 +161,18 @@ class _Policy:
                 readers = [r for name in facts.outputs[number] for r in facts.readers.get(name, ())]
                 if any(self.kept.get(r, ("",))[0] == "keep-reduction" for r in readers):
                     self.keep(number, *_POWER)
+            elif node.op_type in PRODUCTS and all(self._dequantised(name) for name in facts.inputs[number][:2]):
+                self.keep(number, *_PRODUCT)
             elif node.op_type == "DequantizeLinear" and self.kept.get(number, ("",))[0] == "keep-scale":
                 self._keep_readers(number)
+
+    def _dequantised(self, name: str) -> bool:
+        """True for what comes from a DequantizeLinear, moved about perhaps."""
+        facts = self.facts
+        number = facts.producer.get(name)
+        while number is not None and facts.nodes[number].op_type in taint.MOVES:
+            number = facts.producer.get(facts.inputs[number][0])
+        return number is not None and facts.nodes[number].op_type == "DequantizeLinear"
 
     def _keep_readers(self, number: int) -> None:
         """A Cast behind a DequantizeLinear would part it from the node that TensorRT computes in 8 bits with it."""
@@ -174,6 +191,9 @@ class _Policy:
             self.keep(number, *KEPT_OPS[op_type])
         elif any(owner.op_type == "Scan" for owner in self.facts.owners[number]):
             self.keep(number, "keep-op", f"TensorRT does not build every Scan with {self._type} in its body")
+        elif self._is_depthwise(number) and self.facts.low == TensorProto.BFLOAT16:
+            # Built, but TensorRT-RTX 1.4 on an H100 cannot load it: "cuDNN graph compilation failed".
+            self.keep(number, "keep-op", "not every GPU has a depthwise convolution in BF16")
         elif op_type in NOT_BUILT[self.facts.low] or (op_type == "LSTM" and _has_peepholes(node)):
             self.keep(number, "keep-op", f"TensorRT does not build it in {self._type}")
         elif op_type == "DequantizeLinear" and attribute_int(node, "output_dtype"):
@@ -182,6 +202,14 @@ class _Policy:
             self._by_fill(number)
         elif not any(any(flags) for flags in self.facts.lowered_flags(number)):
             self.keep(number, "keep-type", f"the operator knows no {self._type}")
+
+    def _is_depthwise(self, number: int) -> bool:
+        """True for a convolution with one input channel a group; with groups and an unknown weight as well."""
+        node, weight = self.facts.nodes[number], self.facts.inputs[number][1:2]
+        if node.op_type != "Conv" or (attribute_int(node, "group") or 1) == 1:
+            return False
+        constants = self.facts.constants
+        return weight[0] not in constants or constants.array(weight[0]).shape[1] == 1
 
     def _by_fill(self, number: int) -> None:
         node = self.facts.nodes[number]

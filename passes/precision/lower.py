@@ -6,10 +6,12 @@ from passes.base import Change, Pass, PassResult, Pipeline
 from passes.model import Model
 from passes.precision.cast import LowerFloats
 from passes.precision.fake_quant import CollapseFakeQuant
+from passes.precision.float_weights import FloatWeights
 from passes.precision.opset import RaiseOpset
 from passes.precision.qdq import InsertQDQ
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
+from passes.precision.split_pairs import SplitPairs
 from passes.precision.weight_only import Int4Weights
 
 #: Operator set that a feature needs: FP8 and INT4 constants are no ONNX types before.
@@ -17,25 +19,26 @@ _FP8_OPSET, _INT4_OPSET = 19, 21
 
 
 def lowering_pipeline(recipe: Recipe, ranges: RangeTable) -> Pipeline:
-    """The steps from a segment's own arithmetic to that of `recipe`, in their order; none for FP32 and TF32.
+    """The steps from a segment's own arithmetic to that of `recipe`, in their order.
 
     1. The operator set is raised to what FP8 or INT4 needs.
-    2. Trained fake quantisation becomes Q/DQ pairs, so that calibrated ranges never replace trained ones.
+    2. Trained fake quantisation becomes Q/DQ pairs, so that calibrated ranges never replace trained ones. Recipes that
+       do not quantise make trained int8 weights floats again.
     3. Weights become INT4, before the rest is quantised: a MatMul with INT4 weights keeps float activations.
     4. Q/DQ pairs go in front of what INT8 or FP8 computes.
-    5. What floating point is left is lowered last, so that scales and pairs get its type.
+    5. What floating point is left is lowered last. Products of 8-bit values and their scales stay float32, so what
+       else reads such a value gets a pair of its own before.
     """
     steps: list[Pass] = []
     if recipe.int4_block or recipe.mode == "FP8":
         steps.append(RaiseOpset(_INT4_OPSET if recipe.int4_block else _FP8_OPSET))
-    if recipe.quantizes:
-        steps.append(CollapseFakeQuant(recipe))
+    steps.append(CollapseFakeQuant(recipe) if recipe.quantizes else FloatWeights())
     if recipe.int4_block:
         steps.append(Int4Weights(recipe))
     if recipe.quantizes:
         steps.append(InsertQDQ(recipe, ranges))
     if recipe.float_type != "FP32":
-        steps.append(LowerFloats(recipe))
+        steps += [SplitPairs(), LowerFloats(recipe)] if recipe.quantizes else [LowerFloats(recipe)]
     return Pipeline(tuple(steps))
 
 

@@ -43,16 +43,16 @@ def mlp(opset=18):
 @pytest.mark.parametrize(
     ("recipe", "steps"),
     [
-        (Recipe.of("FP32"), []),
-        (Recipe.of("TF32"), []),
-        (Recipe.of("FP16"), ["lower_floats"]),
-        (Recipe.of("INT8"), ["collapse_fake_quant", "insert_qdq", "lower_floats"]),
+        (Recipe.of("FP32"), ["float_weights"]),
+        (Recipe.of("TF32"), ["float_weights"]),
+        (Recipe.of("FP16"), ["float_weights", "lower_floats"]),
+        (Recipe.of("INT8"), ["collapse_fake_quant", "insert_qdq", "split_pairs", "lower_floats"]),
         (Recipe.of("INT8", "FP32"), ["collapse_fake_quant", "insert_qdq"]),
-        (Recipe.of("FP8"), ["raise_opset", "collapse_fake_quant", "insert_qdq", "lower_floats"]),
-        (Recipe.of("BF16", int4_block=16), ["raise_opset", "int4_weights", "lower_floats"]),
+        (Recipe.of("FP8"), ["raise_opset", "collapse_fake_quant", "insert_qdq", "split_pairs", "lower_floats"]),
+        (Recipe.of("BF16", int4_block=16), ["raise_opset", "float_weights", "int4_weights", "lower_floats"]),
         (
             Recipe.of("INT8", int4_block=16),
-            ["raise_opset", "collapse_fake_quant", "int4_weights", "insert_qdq", "lower_floats"],
+            ["raise_opset", "collapse_fake_quant", "int4_weights", "insert_qdq", "split_pairs", "lower_floats"],
         ),
     ],
 )

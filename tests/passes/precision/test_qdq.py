@@ -9,18 +9,20 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from passes.base import PassError, Pipeline, verify
 from passes.canonicalize import Canonicalize
 from passes.graph.walk import iter_nodes
 from passes.infer_shapes import InferShapes
 from passes.model import DETACH_MIN_INTEGER_BYTES, from_proto, is_stub, to_proto
+from passes.precision.cast import LowerFloats
 from passes.precision.opset import opset_of
 from passes.precision.placement import quantized_tensors
 from passes.precision.qdq import InsertQDQ
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe, origin
+from passes.precision.split_pairs import SplitPairs
 from passes.testing import assert_close, random_feeds, random_model
 from rewriter.backends.base import BuildOptions, BuiltEngine
 from rewriter.runtime.native import NativeSession
@@ -360,24 +362,17 @@ def test_tensorrt_builds_it_and_multiplies_what_is_quantised(net, mode, rtx, tmp
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("mode", ["INT8", "FP8"])
-def test_tensorrt_builds_it_with_float16_beside(mode, rtx, tmp_path):
-    """As a later step lowers it, by hand: every float constant and value is float16, casts at the boundary."""
-    text, weights = NETS["residual"]
+@pytest.mark.parametrize("float_type", ["FP16", "BF16"])
+@pytest.mark.parametrize(("net", "mode"), [("residual", "INT8"), ("residual", "FP8"), ("mlp", "INT8"), ("mlp", "FP8")])
+def test_products_stay_in_8_bits_when_floats_are_lowered(net, mode, float_type, rtx, tmp_path):
+    """Casts and second pairs part no product from its pairs: all of them are fused as they are without lowering."""
+    text, weights = NETS[net]
     model = quantized(canonical(text, **weights), mode)
-    proto = to_proto(model)
-    for tensor in proto.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for node in proto.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [{"x": "x16", "y": "y16"}.get(name, name) for name in names]
-    proto.graph.node.insert(0, helper.make_node("Cast", ["x"], ["x16"], "in", to=TensorProto.FLOAT16))
-    proto.graph.node.append(helper.make_node("Cast", ["y16"], ["y"], "out", to=TensorProto.FLOAT))
-    del proto.graph.value_info[:]
-    proto.opset_import[0].version = 19
-    onnx.checker.check_model(proto, full_check=True)
-    build(rtx, from_proto(proto), tmp_path, mode)
+    lowered = LowerFloats(Recipe.of(mode, float_type)).run(SplitPairs().run(model).model).model
+    alone = multiplications(build(rtx, model, tmp_path, mode))
+    beside = multiplications(build(rtx, lowered, tmp_path, mode))
+    pairs = {node.name for node in iter_nodes(model.proto) if node.op_type == "DequantizeLinear"}
+    assert [layers & pairs for _, layers in beside] == [layers & pairs for _, layers in alone]
 
 
 @pytest.mark.rtx
