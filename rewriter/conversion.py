@@ -19,9 +19,11 @@ from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.denylists import idle_entries
 from rewriter.engines import engine_attributes
 from rewriter.planning import make_plan
+from rewriter.precision_notes import make_precision_report
 from rewriter.precision_plan import PrecisionPlan
 from rewriter.progress import Stages
-from rewriter.report import Failure
+from rewriter.report import Failure, Report
+from rewriter.reporting import make_report
 from rewriter.runtime.native import evaluate
 from rewriter.settings import Settings
 from rewriter.source import SourceModel
@@ -66,9 +68,37 @@ class Conversion:
         result = dataclasses.replace(self.result, lowering=lowering)
         return dataclasses.replace(self, result=result, pending=None, accuracy=measured)
 
+    def report(
+        self,
+        builder: EngineBuilder,
+        timings: Mapping[str, float],
+        params: Mapping[str, Any],
+        faults: tuple[str, ...] = (),
+    ) -> Report:
+        """What was done so far.
+
+        Args:
+            builder: knows TensorRT and the targets.
+            timings: stage -> seconds.
+            params: the parameters in force, as plain values.
+            faults: what this TensorRT gets wrong and is therefore not asked for.
+        """
+        remarks = (*faults, *self.source.notes)
+        return make_report(
+            self.source,
+            self.model,
+            self.result,
+            notes=self.notes,
+            records=self.records,
+            timings=timings,
+            builder=builder,
+            params=params,
+            precision=make_precision_report(self.recipe, self.result, builder, self.accuracy, remarks),
+        )
+
     def spliced(self, builds: Mapping[str, SegmentBuild], builder: EngineBuilder) -> Model:
         """The cleaned model with engine nodes; those that `builds` leaves out have no engine files."""
-        attributes = engine_attributes(self.result, builds, builder.backend, builder.targets)
+        attributes = engine_attributes(self.result, builds, builder, self.recipe.label)
         return splice(self.model, self.result.plan.segmentation, attributes)
 
 

@@ -26,7 +26,6 @@ from rewriter.precision import PrecisionOptions
 from rewriter.precision_plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
-from rewriter.reporting import make_report
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.settings import Settings
@@ -70,7 +69,7 @@ class Converter:
         calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
             or a `RangeTable`. Then no `calibration_input_fn` is needed.
         accuracy: what must not get lost in lower precision; nodes that break it are found in emulation, before
-            anything is built, and keep the source's precision. See `AccuracyTarget`.
+            anything is built, and keep a higher precision. See `AccuracyTarget`.
         progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
         samples: sample inputs (dicts by signature name, arrays or tuples) for checking the export against
             TensorFlow; default: random ones.
@@ -142,9 +141,10 @@ class Converter:
         )
         for name, value in (("inputs", inputs), ("outputs", outputs), ("engine_cache_dir", engine_cache_dir)):
             parameters.refuse(name, value)
-        self._precision = make_precision_plan(self.params, precision, calibration, accuracy)
+        asked = make_precision_plan(self.params, precision, calibration, accuracy)
         self._stages = Stages(resolve(progress))
         self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
+        self._precision, self._faults = asked.on(self._backend)
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
         self._finalizer = weakref.finalize(self, _release, self._scratch, own)
@@ -201,11 +201,23 @@ class Converter:
         self._conversion = start_conversion(
             source, settings, precision, self._oracle, self._stages, Path(self._scratch.name)
         )
-        if settings.calibrates_early:
+        if settings.calibrates_early or not precision.waits:
             self._conversion = self._conversion.settled(self._stages)
         if static is not None:
             self._build(static)
         return self.function()
+
+    def calibrate(self) -> None:
+        """Finds the ranges, and asks the accuracy guard, now rather than in `build()`.
+
+        For those who save an artifact without engines; `build()` and static shapes need no such call. Harmless when
+        it is repeated, and for precision modes without ranges.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            InputError, ConversionError: calibration inputs do not fit, or the model fails on one.
+        """
+        self._conversion = self._converted("calibrate").settled(self._stages)
 
     def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -305,7 +317,7 @@ class Converter:
                 model=done.spliced(builds, self._builder),
                 signature=done.source.signature,
                 params=self._params_json(),
-                engines=engine_entries(done.result, builds, self._backend, self._builder.targets),
+                engines=engine_entries(done.result, builds, self._builder, done.recipe.label),
                 report=self.report.to_dict(),
                 ranges=done.result.lowering.ranges if done.result.lowering.ranges.ranges else None,
                 overwrite=overwrite,
@@ -347,18 +359,7 @@ class Converter:
             ConverterStateError: `convert()` has not run.
         """
         done = self._converted("report")
-        return make_report(
-            done.source,
-            done.model,
-            done.result,
-            notes=done.notes,
-            records=done.records,
-            timings=self._stages.timings,
-            backend=self._backend,
-            targets=self._builder.targets,
-            params=self._params_json(),
-            accuracy=done.accuracy,
-        )
+        return done.report(self._builder, self._stages.timings, self._params_json(), self._faults)
 
     def close(self) -> None:
         """Ends TensorRT's child process and removes the temporary folder; harmless when repeated."""

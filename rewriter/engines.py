@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from passes.splice import EngineAttributes
-from rewriter.backends.base import Backend, BuiltEngine
-from rewriter.building import BuildResult, SegmentBuild
+from rewriter.backends.base import BuiltEngine
+from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 
 def engine_attributes(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+    result: BuildResult, builds: Mapping[str, SegmentBuild], builder: EngineBuilder, precision: str
 ) -> dict[str, EngineAttributes]:
     """Attributes of every engine node; a segment that is not in `builds` is one without an engine."""
     attributes = {}
@@ -23,7 +23,7 @@ def engine_attributes(
         build = builds.get(name)
         engine = build.outcome if build and isinstance(build.outcome, BuiltEngine) else None
         plain = EngineAttributes(segment_hash=segment.content_hash, data_inputs=len(segment.segment.inputs))
-        plain = dataclasses.replace(plain, precision=result.lowering.recipe.label)
+        plain = dataclasses.replace(plain, precision=precision)
         attributes[name] = plain
         if build and engine:
             attributes[name] = dataclasses.replace(
@@ -31,15 +31,15 @@ def engine_attributes(
                 engine_files=(engine_file(name, build.key),),
                 engine_sha256=(engine.sha256,),
                 profiles=json.dumps([profile_to_json(profile) for profile in build.profiles]),
-                backend=backend.flavour,
-                backend_version=backend.version,
-                targets=targets,
+                backend=builder.backend.flavour,
+                backend_version=builder.backend.version,
+                targets=builder.targets,
             )
     return attributes
 
 
 def engine_entries(
-    result: BuildResult, builds: Mapping[str, SegmentBuild], backend: Backend, targets: tuple[str, ...]
+    result: BuildResult, builds: Mapping[str, SegmentBuild], builder: EngineBuilder, precision: str
 ) -> list[tuple[EngineEntry, Path]]:
     """What the artifact keeps of every built engine, with the file that holds it now."""
     hashes = {s.segment.name: s.content_hash for s in result.plan.segments}
@@ -51,11 +51,11 @@ def engine_entries(
                 key=build.key,
                 size=build.outcome.size,
                 sha256=build.outcome.sha256,
-                backend=backend.flavour,
-                version=backend.version,
-                targets=targets,
+                backend=builder.backend.flavour,
+                version=builder.backend.version,
+                targets=builder.targets,
                 profiles=build.profiles,
-                precision=result.lowering.recipe.label,
+                precision=precision,
                 segment_hash=hashes[name],
             )
             entries.append((entry, build.outcome.path))

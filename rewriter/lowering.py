@@ -15,6 +15,7 @@ from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe, origin
 from passes.segments import SegmentModel
 from passes.support import Verdict
+from rewriter.arithmetic import arithmetic
 from rewriter.errors import ConversionError
 
 
@@ -25,10 +26,12 @@ class Lowered:
     Attributes:
         segment: the segment with its lowered model and that model's own content hash.
         changes: what lowering did and did not do, each with its reason.
+        arithmetic: what the segment's own nodes compute in -> how many do (see `arithmetic`).
     """
 
     segment: SegmentModel
     changes: tuple[Change, ...] = ()
+    arithmetic: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +111,10 @@ class Lowering:
         changes = result.changes
         if self.recipe.float_type != "FP32" and not any(change.rule == "lower-floats" for change in changes):
             changes = (*changes, *LowerFloats(self.recipe).explain(result.model))
+        counts = arithmetic(segment.model, result.model)
         if not result.modified:
-            return Lowered(segment, changes)
-        return Lowered(rehash(dataclasses.replace(segment, model=result.model)), changes)
+            return Lowered(segment, changes, counts)
+        return Lowered(rehash(dataclasses.replace(segment, model=result.model)), changes, counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,37 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend
-from rewriter.building import BuildResult
+from rewriter.building import BuildResult, EngineBuilder
 from rewriter.report import PrecisionReport
 
 #: Rules of lowering whose changes a user should read one by one.
 _TOLD = ("symmetrise",)
 
 
-def precision_report(
+def make_precision_report(
+    recipe: Recipe,
     result: BuildResult,
-    backend: Backend,
-    targets: tuple[str, ...],
+    builder: EngineBuilder,
     accuracy: Mapping[str, Any] | None,
-    source_notes: Iterable[str] = (),
+    remarks: Iterable[str] = (),
 ) -> PrecisionReport:
-    """The arithmetic of the engines, and what was kept out of it."""
+    """The arithmetic of the engines, and what was kept out of it.
+
+    Args:
+        recipe: what is asked for, and once that is known, without what had to be kept out.
+        result: what was built.
+        builder: knows TensorRT and the targets.
+        accuracy: what the accuracy guard measured.
+        remarks: what the front end and others have to say.
+    """
     lowering = result.lowering
     ranges = lowering.ranges
-    notes = list(source_notes)
+    notes = list(remarks)
     for build in result.builds.values():
         notes += [f"{c.target}: {c.reason}" for c in build.lowered.changes if c.rule in _TOLD]
-    left_out = [target for target in backend.default_targets if target not in targets]
+    left_out = [target for target in builder.backend.default_targets if target not in builder.targets]
     if left_out:
         notes.append(
-            f"{lowering.recipe.mode}: no engine for {', '.join(left_out)}, which have no such arithmetic: there the "
-            "native graph runs"
+            f"{recipe.mode}: no engine for {', '.join(left_out)}, which have no such arithmetic: there the native "
+            "graph runs"
         )
-    notes += _tf32_notes(lowering.recipe.mode, backend)
+    notes += _tf32_notes(recipe.mode, builder.backend)
     return PrecisionReport(
-        label=lowering.recipe.label,
-        recipe=lowering.recipe.to_json(),
+        label=recipe.label,
+        recipe=recipe.to_json(),
         kept=dict(sorted(lowering.reasons.items())),
         notes=tuple(dict.fromkeys(notes)),
         calibration=(

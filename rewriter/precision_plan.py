@@ -14,6 +14,7 @@ from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
+from rewriter.backends.base import Backend
 from rewriter.calibration import calibrate, fetchable, read_ranges
 from rewriter.errors import InvalidParameterError
 from rewriter.lowering import Lowering, Needs, find_needs
@@ -22,6 +23,7 @@ from rewriter.precision import PrecisionOptions
 from rewriter.progress import ProgressEvent, Stages
 from rewriter.runtime.inputs import iterate_samples, sample_feeds
 from rewriter.source import Signature
+from rewriter.workarounds import avoid_faults
 
 #: Tensors that an error names before it counts the rest.
 _NAMED = 5
@@ -48,6 +50,18 @@ class PrecisionPlan:
     table: RangeTable | None = None
     input_fn: Callable[[], Iterable[Any]] | None = None
     accuracy: AccuracyTarget | None = None
+
+    @property
+    def waits(self) -> bool:
+        """True when there is something to find out before anything can be lowered: ranges, or what breaks a target."""
+        return self.recipe.quantizes or self.accuracy is not None
+
+    def on(self, backend: Backend) -> tuple[PrecisionPlan, tuple[str, ...]]:
+        """The plan without what this TensorRT gets wrong, and what was left out, a sentence each."""
+        if not self.recipe.quantizes:  # asking for the version starts TensorRT
+            return self, ()
+        recipe, notes = avoid_faults(self.recipe, backend.flavour, backend.version)
+        return dataclasses.replace(self, recipe=recipe), notes
 
     def with_inputs(self, input_fn: Callable[[], Iterable[Any]] | None) -> PrecisionPlan:
         """The plan with the calibration inputs that `convert()` was given.

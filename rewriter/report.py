@@ -33,7 +33,10 @@ class EngineReport:
         seconds: build time, 0.0 when not built.
         layers: layers of TensorRT's network, 0 when not built.
         profiles: per profile: input name -> {"min", "opt", "max"} dims (values for shape tensors).
+        arithmetic: what its nodes really compute in -> number of nodes ("INT8", "FP16", "FP32" ..., "other" for
+            integers and booleans); empty when not built.
         lowering: rule -> how often lowering applied it ("quantize", "keep-range" ...); empty when not built.
+        decisions: (rule, node, reason) of everything that lowering left alone or changed beside its type.
     """
 
     name: str
@@ -49,7 +52,9 @@ class EngineReport:
     seconds: float = 0.0
     layers: int = 0
     profiles: tuple[Mapping[str, Mapping[str, list[int]]], ...] = ()
+    arithmetic: Mapping[str, int] = dataclasses.field(default_factory=dict)
     lowering: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    decisions: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,5 +222,9 @@ def _engine(data: Mapping[str, Any]) -> EngineReport:
         )
         for side in ("inputs", "outputs")
     }
-    rest = {"scope": tuple(data["scope"]), "profiles": tuple(data["profiles"])}
+    rest = {
+        "scope": tuple(data["scope"]),
+        "profiles": tuple(data["profiles"]),
+        "decisions": tuple(tuple(decision) for decision in data.get("decisions", ())),
+    }
     return EngineReport(**{**data, **specs, **rest})

@@ -11,12 +11,11 @@ from passes.base import PassRecord, count_by_rule
 from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.segments import SegmentModel
-from rewriter.backends.base import Backend, BuiltEngine
-from rewriter.building import BuildResult, SegmentBuild
+from rewriter.backends.base import BuiltEngine
+from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
-from rewriter.precision_notes import precision_report
-from rewriter.report import EngineReport, Failure, PassSummary, Report
+from rewriter.report import EngineReport, Failure, PassSummary, PrecisionReport, Report
 from rewriter.source import SourceModel
 
 NOT_BUILT = "not built yet: build() has not run"
@@ -30,15 +29,15 @@ def make_report(
     notes: tuple[Failure, ...],
     records: Iterable[PassRecord],
     timings: Mapping[str, float],
-    backend: Backend,
-    targets: tuple[str, ...],
+    builder: EngineBuilder,
     params: Mapping[str, Any],
-    accuracy: Mapping[str, Any] | None = None,
+    precision: PrecisionReport,
 ) -> Report:
     """Collects everything that a user may ask about a conversion (see `Report`)."""
     plan = result.plan
-    label = result.lowering.recipe.label
-    engines = tuple(_engine(segment, result.builds.get(segment.segment.name), label) for segment in plan.segments)
+    engines = tuple(
+        _engine(segment, result.builds.get(segment.segment.name), precision.label) for segment in plan.segments
+    )
     built = {e.name for e in engines if e.built}
     inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
     total = plan.segmentation.effective_nodes
@@ -59,11 +58,11 @@ def make_report(
         versions={
             "python": platform.python_version(),
             **installed_versions(),
-            "backend": f"{backend.flavour} {backend.version}",
-            "targets": " ".join(targets),
+            "backend": f"{builder.backend.flavour} {builder.backend.version}",
+            "targets": " ".join(builder.targets),
         },
         params=dict(params),
-        precision=precision_report(result, backend, targets, accuracy, source.notes),
+        precision=precision,
     )
 
 
@@ -91,5 +90,12 @@ def _engine(segment: SegmentModel, build: SegmentBuild | None, precision: str) -
         seconds=engine.seconds if engine else 0.0,
         layers=engine.layers if engine else 0,
         profiles=tuple(profile_to_json(p) for p in build.profiles) if build else (),
+        arithmetic=build.lowered.arithmetic if build else {},
         lowering=count_by_rule(build.lowered.changes) if build else {},
+        decisions=_decisions(build) if build else (),
     )
+
+
+def _decisions(build: SegmentBuild) -> tuple[tuple[str, str, str], ...]:
+    told = [change for change in build.lowered.changes if change.rule.startswith(("keep-", "skip-", "clamp-"))]
+    return tuple((change.rule, change.target, change.reason) for change in told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,8 @@ from rewriter.report import EngineReport, Report, dtype_name, group_by_reason, s
 
 #: Narrower lines than this break the tables (TF-TRT's rule too).
 MINIMUM_LINE_LENGTH = 80
+#: Reasons shown for what an engine computes in higher precision.
+MAXIMUM_REASONS = 8
 #: Names of native nodes shown for one reason.
 MAXIMUM_NAMES = 3
 
@@ -65,7 +68,8 @@ def precision_lines(report: Report, *, detailed: bool = True) -> list[str]:
     lines = []
     if precision.calibration:
         found = precision.calibration
-        lines.append(f"Calibration: {found['tensors']} ranges by {found['method']} from {found['samples']} inputs")
+        inputs = "1 input batch" if found["samples"] == 1 else f"{found['samples']} input batches"
+        lines.append(f"Calibration: {found['tensors']} ranges by {found['method']} from {inputs}")
     if precision.accuracy:
         lines.append(f"Accuracy: {precision.accuracy['text']}")
     groups: dict[str, list[str]] = {}
@@ -144,6 +148,13 @@ def _engine_details(engine: EngineReport) -> Table:
     table.add_row(f"  {engine.name}", _ops(engine.op_counts.items()))
     if engine.scope:
         table.add_row("    inside", "/".join(engine.scope))
+    if engine.arithmetic:
+        table.add_row("    computes in", ", ".join(f"{name} x{count}" for name, count in engine.arithmetic.items()))
+    reasons = _by_reason(engine)
+    for reason, rules in list(reasons.items())[:MAXIMUM_REASONS]:
+        table.add_row("    left alone", f"{_ops(Counter(rules).items())}: {reason}")
+    if len(reasons) > MAXIMUM_REASONS:
+        table.add_row("", f"and {len(reasons) - MAXIMUM_REASONS} more reasons: trt-rewriter inspect OUT --json")
     for words, lines in (
         ("inputs", _specs(engine.inputs)),
         ("outputs", _specs(engine.outputs)),
@@ -153,6 +164,14 @@ def _engine_details(engine: EngineReport) -> Table:
             table.add_row(f"    {words}", "\n".join(lines))
     table.add_row("", "")
     return table
+
+
+def _by_reason(engine: EngineReport) -> dict[str, list[str]]:
+    """Why nodes were not lowered or not quantised -> the rules, one a node."""
+    reasons: dict[str, list[str]] = {}
+    for rule, node, reason in engine.decisions:
+        reasons.setdefault(reason.replace(repr(node), "'*'"), []).append(rule)
+    return reasons
 
 
 def _native_table(report: Report, detailed: bool) -> Table:

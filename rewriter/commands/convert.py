@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         **conversion_arguments(arguments),
     ) as converter:
         converter.convert(calibration_input_fn(arguments))
-        if not arguments.no_engines:
+        if arguments.no_engines:
+            converter.calibrate()
+        else:
             converter.build(converter.sample_input_fn(shapes))
         converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)
         print_report(console, converter.report)

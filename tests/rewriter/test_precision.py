@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from passes.precision.ranges import RangeTable, TensorRange
 from rewriter import AccuracyTarget, Converter, PrecisionOptions, load
-from rewriter.errors import ArtifactError, ConverterStateError, InputError, InvalidParameterError
+from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.params import ConversionParams
 
 pytestmark = pytest.mark.rtx
@@ -318,10 +318,32 @@ def test_the_converter_gives_functions_of_either_arithmetic(rtx):
     (x,) = (sample["x"] for sample in samples(2)())
     with Converter(model=network(), backend=rtx, progress=False, precision_mode="FP16") as converter:
         native = converter.convert()
-        with pytest.raises(ConverterStateError, match="build"):
-            converter.function("emulate")
-        converter.build(samples(2))
         emulated = converter.function("emulate")
         np.testing.assert_array_equal(converter.function()(x)["y"], native(x)["y"])
     difference = np.abs(emulated(x)["y"] - native(x)["y"]).max()
     assert 1e-6 < difference < TOLERANCES["FP16"]
+
+
+def test_what_int8_computes_is_known_once_it_is_calibrated(rtx, tmp_path):
+    with Converter(model=network(), backend=rtx, progress=False, precision_mode="INT8") as converter:
+        converter.convert(samples(4))
+        with pytest.raises(ConverterStateError, match="call it first"):
+            converter.function("emulate")
+        converter.save(tmp_path / "early")
+        converter.calibrate()
+        converter.save(tmp_path / "calibrated", save_gpu_specific_engines=False)
+    with pytest.raises(ConversionError, match="no range of"):
+        load(tmp_path / "early", execution="emulate")
+    (x,) = (sample["x"] for sample in samples(2)())
+    native, emulated = load(tmp_path / "calibrated"), load(tmp_path / "calibrated", execution="emulate")
+    assert np.abs(emulated(x)["y"] - native(x)["y"]).max() > 1e-6
+
+
+def test_the_report_says_what_nodes_compute_in(rtx, tmp_path):
+    options = PrecisionOptions(keep_nodes=["conv2"], keep_ops=["Softmax"])
+    report = converted(rtx, "INT8", tmp_path / "out", precision=options)[0]
+    (engine,) = report.engines
+    if not rtx.version.startswith("1.4."):
+        assert engine.arithmetic == {"INT8": 2, "FP16": 5, "FP32": 2}
+    assert ("keep-user", "softmax", "named in the precision recipe") in engine.decisions
+    assert report.from_dict(json.loads(report.to_json())).engines == report.engines
