@@ -122,7 +122,7 @@ def make_unit(subject: Subject, mode: str, data: Path, folder: Path, backend: An
     from rewriter import load
 
     artifact = folder / "artifact"
-    with conversion(subject, mode) as converter:
+    with conversion(subject, mode, quantize_ops=_quantised_ops(mode, backend)) as converter:
         check_whole(converter.report)
         converter.save(artifact)
         facts = write_engine(converter, mode, folder, backend)
@@ -138,6 +138,14 @@ def make_unit(subject: Subject, mode: str, data: Path, folder: Path, backend: An
     facts["batch"] = len(subject.samples[0]["image"])
     (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return Unit(folder, data)
+
+
+def _quantised_ops(mode: str, backend: Any) -> tuple[str, ...]:
+    """What the TensorRT that builds can quantise; the one that lowers here may be another."""
+    from passes.precision.recipe import Recipe
+    from rewriter.workarounds import avoid_faults
+
+    return avoid_faults(Recipe.of(MODES[mode][0]), backend.flavour, backend.version)[0].quantize_ops
 
 
 def write_engine(converter: Any, mode: str, folder: Path, backend: Any) -> dict[str, Any]:
