@@ -1,7 +1,7 @@
 """Calibration: ranges of tensors, seen by running the native model on representative inputs.
 
-"minmax" and "percentile" choose as ONNX Runtime's calibrators do, "entropy" as TensorRT's did. Nothing is kept of a
-sample once it was counted, so memory does not grow with their number:
+"minmax" and "percentile" choose as ONNX Runtime's calibrators do, "entropy" as TensorRT's did, but within limits (see
+`calibrating.thresholds`). Nothing is kept of a sample once it was counted, so memory does not grow with their number:
 
 1. Counts lie on a fine grid that doubles with the values (`calibrating.histogram`), and are gathered in the bins of
    the final range at the end. ONNX Runtime's own grid, fed piece by piece, adds bins of the first piece's width, which
@@ -29,10 +29,10 @@ from rewriter.calibrating.thresholds import entropy_range, percentile_range
 from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError
 from rewriter.runtime.inputs import first_line
 
-__all__ = ["METHODS", "calibrate", "fetchable", "read_ranges", "write_ranges"]
+__all__ = ["METHODS", "calibrate", "fetchable", "read_ranges", "suspicious", "write_ranges"]
 
 #: How ranges are chosen.
-METHODS = ("entropy", "percentile", "minmax")
+METHODS = ("percentile", "entropy", "minmax")
 #: Bins of magnitudes over which ranges are searched, and quantised magnitudes that "entropy" compares them with.
 BINS = 2048
 LEVELS = 128
@@ -48,7 +48,7 @@ def calibrate(
     tensors: Sequence[str],
     inputs: Iterable[Mapping[str, np.ndarray]],
     *,
-    method: str = "entropy",
+    method: str = "percentile",
     percentile: float = 99.999,
     progress: Progress | None = None,
 ) -> RangeTable:
@@ -59,8 +59,8 @@ def calibrate(
         tensors: names of values, all of them `fetchable`.
         inputs: feeds by ONNX input name; gone through once. One sample's values of all `tensors` are in memory at
             once, so a smaller batch needs less memory.
-        method: "minmax": the extremes. "entropy": the symmetric range that loses least information. "percentile": the
-            symmetric range that holds `percentile` percent of the values.
+        method: "minmax": the extremes. "percentile": the symmetric range that holds `percentile` percent of the values.
+            "entropy": the symmetric range that loses least information, and at most 1 % of the nonzero values.
         percentile: above 0, at most 100.
         progress: called after every sample.
 
@@ -87,21 +87,52 @@ def calibrate(
     seen: dict[str, Histogram | _Extremes] = {n: _Extremes() if method == "minmax" else Histogram() for n in names}
     infinite: Counter[str] = Counter()
     total = len(inputs) if isinstance(inputs, Sized) else None
-    samples = 0
+    samples = empty = 0
     for samples, feeds in enumerate(inputs, 1):
+        blank = 0
         for name, values in probe.run(samples - 1, feeds):
+            blank += not values.size
             kept, low, high = _finite(name, samples - 1, values)
             if kept.size:
                 seen[name].add(kept, low, high)
             infinite[name] += values.size - kept.size
+        empty += bool(names) and blank == len(names)
+        if blank:
+            logger.warning(
+                "calibration input %d gave no value to %d of %d tensors: is it an empty batch?",
+                samples - 1,
+                blank,
+                len(names),
+            )
         if progress is not None:
             progress(samples, total)
     if not samples:
         raise InputError("the calibration inputs are empty: ranges are learnt from at least one sample")
     ranges = {name: _range(item, method, percentile) for name, item in seen.items() if item.total}
-    _tell(names, ranges, +infinite)
     label = f"percentile {percentile:g}" if method == "percentile" else method
-    return RangeTable(ranges, label, samples)
+    table = RangeTable(ranges, label, samples)
+    _tell(names, table, +infinite, all_empty=empty == samples)
+    return table
+
+
+def suspicious(table: RangeTable, wanted: Iterable[str] = ()) -> list[str]:
+    """What is odd about a calibration, one sentence a finding: for the report.
+
+    Args:
+        table: the result.
+        wanted: tensors that should have a range: those without one are told, too.
+    """
+    inputs = f" in all {table.samples} calibration inputs" if table.samples > 1 else " in calibration"
+    found = [
+        f"tensor {name!r} was 0{inputs}, so any other value is clipped to -1..1: calibrate with typical inputs"
+        for name, values in table.ranges.items()
+        if values.amax == 0
+    ]
+    found += [
+        f"tensor {name!r} has no range: calibration saw no finite value of it (an empty batch, or infinities only)"
+        for name in table.missing(wanted)
+    ]
+    return found
 
 
 def check_method(method: str, percentile: float = 99.999) -> None:
@@ -183,16 +214,19 @@ def _range(seen: Histogram | _Extremes, method: str, percentile: float) -> Tenso
     bounds = (float(seen.minimum), float(seen.maximum))
     if isinstance(seen, Histogram) and seen.amax > 0:
         if method == "entropy":
-            bounds = entropy_range(*seen.absolute(BINS), *bounds, LEVELS)
+            bounds = entropy_range(seen, BINS, LEVELS)
         else:
             bounds = percentile_range(*seen.absolute(BINS), *bounds, percentile)
     return TensorRange(*bounds)
 
 
-def _tell(names: Sequence[str], ranges: Mapping[str, TensorRange], infinite: Mapping[str, int]) -> None:
-    """Logs what is not in the ranges."""
+def _tell(names: Sequence[str], table: RangeTable, infinite: Mapping[str, int], *, all_empty: bool) -> None:
+    """Logs what is odd about the ranges, and what is not in them."""
     for name, count in infinite.items():
         logger.warning("calibration: %d infinite values of tensor %r are left out of its range", count, name)
-    unseen = [name for name in names if name not in ranges]
+    for text in suspicious(table):
+        logger.warning("calibration: %s", text)
+    unseen = table.missing(names)
     if unseen:
-        logger.warning("calibration: no range for %s: no sample gave a finite element", listed(unseen))
+        why = "the calibration inputs are empty batches" if all_empty else "no calibration input gave a finite value"
+        logger.warning("calibration: no range for %s: %s", listed(unseen), why)

@@ -22,14 +22,16 @@ class Histogram:
     Attributes:
         minimum, maximum: the extremes so far (infinities the wrong way round before the first value).
         total: number of values.
+        zeros: how many of them are exactly 0.
     """
 
     def __init__(self) -> None:
         self.minimum = np.inf
         self.maximum = -np.inf
         self.total = 0
+        self.zeros = 0
         self._limit = 0.0
-        self._zeros = 0
+        self._early = 0  # zeros that came before there was a grid
         self._counts = np.zeros(2 * HALF, np.int64)
 
     @property
@@ -48,8 +50,9 @@ class Histogram:
         self.minimum = min(self.minimum, minimum)
         self.maximum = max(self.maximum, maximum)
         self.total += values.size
+        self.zeros += values.size - int(np.count_nonzero(values))
         if self.amax == 0.0:
-            self._zeros += values.size  # there is no grid yet
+            self._early += values.size
             return
         self._reach(self.amax)
         scale = HALF / self._limit
@@ -62,19 +65,29 @@ class Histogram:
         self._counts += counts[:-1]
         self._counts[-1] += counts[-1]  # the last bin includes its upper edge
 
-    def absolute(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of magnitudes in `bins` equal bins over [0, amax] and their edges (float32).
+    @property
+    def width(self) -> float:
+        """Width of a bin of the grid: so far may a count lie from where `absolute` puts it; 0.0 without a grid."""
+        return self._limit / HALF
+
+    def absolute(self, bins: int, high: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of magnitudes in `bins` equal bins over [0, high] and their edges (float32).
 
         Each fine bin goes whole to the bin that its middle lies in.
+
+        Args:
+            bins: number of bins.
+            high: upper end, above 0; what lies beyond is not counted. Default: `amax`, so that nothing does.
         """
         counts = self._counts[HALF:] + self._counts[HALF - 1 :: -1]
-        counts[0] += self._zeros
-        high = self.amax or 1.0
-        width = (self._limit or high) / HALF
-        places = ((np.arange(HALF) + 0.5) * (width * bins / high)).astype(np.intp)
-        coarse = np.zeros(bins, np.int64)
-        np.add.at(coarse, np.minimum(places, bins - 1), counts)
-        return coarse, np.linspace(0.0, high, bins + 1, dtype=np.float32)
+        counts[0] += self._early
+        end = high or self.amax or 1.0
+        places = ((np.arange(HALF) + 0.5) * ((self.width or end / HALF) * bins / end)).astype(np.intp)
+        if high is None:
+            places = np.minimum(places, bins - 1)
+        coarse = np.zeros(bins + 1, np.int64)
+        np.add.at(coarse, np.minimum(places, bins), counts)
+        return coarse[:bins], np.linspace(0.0, end, bins + 1, dtype=np.float32)
 
     def _reach(self, amax: float) -> None:
         """Widens the grid until it covers `amax`."""

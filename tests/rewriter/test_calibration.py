@@ -16,8 +16,17 @@ from passes import model as models
 from passes.infer_shapes import InferShapes
 from passes.precision.ranges import RangeTable, TensorRange
 from rewriter.calibrating.histogram import HALF, Histogram
-from rewriter.calibrating.thresholds import entropy_range, percentile_range
-from rewriter.calibration import BINS, METHODS, calibrate, check_method, fetchable, read_ranges, write_ranges
+from rewriter.calibrating.thresholds import divergences_of, entropy_range, percentile_range
+from rewriter.calibration import (
+    BINS,
+    METHODS,
+    calibrate,
+    check_method,
+    fetchable,
+    read_ranges,
+    suspicious,
+    write_ranges,
+)
 from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError, SourceError
 
 NET = """
@@ -123,28 +132,90 @@ class TestAgainstOnnxRuntime:
         assert percentile_range(counts, edges, low, high, 99.0) == pytest.approx(expected)
 
 
+def _counted(values):
+    values = np.asarray(values, np.float32)
+    histogram = Histogram()
+    histogram.add(values, float(values.min()), float(values.max()))
+    return histogram
+
+
+def _entropy(values, bins=BINS, levels=128):
+    return max(map(abs, entropy_range(_counted(values), bins, levels)))
+
+
+#: Where the divergence alone would throw nearly all values away, and where it may not throw anything away.
+UNCUT = {
+    "one-sided": lambda r, n: r.uniform(0.5, 1, n),
+    "sigmoid": lambda r, n: 1 / (1 + np.exp(-r.standard_normal(n))),
+    "far from zero": lambda r, n: r.normal(10, 1, n),
+    "whole": lambda r, n: r.integers(-3, 4, n),
+    "pixels": lambda r, n: r.integers(0, 256, n),
+    "bernoulli": lambda r, n: r.integers(0, 2, n),
+    "one-hot": lambda r, n: np.arange(n) % 1000 == 0,
+    "constant": lambda r, n: np.full(n, 5.0),
+    "softmax": lambda r, n: (e := np.exp(6 * r.standard_normal((n // 1000, 1000)))) / e.sum(1, keepdims=True),
+}
+
+
 class TestEntropy:
     @settings(max_examples=12, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1), kind=KINDS)
     def test_the_quick_form_is_the_rule(self, seed, kind):
         values = _draw(kind, seed, 2000)
-        counts, edges = np.histogram(np.abs(values), 100, range=(0, float(np.abs(values).max())))
-        bound = entropy_range(counts, edges, -1e9, 1e9, 16)[1]
-        divergences = _divergences(counts, 16)
-        chosen = int(np.argmin(np.abs(edges - bound)))
-        assert divergences[chosen] == pytest.approx(min(divergences.values()), abs=1e-9)
+        counts, _ = np.histogram(np.abs(values), 100, range=(0, float(np.abs(values).max())))
+        ends = np.arange(16, 101)
+        bins = counts.astype(float)
+        bins[0] = bins[1]
+        found = dict(zip(ends.tolist(), divergences_of(bins, ends, 16).tolist(), strict=True))
+        expected = _divergences(counts, 16)
+        assert {end: found[end] for end in expected} == pytest.approx(expected, abs=1e-9)
+        # What lies beyond the bins counts as if there were bins for it.
+        inside = divergences_of(bins[:60], np.arange(16, 61), 16, int(bins[60:].sum()))
+        assert inside == pytest.approx(divergences_of(bins, np.arange(16, 61), 16), abs=1e-9)
+
+    @pytest.mark.parametrize("size", [2000, 60_000])
+    @pytest.mark.parametrize("kind", UNCUT)
+    def test_values_on_few_points_or_far_from_zero_are_kept(self, kind, size):
+        values = UNCUT[kind](np.random.default_rng(0), size).astype(np.float32).reshape(-1)
+        assert _entropy(values) > 0.95 * values.max()
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        kind=st.sampled_from(["normal", "laplace", "relu", "cauchy", "uniform", "lognormal", *UNCUT]),
+        size=st.sampled_from([1000, 2000, 20_000]),
+        pieces=st.integers(1, 3),
+    )
+    def test_at_most_one_percent_of_the_nonzero_values_is_lost(self, seed, kind, size, pieces):
+        random = np.random.default_rng(seed)
+        if kind in UNCUT:
+            values = UNCUT[kind](random, size).astype(np.float32).reshape(-1)
+        elif kind == "lognormal":
+            values = random.lognormal(0, 3, size).astype(np.float32)
+        else:
+            values = _draw(kind, seed, size)
+        histogram = Histogram()
+        for part in np.array_split(values, pieces):
+            histogram.add(part, float(part.min()), float(part.max()))
+        low, high = entropy_range(histogram, BINS, 128)
+        lost = (values < low - 1e-6 * abs(low)) | (values > high + 1e-6 * abs(high))
+        assert np.count_nonzero(lost) <= 0.01 * np.count_nonzero(values)
+
+    def test_heavy_tails_and_outliers_are_cut(self):
+        random = np.random.default_rng(0)
+        lone = random.standard_normal(100_000)
+        lone[7] = 1000
+        assert 4 < _entropy(lone) < 20
+        for tail in (random.standard_t(3, 100_000), random.lognormal(0, 2, 100_000)):
+            assert _entropy(tail) < 0.5 * np.abs(tail).max()
 
     def test_relu_keeps_most_of_its_range(self):
         values = _draw("relu", 0, 400_000)
-        histogram = Histogram()
-        histogram.add(values, 0.0, float(values.max()))
-        assert entropy_range(*histogram.absolute(BINS), 0.0, float(values.max()), 128)[1] > 0.85 * values.max()
+        assert _entropy(values) > 0.85 * values.max()
 
     def test_uniform_values_are_not_cut(self):
         values = _draw("uniform", 0, 100_000)
-        histogram = Histogram()
-        histogram.add(values, float(values.min()), float(values.max()))
-        assert entropy_range(*histogram.absolute(BINS), -9.0, 9.0, 128)[1] > 0.99 * values.max()
+        assert _entropy(values) > 0.99 * values.max()
 
 
 def _divergences(counts, levels):
@@ -257,6 +328,15 @@ class TestRanges:
         assert table.ranges["y"] == TensorRange(0.0, 0.0)
         assert table.ranges["x"].amax == pytest.approx(1.0, rel=1e-3)
 
+    def test_always_zero_is_suspicious(self, caplog):
+        model = _model('<ir_version: 10, opset_import: ["": 18]> g (float[4] x) => (float[4] y) { y = Relu(x) }')
+        with caplog.at_level(logging.WARNING):
+            table = calibrate(model, ["x", "y"], [{"x": -np.ones(4, np.float32)}] * 2)
+        (told,) = suspicious(table)
+        assert told.startswith("tensor 'y' was 0 in all 2 calibration inputs, so any other value is clipped to -1..1")
+        assert told in caplog.text
+        assert suspicious(RangeTable()) == []
+
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("value", [5.0, -5.0])
     def test_always_the_same(self, method, value, tmp_path):
@@ -321,9 +401,8 @@ class TestOddValues:
         with caplog.at_level(logging.WARNING):
             table = calibrate(_model(MASKED), ["y", "z"], feeds, method=method, percentile=100)
         assert np.isfinite([table.ranges["y"].minimum, table.ranges["y"].maximum]).all()
-        if method != "entropy":  # it cuts outliers of so few values
-            assert table.ranges["y"].maximum == pytest.approx(2.0)
-            assert table.ranges["z"].minimum == pytest.approx(-2.0)
+        assert table.ranges["y"].maximum == pytest.approx(2.0)
+        assert table.ranges["z"].minimum == pytest.approx(-2.0)
         assert "2 infinite values of tensor 'y' are left out" in caplog.text
 
     @pytest.mark.parametrize("method", METHODS)
@@ -338,9 +417,17 @@ class TestOddValues:
         with caplog.at_level(logging.WARNING):
             table = calibrate(_model(MASKED), ["x", "y"], [empty, empty], method=method)
         assert table.missing(["x", "y"]) == ("x", "y")
-        assert "no range for 'x', 'y'" in caplog.text
+        assert "no range for 'x', 'y': the calibration inputs are empty batches" in caplog.text
+        assert suspicious(table, ["x", "y"])[0].startswith("tensor 'x' has no range")
         table = calibrate(_model(MASKED), ["x", "y"], [empty, {"x": np.ones(2, np.float32)}], method=method)
         assert table.ranges["x"].maximum == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_tensor_without_finite_values_is_told_apart_from_empty_batches(caplog):
+    with caplog.at_level(logging.WARNING):
+        calibrate(_model(MASKED), ["x", "y"], [{"x": np.zeros(3, np.float32)}, {"x": np.zeros(0, np.float32)}])
+    assert "no range for 'y': no calibration input gave a finite value" in caplog.text
+    assert "calibration input 1 gave no value to 2 of 2 tensors: is it an empty batch?" in caplog.text
 
 
 class TestRefused:
