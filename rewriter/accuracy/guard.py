@@ -285,6 +285,11 @@ class _Runs:
 def _search(runs: _Runs, budget: int) -> tuple[dict[str, str], bool]:
     """(node to keep -> reason, whether the runs allowed were used up)."""
     guilty, exhausted = tuple(runs.nodes), False
+    spent = f"{runs.recipe.label}: the runs allowed ({budget}) were used up before this node was tried"
+    if runs.count >= budget:  # asking whether the float type alone is enough took them all
+        if runs.judge(runs.all, "all").passed:  # known by then
+            return {}, False
+        return dict.fromkeys((node for nodes in runs.nodes.values() for node in nodes), spent), True
     ideal = runs.target.judge(runs.native, runs.native).excess
     if len(runs.nodes) > 1:
         found = find_guilty(guilty, lambda names: runs.score(runs.of(names), "segments"), max(budget // 2, 1), ideal)
@@ -293,8 +298,7 @@ def _search(runs: _Runs, budget: int) -> tuple[dict[str, str], bool]:
     free = runs.all.difference(units)
     if not units:
         return {}, False
-    if runs.count >= budget and len(runs.nodes) > 1:
-        spent = f"{runs.recipe.label}: the runs allowed ({budget}) were used up before this node was tried"
+    if runs.count >= budget:
         return dict.fromkeys(units, spent), True
     if free:
         ideal = runs.judge(free, "segments").excess  # measured before: the first search ended there

@@ -33,3 +33,12 @@ def test_idle_entries_are_told_with_the_likely_name(caplog):
         "node_denylist: no node's name contains 'tail'",
     ]
     assert len(caplog.records) == 4
+
+
+def test_idle_entries_of_precision_options_are_told_by_their_names():
+    found = idle_entries(MODEL, keep_ops=["Softmax", "Conv2D"], keep_nodes=["tail"])
+    assert [(failure.stage, failure.target, failure.kind) for failure in found] == [
+        ("precision", "keep_ops", "idle"),
+        ("precision", "keep_nodes", "idle"),
+    ]
+    assert "did you mean 'Conv'?" in found[0].reason

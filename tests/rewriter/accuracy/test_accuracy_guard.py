@@ -152,6 +152,38 @@ def test_a_small_budget_keeps_more_but_meets_the_target(segments, budget):
     assert all(reason.startswith("FP16: ") for reason in result.kept.values())
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("always", [0.0, 5.0])
+def test_a_budget_that_the_question_for_the_rung_uses_up(segments, budget, count, always):
+    """INT8 asks whether FP16 alone would do: after that there may be no run left to search with."""
+    recipe = Recipe.of("INT8", quantize_ops=("Exp", "Abs"))
+    runs = []
+
+    def evaluate(recipe):
+        runs.append(recipe)
+        quantised = {"n_b", "n_e"} - recipe.unquantized - recipe.kept
+        floats = {"n_a", "n_b", "n_c"} - recipe.kept
+        return [{"y": NATIVE[0]["y"] + np.float32(5 * ("n_b" in quantised) + always * bool(floats))}]
+
+    result = guard(TARGET, segments[:count], recipe, evaluate, NATIVE, budget=budget)
+    assert result.after.passed
+    assert result.report.rung == ("kept" if always else "unquantized")
+    assert "n_b" in result.kept
+    assert result.report.runs == len(runs) <= max(budget, 2) + 1
+    if budget < 3:
+        assert result.report.exhausted
+        assert set(result.kept.values()) == {
+            f"INT8+FP16: the runs allowed ({budget}) were used up before this node was tried"
+        }
+
+
+def test_one_run_is_enough_for_a_target_that_is_met(segments):
+    recipe = Recipe.of("INT8", quantize_ops=("Exp", "Abs"))
+    result = guard(TARGET, segments, recipe, Emulation({}), NATIVE, budget=1)
+    assert (dict(result.kept), result.report.runs, result.report.exhausted) == ({}, 1, False)
+
+
 def test_everything_kept_is_run_as_well(segments):
     emulation = Emulation(dict.fromkeys(("n_a", "n_b", "n_c", "n_s", "n_e", "n_f", "n_y"), 5.0))
     result = guard(TARGET, segments, Recipe.of("FP16"), emulation, NATIVE)
