@@ -99,7 +99,7 @@ def calibrate(
         empty += bool(names) and blank == len(names)
         if blank:
             logger.warning(
-                "calibration input %d gave no value to %d of %d tensors: is it an empty batch?",
+                "calibration input batch %d gave no value to %d of %d tensors: is it empty?",
                 samples - 1,
                 blank,
                 len(names),
@@ -122,7 +122,7 @@ def suspicious(table: RangeTable, wanted: Iterable[str] = ()) -> list[str]:
         table: the result.
         wanted: tensors that should have a range: those without one are told, too.
     """
-    inputs = f" in all {table.samples} calibration inputs" if table.samples > 1 else " in calibration"
+    inputs = f" in all {table.samples} calibration input batches" if table.samples > 1 else " in calibration"
     found = [
         f"tensor {name!r} was 0{inputs}, so any other value is clipped to -1..1: calibrate with typical inputs"
         for name, values in table.ranges.items()
@@ -228,5 +228,7 @@ def _tell(names: Sequence[str], table: RangeTable, infinite: Mapping[str, int], 
         logger.warning("calibration: %s", text)
     unseen = table.missing(names)
     if unseen:
-        why = "the calibration inputs are empty batches" if all_empty else "no calibration input gave a finite value"
+        why = (
+            "all calibration input batches are empty" if all_empty else "no calibration input batch gave a finite value"
+        )
         logger.warning("calibration: no range for %s: %s", listed(unseen), why)

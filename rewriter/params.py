@@ -185,7 +185,11 @@ def check_precision_mode(mode: object) -> str:
     Raises:
         InvalidParameterError: unknown.
     """
-    return check_choice("precision_mode", mode, TrtPrecisionMode.supported_precision_modes()).upper()
+    known = TrtPrecisionMode.supported_precision_modes()
+    if not isinstance(mode, str) or mode not in known:
+        words = ", ".join(word for word in known if word.isupper())
+        raise InvalidParameterError(f"precision_mode must be one of {words}, in either case, not {mode!r}")
+    return mode.upper()
 
 
 def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
+from rewriter import manifest as manifests
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.backends.base import Backend
 from rewriter.calibration import calibrate, fetchable, read_ranges
-from rewriter.errors import InvalidParameterError
+from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.lowering import Lowering, Needs, find_needs
 from rewriter.params import ConversionParams, check_kind
 from rewriter.precision import PrecisionOptions
 from rewriter.progress import ProgressEvent, Stages
-from rewriter.runtime.inputs import iterate_samples, sample_feeds
+from rewriter.runtime.inputs import first_line, iterate_samples, sample_feeds
 from rewriter.source import Signature
 from rewriter.workarounds import avoid_faults
 
@@ -75,11 +77,11 @@ class PrecisionPlan:
         if not self.recipe.quantizes:
             unneeded = f"precision_mode={self.recipe.mode!r} needs no calibration"
         elif not self.use_calibration:
-            unneeded = "use_calibration is False"
+            unneeded = "use_calibration is False (--no-calibration)"
         elif self.table is not None:
-            unneeded = "the ranges are given as calibration="
+            unneeded = "the ranges are given as calibration= (--calibration)"
         if unneeded:
-            raise InvalidParameterError(f"leave calibration_input_fn out: {unneeded}")
+            raise InvalidParameterError(f"leave calibration_input_fn (--calibration-inputs) out: {unneeded}")
         if not callable(input_fn):
             raise InvalidParameterError(
                 f"calibration_input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
@@ -97,20 +99,23 @@ class PrecisionPlan:
         missing = known.missing(needs.required)
         if not self.use_calibration and missing:
             raise InvalidParameterError(
-                f"use_calibration is False, but {_tensors(missing)} no range in the model: quantise the model in "
-                "training (fake quantisation or Q/DQ), exclude the nodes (keep_ops, keep_nodes), or calibrate"
+                f"use_calibration is False (--no-calibration), but {_tensors(missing)} no range in the model: quantise "
+                "the model in training (fake quantisation or Q/DQ), exclude the nodes (keep_ops, keep_nodes), or "
+                "calibrate"
             )
         if self.table is not None:
             reachable = fetchable(model)
             absent = [name for name in missing if name in reachable]
             if absent:
                 raise InvalidParameterError(
-                    f"calibration= was made for another model: {_tensors(absent)} no range in it; calibrate again"
+                    f"calibration= (--calibration) was made for another model: {_tensors(absent)} no range in it; "
+                    "calibrate again"
                 )
         elif self.use_calibration and needs.required and self.input_fn is None:
             raise InvalidParameterError(
-                f"precision_mode={self.recipe.mode!r} needs calibration_input_fn: {_tensors(needs.required)} no "
-                "range yet; give convert() a function that yields typical inputs, or calibration= an earlier result"
+                f"precision_mode={self.recipe.mode!r} needs calibration_input_fn (--calibration-inputs): "
+                f"{_tensors(needs.required)} no range yet; give typical inputs, or an earlier result as calibration= "
+                "(--calibration)"
             )
         return needs
 
@@ -127,7 +132,9 @@ class PrecisionPlan:
                 model,
                 signature,
                 segments,
-                lambda done, total: stages.emit(ProgressEvent("calibration", done, total or 0, f"{done} inputs")),
+                lambda done, total: stages.emit(
+                    ProgressEvent("calibration", done, total or 0, f"{done} input batches")
+                ),
             )
         if self.accuracy is None:
             return found, None
@@ -190,7 +197,9 @@ def make_precision_plan(
         )
     table = check_calibration(calibration)
     if table is not None and not recipe.quantizes:
-        raise InvalidParameterError(f"leave calibration out: precision_mode={recipe.mode!r} needs no ranges")
+        raise InvalidParameterError(
+            f"leave calibration (--calibration) out: precision_mode={recipe.mode!r} needs no ranges"
+        )
     return PrecisionPlan(recipe, options, params.use_calibration, table, accuracy=target)
 
 
@@ -199,7 +208,7 @@ def check_calibration(value: object) -> RangeTable | None:
 
     Raises:
         InvalidParameterError: it is none of these.
-        ArtifactError: the file is damaged.
+        ArtifactError: the file is damaged, or is not what the artifact's manifest says.
     """
     if value is None or isinstance(value, RangeTable):
         return value
@@ -208,7 +217,34 @@ def check_calibration(value: object) -> RangeTable | None:
             f"calibration must be a RangeTable or a path to calibration.json, not {type(value).__name__}"
         )
     path = Path(value)
-    return read_ranges(path / "calibration.json" if path.is_dir() else path)
+    return _artifact_ranges(path) if path.is_dir() else read_ranges(path)
+
+
+def _artifact_ranges(folder: Path) -> RangeTable:
+    """The ranges of an artifact, if they are those that were saved with it.
+
+    Raises:
+        ArtifactError: it is no artifact, holds no ranges, or they were changed.
+    """
+    try:
+        data = json.loads((folder / manifests.MANIFEST_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"calibration: {folder} is no artifact ({manifests.MANIFEST_FILE}: {first_line(error)}): give an artifact "
+            f"or the path of a {manifests.RANGES_FILE}"
+        ) from error
+    record = manifests.manifest_from_json(data, str(folder)).files.get(manifests.RANGES_FILE)
+    if record is None:
+        raise ArtifactError(f"calibration: {folder} holds no {manifests.RANGES_FILE}: nothing was calibrated for it")
+    path = folder / manifests.RANGES_FILE
+    table = read_ranges(path)
+    if manifests.hash_file(path) != record:
+        raise ArtifactError(
+            f"{folder}: {manifests.RANGES_FILE} is not the file that was saved (its sha256 differs from "
+            f"{manifests.MANIFEST_FILE}): save the artifact again, or give the path of the file itself to use it as "
+            "it is"
+        )
+    return table
 
 
 def _tensors(names: Sequence[str]) -> str:

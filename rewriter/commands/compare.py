@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passes.precision.recipe import QUANTIZED_MODES
 from rewriter.commands.npz import read_npz
 from rewriter.commands.options import parse_shapes, words
 from rewriter.errors import ConversionError, InvalidParameterError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Largest relative difference between the source and its native run that passes unless the user says otherwise.
 NATIVE_TOLERANCE = 1e-4
+_MADE_UP = "made-up inputs say little about calibrated ranges (INT8, FP8): give --inputs with typical data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +103,7 @@ def _compare(
     precisions = engine_precisions(artifact)
     runners: dict[str, Runner] = {"source": reference.run}
     said = {"source": reference.origin, "native": f"{artifact.path}, every node in ONNX Runtime"}
-    notes = []
+    notes = input_notes(precisions, given)
     with load(artifact.path, execution="native") as native:
         runners["native"] = lambda inputs: native(**inputs)
         if not precisions:
@@ -119,6 +121,17 @@ def engine_precisions(artifact: Artifact) -> tuple[str, ...]:
 
     labels = {read_attributes(node).precision for _, node in engine_nodes(artifact.model.proto)}
     return tuple(sorted(labels - {"FP32", "TF32"}))
+
+
+def input_notes(precisions: Sequence[str], given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must be known about the inputs to read the figures.
+
+    Args:
+        precisions: what the engines compute in.
+        given: the user's inputs; none when they are made up.
+    """
+    quantised = any(mode in QUANTIZED_MODES for label in precisions for mode in label.split("+"))
+    return [_MADE_UP] if quantised and not given else []
 
 
 def pairs(precisions: Sequence[str], tolerance: float | None) -> tuple[Pair, ...]:

@@ -12,6 +12,9 @@ from rewriter.errors import InvalidParameterError
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, TrtPrecisionMode
 from rewriter.precision import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
 
+#: Samples in one calibration run unless the user says otherwise.
+CALIBRATION_BATCH = 8
+
 
 def add_precision_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--precision-mode` and what goes with it."""
@@ -28,8 +31,9 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
     add("--keep-nodes", action="append", default=[], help="regular expression on node names; may be repeated")
     add(
         "--float-type",
+        type=str.upper,
         choices=FLOAT_TYPES,
-        help="INT8 and FP8: what nodes that are not quantised compute in (default FP16)",
+        help="INT8 and FP8: what nodes that are not quantised compute in, in either case (default FP16)",
     )
     add(
         "--int4-block", type=int, default=0, help="store MatMul weights in 4 bits, so many to a scale (16, 32, 64, 128)"
@@ -39,10 +43,27 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
         metavar="IN.npz",
         help="INT8 and FP8: typical inputs, one array an input, [samples, ...]",
     )
-    add("--calibration-batch", type=int, default=8, help="samples in one calibration run (default 8)")
+    add(
+        "--calibration-batch",
+        type=int,
+        metavar="N",
+        help=f"samples in one calibration run, at least 1 (default {CALIBRATION_BATCH}); with --calibration-inputs",
+    )
     add("--calibration", metavar="RANGES", help="a calibration.json, or an artifact that holds one, to use again")
-    add("--calibration-method", choices=CALIBRATION_METHODS, default=defaults.calibration_method)
-    add("--percentile", type=float, default=defaults.percentile, help="of --calibration-method percentile")
+    add(
+        "--calibration-method",
+        choices=CALIBRATION_METHODS,
+        default=defaults.calibration_method,
+        help="INT8 and FP8: how ranges are chosen: percentile clips the largest magnitudes, entropy loses least "
+        f"information, minmax clips nothing (default {defaults.calibration_method})",
+    )
+    add(
+        "--percentile",
+        type=float,
+        default=defaults.percentile,
+        help="percentage of values that --calibration-method percentile keeps, above 50 and at most 100 (default "
+        f"{defaults.percentile:g})",
+    )
     add("--no-calibration", action="store_true", help="all ranges must be in the model already (fake quantisation)")
     add(
         "--asymmetric",
@@ -76,11 +97,14 @@ def calibration_input_fn(arguments: argparse.Namespace) -> Callable[[], Iterator
 
     Raises:
         InputError: the file cannot be read, or its arrays do not go together.
-        InvalidParameterError: `--calibration-batch` is less than 1.
+        InvalidParameterError: `--calibration-batch` is less than 1, or there are no inputs to divide.
     """
-    if arguments.calibration_batch < 1:
-        raise InvalidParameterError(f"--calibration-batch must be at least 1, not {arguments.calibration_batch}")
-    if arguments.calibration_inputs is None:
-        return None
+    size = arguments.calibration_batch
+    if size is not None and size < 1:
+        raise InvalidParameterError(f"--calibration-batch must be at least 1, not {size}")
     path = arguments.calibration_inputs
-    return batches(read_npz(path), arguments.calibration_batch, path)
+    if path is None:
+        if size is not None:
+            raise InvalidParameterError("--calibration-batch goes with --calibration-inputs: leave it out")
+        return None
+    return batches(read_npz(path), size or CALIBRATION_BATCH, path)

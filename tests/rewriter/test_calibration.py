@@ -333,7 +333,9 @@ class TestRanges:
         with caplog.at_level(logging.WARNING):
             table = calibrate(model, ["x", "y"], [{"x": -np.ones(4, np.float32)}] * 2)
         (told,) = suspicious(table)
-        assert told.startswith("tensor 'y' was 0 in all 2 calibration inputs, so any other value is clipped to -1..1")
+        assert told.startswith(
+            "tensor 'y' was 0 in all 2 calibration input batches, so any other value is clipped to -1..1"
+        )
         assert told in caplog.text
         assert suspicious(RangeTable()) == []
 
@@ -417,7 +419,7 @@ class TestOddValues:
         with caplog.at_level(logging.WARNING):
             table = calibrate(_model(MASKED), ["x", "y"], [empty, empty], method=method)
         assert table.missing(["x", "y"]) == ("x", "y")
-        assert "no range for 'x', 'y': the calibration inputs are empty batches" in caplog.text
+        assert "no range for 'x', 'y': all calibration input batches are empty" in caplog.text
         assert suspicious(table, ["x", "y"])[0].startswith("tensor 'x' has no range")
         table = calibrate(_model(MASKED), ["x", "y"], [empty, {"x": np.ones(2, np.float32)}], method=method)
         assert table.ranges["x"].maximum == pytest.approx(1.0, rel=1e-3)
@@ -426,8 +428,8 @@ class TestOddValues:
 def test_a_tensor_without_finite_values_is_told_apart_from_empty_batches(caplog):
     with caplog.at_level(logging.WARNING):
         calibrate(_model(MASKED), ["x", "y"], [{"x": np.zeros(3, np.float32)}, {"x": np.zeros(0, np.float32)}])
-    assert "no range for 'y': no calibration input gave a finite value" in caplog.text
-    assert "calibration input 1 gave no value to 2 of 2 tensors: is it an empty batch?" in caplog.text
+    assert "no range for 'y': no calibration input batch gave a finite value" in caplog.text
+    assert "calibration input batch 1 gave no value to 2 of 2 tensors: is it empty?" in caplog.text
 
 
 class TestRefused:

@@ -155,3 +155,13 @@ def test_tolerances_follow_the_lowest_precision():
     assert limits((), None) == [("source", "native", 1e-4)]
     assert limits(("FP16", "INT8+FP16"), None)[1:] == [("native", "emulated", 0.1), ("source", "emulated", 0.1)]
     assert {limit for _, _, limit in limits(("BF16",), 0.5)} == {0.5}
+
+
+@pytest.mark.parametrize("precision", ["INT8+FP16", "FP8"])
+def test_made_up_inputs_are_told_for_calibrated_ranges(precision):
+    from rewriter.commands.compare import input_notes
+
+    (note,) = input_notes((precision,), [])
+    assert "give --inputs with typical data" in note
+    assert input_notes((precision,), [{"x": np.zeros(1)}]) == []
+    assert input_notes(("FP16", "BF16"), []) == []

@@ -9,9 +9,11 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from passes.precision.ranges import RangeTable, TensorRange
+from passes.precision.recipe import QUANTIZED_OPS, Recipe
 from rewriter import AccuracyTarget, Converter, PrecisionOptions, load
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.params import ConversionParams
+from rewriter.precision_plan import check_calibration
 
 pytestmark = pytest.mark.rtx
 #: Largest relative difference from float32 that each mode may make on the network below.
@@ -103,7 +105,7 @@ def test_the_artifact_says_what_it_was_lowered_with(rtx, tmp_path):
     assert {engine["precision"] for engine in manifest["engines"]} <= {"INT8+FP16"}
     table = RangeTable.from_json((tmp_path / "out" / "calibration.json").read_text())
     assert set(table.ranges) == {"x", "r1", "f"}
-    assert (table.method, table.samples) == ("entropy", 2)
+    assert (table.method, table.samples) == ("percentile 99.999", 2)
 
 
 def test_ranges_are_used_again_without_data(rtx, tmp_path):
@@ -158,8 +160,16 @@ def test_without_dynamic_shapes_calibration_runs_in_convert(rtx):
 @pytest.mark.parametrize(
     ("options", "input_fn", "message"),
     [
-        ({"precision_mode": "INT8"}, None, "needs calibration_input_fn: the tensors 'x', 'r1', 'f' have no range yet"),
-        ({"precision_mode": "FP16"}, samples(1), "leave calibration_input_fn out: precision_mode='FP16' needs no"),
+        (
+            {"precision_mode": "INT8"},
+            None,
+            "needs calibration_input_fn (--calibration-inputs): the tensors 'x', 'r1', 'f' have no range yet",
+        ),
+        (
+            {"precision_mode": "FP16"},
+            samples(1),
+            "leave calibration_input_fn (--calibration-inputs) out: precision_mode='FP16' needs no",
+        ),
         ({"precision_mode": "INT8", "use_calibration": False}, samples(1), "use_calibration is False"),
         ({"precision_mode": "INT8", "use_calibration": False}, None, "the tensors 'x', 'r1', 'f' have no range in"),
         ({"precision_mode": "INT8", "calibration": RangeTable()}, samples(1), "the ranges are given as calibration="),
@@ -173,7 +183,7 @@ def test_without_dynamic_shapes_calibration_runs_in_convert(rtx):
 )
 def test_calibration_inputs_are_wanted_exactly_when_needed(rtx, options, input_fn, message):
     converter = Converter(model=network(), backend=rtx, progress=False, **options)
-    with converter, pytest.raises(InvalidParameterError, match=message.replace("(", r"\(")):
+    with converter, pytest.raises(InvalidParameterError, match=message.replace("(", r"\(").replace(")", r"\)")):
         converter.convert(input_fn)
 
 
@@ -195,10 +205,18 @@ def test_no_calibration_inputs_at_all_are_told(rtx):
     ("options", "message"),
     [
         ({"precision": PrecisionOptions(float_type="FP16")}, "goes with precision_mode INT8 or FP8; for FP32"),
-        ({"precision": PrecisionOptions(calibration_method="best")}, "calibration_method must be one of entropy"),
+        ({"precision": PrecisionOptions(calibration_method="best")}, "calibration_method must be one of percentile"),
         ({"precision": PrecisionOptions(percentile=50)}, "percentile must be above 50"),
         ({"precision": PrecisionOptions(int4_block=17)}, "int4_block must be 0 or one of 16, 32"),
         ({"precision": PrecisionOptions(asymmetric="ignore")}, "asymmetric must be one of symmetrise, refuse"),
+        (
+            {"precision": PrecisionOptions(float_type="half")},
+            "float_type must be one of FP32, FP16, BF16, in either case",
+        ),
+        ({"precision": PrecisionOptions(float_type=16)}, "float_type must be one of FP32"),
+        ({"precision": PrecisionOptions(percentile=True)}, "percentile must be above 50"),
+        ({"precision": PrecisionOptions(int4_block=16.0)}, "int4_block must be 0 or one of 16, 32"),
+        ({"precision": PrecisionOptions(int4_block=False)}, "int4_block must be 0 or one of 16, 32"),
         ({"precision": PrecisionOptions(keep_ops="Conv")}, "keep_ops must be a list"),
         ({"precision": PrecisionOptions(keep_nodes=["("])}, "not a regular expression"),
         ({"precision": PrecisionOptions(quantize_ops=["Relu"])}, "quantize_ops must be one of Conv"),
@@ -207,8 +225,60 @@ def test_no_calibration_inputs_at_all_are_told(rtx):
     ],
 )
 def test_bad_options_are_told_at_once(rtx, options, message):
-    with pytest.raises(InvalidParameterError, match=message.replace("(", r"\(")):
+    with pytest.raises(InvalidParameterError, match=message.replace("(", r"\(").replace(")", r"\)")):
         Converter(model=network(), backend=rtx, progress=False, **options)
+
+
+NOT_QUANTISED = "goes with precision_mode INT8 or FP8; for FP16 leave it out"
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "message"),
+    [
+        (
+            "FP16",
+            {"calibration_method": "minmax"},
+            f"calibration_method='minmax' (--calibration-method) {NOT_QUANTISED}",
+        ),
+        ("FP16", {"percentile": 99.0}, f"percentile=99.0 (--percentile) {NOT_QUANTISED}"),
+        ("FP16", {"quantize_ops": ["Conv"]}, f"quantize_ops=['Conv'] {NOT_QUANTISED}"),
+        ("FP16", {"asymmetric": "refuse"}, f"asymmetric='refuse' (--asymmetric) {NOT_QUANTISED}"),
+        (
+            "INT8",
+            {"calibration_method": "minmax", "percentile": 99.0},
+            "percentile=99.0 (--percentile) goes with calibr",
+        ),
+        ("FP32", {"keep_ops": ["Conv"]}, "keep_ops=['Conv'] (--keep-ops) means nothing for FP32, which lowers no node"),
+        ("TF32", {"keep_nodes": ["conv"]}, "keep_nodes=['conv'] (--keep-nodes) means nothing for TF32"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(mode, options, message):
+    with pytest.raises(InvalidParameterError) as caught:
+        PrecisionOptions(**options).recipe(mode)
+    assert message in str(caught.value)
+
+
+def test_options_that_mean_something_are_taken():
+    assert PrecisionOptions(float_type="bf16").recipe("INT8").float_type == "BF16"
+    assert PrecisionOptions(keep_ops=["Conv"], int4_block=32).recipe("FP32").keep_ops == ("Conv",)
+    assert PrecisionOptions(quantize_ops=list(QUANTIZED_OPS), keep_ops=[]).recipe("FP32") == Recipe.of("FP32")
+    assert PrecisionOptions(percentile=99).recipe("FP8").quantizes
+
+
+def test_ranges_of_an_artifact_are_checked(rtx, tmp_path):
+    folder = tmp_path / "out"
+    converted(rtx, "INT8", folder)
+    path = folder / "calibration.json"
+    table = check_calibration(folder)
+    path.write_text(path.read_text().replace('"samples": 2', '"samples": 3'))
+    with pytest.raises(ArtifactError, match=r"calibration\.json is not the file that was saved"):
+        check_calibration(str(folder))
+    assert check_calibration(path).ranges == table.ranges
+    with pytest.raises(ArtifactError, match="is no artifact"):
+        check_calibration(tmp_path)
+    converted(rtx, "FP16", tmp_path / "half")
+    with pytest.raises(ArtifactError, match=r"holds no calibration\.json"):
+        check_calibration(tmp_path / "half")
 
 
 def test_a_calibration_file_that_is_none_is_told(rtx, tmp_path):
@@ -310,7 +380,9 @@ def test_an_accuracy_target_of_another_kind_is_told(rtx):
 def test_what_means_nothing_to_fp32_is_told(rtx):
     with pytest.raises(InvalidParameterError, match="leave accuracy out: precision_mode='FP32' lowers nothing"):
         Converter(model=network(), backend=rtx, accuracy=AccuracyTarget([np.zeros((1, 3, 8, 8))], max_rel_diff=1))
-    with pytest.raises(InvalidParameterError, match="leave calibration out: precision_mode='FP32' needs no ranges"):
+    with pytest.raises(
+        InvalidParameterError, match=r"leave calibration \(--calibration\) out: precision_mode='FP32' needs no ranges"
+    ):
         Converter(model=network(), backend=rtx, calibration=RangeTable())
 
 
