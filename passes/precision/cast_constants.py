@@ -78,10 +78,16 @@ class Constants:
         """True when rounding turns a finite element into an infinity."""
         return self.magnitudes(name).largest >= OVERFLOW[self._low]
 
-    def lowered(self, name: str, new_name: str) -> tuple[TensorProto, np.ndarray | None]:
-        """The constant in the lower type, what is out of range clamped: an initializer, or a stub and its array."""
+    def lowered(self, name: str, new_name: str, *, half: bool = False) -> tuple[TensorProto, np.ndarray | None]:
+        """The constant in the lower type, what is out of range clamped: an initializer, or a stub and its array.
+
+        Args:
+            name: of the constant.
+            new_name: of the result.
+            half: clamp to half of the largest finite number, so that a sum with it does not overflow.
+        """
         source = self._tensors[name]
-        array = lower_array(self.array(name), self._low)
+        array = lower_array(self.array(name), self._low, LARGEST[self._low] / (2 if half else 1))
         if not is_stub(source):
             return numpy_helper.from_array(array, new_name), None
         array.flags.writeable = False
@@ -112,15 +118,22 @@ def measure(array: np.ndarray, overflow: float) -> Magnitudes:
     return Magnitudes(int(flat.size), largest, smallest if flat.size <= CHUNK else 0.0, positive, between)
 
 
-def lower_array(array: np.ndarray, low: int) -> np.ndarray:
-    """A float32 array in the lower type, rounded to nearest; finite values out of range become the largest finite."""
+def lower_array(array: np.ndarray, low: int, bound: float | None = None) -> np.ndarray:
+    """A float32 array in the lower type, rounded to nearest; finite values out of range become +-`bound`.
+
+    Args:
+        array: of float32.
+        low: the lower element type.
+        bound: default is the largest finite number of the lower type.
+    """
+    bound = LARGEST[low] if bound is None else bound
     result = np.empty(array.shape, _numpy_type(low))
     source, target = array.reshape(-1), result.reshape(-1)
     for start in range(0, source.size, CHUNK):
         chunk = np.asarray(source[start : start + CHUNK])
         if not _peak(chunk) < OVERFLOW[low]:
-            clamped = np.clip(chunk, -LARGEST[low], LARGEST[low])
-            chunk = np.where(np.isfinite(chunk), clamped, chunk)
+            beyond = np.isfinite(chunk) & (np.abs(chunk) >= OVERFLOW[low])
+            chunk = np.where(beyond, np.copysign(np.float32(bound), chunk), chunk)
         target[start : start + CHUNK] = chunk
     return result
 

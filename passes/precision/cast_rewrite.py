@@ -16,6 +16,8 @@ from passes.precision.islands import takes_any
 from passes.precision.recipe import MARK, origin
 
 _FLOAT = TensorProto.FLOAT
+#: Operators whose clamped constants are masks, which sums meet later: two of them must not make an infinity.
+_MASKS = frozenset({"Add", "Mul", "Sub", "Where"})
 
 
 class Rewrite:
@@ -39,7 +41,7 @@ class Rewrite:
         self._lower_name: dict[str, str] = {}
         self._float_name: dict[str, str] = {}
         self._behind: dict[str, list[NodeProto]] = {}
-        self._converted: dict[str, str] = {}
+        self._converted: dict[tuple[str, bool], str] = {}
         self._read: set[str] = set()
         self._lowered: set[str] = set()
         self._dropped: set[int] = set()
@@ -128,9 +130,10 @@ class Rewrite:
     def _as_low(self, name: str, reader: NodeProto) -> str:
         facts = self._facts
         if name in facts.constants:
-            if name not in self._converted:
-                self._converted[name] = self._values.fresh(f"{name}{MARK}{SHORT[facts.low]}")
-            return self._converted[name]
+            key = name, reader.op_type in _MASKS and facts.constants.overflows(name)
+            if key not in self._converted:
+                self._converted[key] = self._values.fresh(f"{name}{MARK}{SHORT[facts.low]}")
+            return self._converted[key]
         if name not in self._lower_name:
             self._lower_name[name] = self._values.fresh(f"{name}{MARK}{SHORT[facts.low]}")
             self._add_cast(name, name, self._lower_name[name], facts.low, self._maker(name, reader))
@@ -198,14 +201,13 @@ class Rewrite:
         graph, weights = self._proto.graph, {}
         results = {value.name for value in graph.output}
         made = []
-        for name, new_name in self._converted.items():
-            tensor, array = self._facts.constants.lowered(name, new_name)
+        for (name, half), new_name in self._converted.items():
+            tensor, array = self._facts.constants.lowered(name, new_name, half=half)
             made.append(tensor)
             if array is not None:
                 weights[new_name] = array
-        kept = [
-            t for t in graph.initializer if t.name not in self._converted or t.name in self._read or t.name in results
-        ]
+        sources = {name for name, _ in self._converted}
+        kept = [t for t in graph.initializer if t.name not in sources or t.name in self._read or t.name in results]
         if len(kept) != len(graph.initializer):
             del graph.initializer[:]
             graph.initializer.extend(kept)

@@ -1,4 +1,8 @@
-"""Which nodes keep computing in float32 when the others are lowered, and why."""
+"""Which nodes keep computing in float32 when the others are lowered, and why.
+
+An island is a node (or several in a row) that stays float32 in a lowered graph: its inputs are cast up where it
+begins, its results are cast down where it ends. Each costs two Casts and the faster arithmetic, so each has a reason.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from passes.graph.walk import plain_domain
 from passes.precision import cast_taint as taint
 from passes.precision.cast_constants import LARGEST, SMALLEST_NORMAL, rounding_error
 from passes.precision.cast_facts import Facts
+from passes.precision.cast_magnitude import out_of_range
 from passes.precision.cast_types import attribute_int
 from passes.precision.recipe import Recipe
 from passes.precision.split_pairs import PRODUCTS
@@ -94,13 +99,16 @@ def plan(facts: Facts, recipe: Recipe) -> Plan:
        scales cannot be lowered. So does a product of two dequantised values (measured with TensorRT-RTX 1.4 on an H100:
        INT8 with FP16 results gives infinities, and wrong numbers where a Relu follows at once; with float32 results and
        a Cast behind it is right).
-    7. Nodes that only move values go with what they read, or with those that read them.
+    7. What a constant beyond (or far below) the range makes is out of range, too, so its readers stay until values are
+       of an ordinary size again (`cast_magnitude`). So do the readers of a DequantizeLinear that reaches that far.
+    8. Nodes that only move values go with what they read, or with those that read them.
 
     Control flow itself has no arithmetic: what enters and leaves a body as a value of the node stays float32.
     """
     policy = _Policy(facts, recipe)
     policy.by_node()
     policy.by_neighbours()
+    policy.by_magnitude()
     low = _follow(facts, policy)
     names = {i: facts.nodes[i].name for i in policy.kept}
     changes = [(i, 1, Change(rule, names[i], reason)) for i, (rule, reason) in policy.kept.items()]
@@ -165,6 +173,16 @@ class _Policy:
                 self.keep(number, *_PRODUCT)
             elif node.op_type == "DequantizeLinear" and self.kept.get(number, ("",))[0] == "keep-scale":
                 self._keep_readers(number)
+
+    def by_magnitude(self) -> None:
+        """Rule 7."""
+        found = out_of_range(self.facts, self.kept.keys(), {number for number, _ in self.clamped})
+        for number, cause in sorted(found.items()):
+            if number == cause:
+                self.keep(number, "keep-range-behind", f"its values leave the range of {self._type}")
+            else:
+                name = self.facts.nodes[cause].name
+                self.keep(number, "keep-range-behind", f"values from {name!r} leave the range of {self._type}")
 
     def _dequantised(self, name: str) -> bool:
         """True for what comes from a DequantizeLinear, moved about perhaps."""
@@ -291,7 +309,7 @@ def _is_indicator(facts: Facts, name: str, steps: int) -> bool:
 
 
 def _follow(facts: Facts, policy: _Policy) -> tuple[bool, ...]:
-    """Rule 7: lowered or not, for every node; nodes that stay float32 for their neighbours' sake are added to `kept`.
+    """Rule 8: lowered or not, for every node; nodes that stay float32 for their neighbours' sake are added to `kept`.
 
     1. What reads float32 islands only stays float32.
     2. So does what reads values that nobody lowered (inputs of the graph or of a body) when nobody behind it is

@@ -161,7 +161,7 @@ CASES = {
     ),
     "a large factor of anything else": (
         "g (float[4] x) => (float[4] y) <float c={1e9}> { [e] t = Exp(x) [mul] m = Mul(t, c) [out] y = Tanh(m) }",
-        {"mul": "keep-constant"},
+        {"mul": "keep-constant", "out": "keep-range-behind"},
         {},
     ),
     "a large offset is no mask": (
@@ -259,11 +259,14 @@ def test_a_kept_loop_keeps_its_body():
     assert rules(lowered(text)) == {}
 
 
-def test_clamped_masks_hold_the_largest_number():
+def test_clamped_bounds_hold_the_largest_number_and_masks_half_of_it():
     for kind, largest in (("FP16", -65504.0), ("BF16", -3.3895313892515355e38)):
         result = lowered(CASES["masks"][0], kind)
         values = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.proto.graph.initializer}
-        assert min(float(v.min()) for n, v in values.items() if n.startswith("low")) == largest
+        read = {n.name: values[n.input[-1]] for n in result.model.proto.graph.node if n.name in ("where", "max")}
+        assert {name: float(v) for name, v in read.items()} == {"where": largest / 2, "max": largest}
+        if kind == "FP16":
+            assert values["add//f16"].min() == largest / 2
         assert all(np.isfinite(v.astype(np.float64)).all() for v in values.values())
 
 
