@@ -18,6 +18,8 @@ CHUNK = 1 << 22
 SMALLEST_NORMAL: Mapping[int, float] = {TensorProto.FLOAT16: 2.0**-14, TensorProto.BFLOAT16: 2.0**-126}
 #: Largest finite magnitude, by lower type.
 LARGEST: Mapping[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
+#: What masks are clamped to, 3/8 of the range: two of them and a score still fit, and a score below 8 vanishes in it.
+MASK: Mapping[int, float] = {TensorProto.FLOAT16: 1.5 * 2.0**14, TensorProto.BFLOAT16: 1.5 * 2.0**126}
 #: Halfway to the number that would follow: from here on rounding gives infinity.
 OVERFLOW: Mapping[int, float] = {TensorProto.FLOAT16: 65520.0, TensorProto.BFLOAT16: 511 * 2.0**119}
 
@@ -78,16 +80,16 @@ class Constants:
         """True when rounding turns a finite element into an infinity."""
         return self.magnitudes(name).largest >= OVERFLOW[self._low]
 
-    def lowered(self, name: str, new_name: str, *, half: bool = False) -> tuple[TensorProto, np.ndarray | None]:
+    def lowered(self, name: str, new_name: str, *, mask: bool = False) -> tuple[TensorProto, np.ndarray | None]:
         """The constant in the lower type, what is out of range clamped: an initializer, or a stub and its array.
 
         Args:
             name: of the constant.
             new_name: of the result.
-            half: clamp to half of the largest finite number, so that a sum with it does not overflow.
+            mask: clamp to `MASK`, so that sums with it do not overflow.
         """
         source = self._tensors[name]
-        array = lower_array(self.array(name), self._low, LARGEST[self._low] / (2 if half else 1))
+        array = lower_array(self.array(name), self._low, (MASK if mask else LARGEST)[self._low])
         if not is_stub(source):
             return numpy_helper.from_array(array, new_name), None
         array.flags.writeable = False

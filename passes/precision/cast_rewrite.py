@@ -16,7 +16,7 @@ from passes.precision.islands import takes_any
 from passes.precision.recipe import MARK, origin
 
 _FLOAT = TensorProto.FLOAT
-#: Operators whose clamped constants are masks, which sums meet later: two of them must not make an infinity.
+#: Operators whose clamped constants are masks, which sums meet later: a sum of two must not make an infinity.
 _MASKS = frozenset({"Add", "Mul", "Sub", "Where"})
 
 
@@ -201,8 +201,8 @@ class Rewrite:
         graph, weights = self._proto.graph, {}
         results = {value.name for value in graph.output}
         made = []
-        for (name, half), new_name in self._converted.items():
-            tensor, array = self._facts.constants.lowered(name, new_name, half=half)
+        for (name, mask), new_name in self._converted.items():
+            tensor, array = self._facts.constants.lowered(name, new_name, mask=mask)
             made.append(tensor)
             if array is not None:
                 weights[new_name] = array
