@@ -16,6 +16,7 @@ from passes.precision.recipe import Recipe
 from passes.splice import splice
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.calibration import suspicious
 from rewriter.denylists import idle_entries
 from rewriter.engines import engine_attributes
 from rewriter.planning import make_plan
@@ -83,7 +84,7 @@ class Conversion:
             params: the parameters in force, as plain values.
             faults: what this TensorRT gets wrong and is therefore not asked for.
         """
-        remarks = (*faults, *self.source.notes)
+        remarks = (*faults, *self.source.notes, *suspicious(self.result.lowering.ranges))
         return make_report(
             self.source,
             self.model,
@@ -127,7 +128,13 @@ def start_conversion(
     with stages.stage("passes"):
         model, records = default_pipeline(evaluate).run(source.model)
         model = spool(model, folder / "weights.data")
-    idle = idle_entries(model, settings.op_denylist, settings.node_denylist)
+    idle = idle_entries(
+        model,
+        settings.op_denylist,
+        settings.node_denylist,
+        keep_ops=precision.recipe.keep_ops,
+        keep_nodes=precision.recipe.keep_nodes,
+    )
     with stages.stage("support"):
         support = oracle.examine(model)
     with stages.stage("partition"):

@@ -55,7 +55,7 @@ def print_report(console: Console, report: Report, *, detailed: bool = True) -> 
             console.print(_engine_details(engine), soft_wrap=False)
     console.print(_native_table(report, detailed), soft_wrap=False)
     for failure in report.failures:
-        if failure.stage == "denylist":
+        if failure.kind == "idle":
             console.print(f"Note: {failure.target}: {failure.reason}")
     for line in precision_lines(report, detailed=detailed):
         console.print(line)
