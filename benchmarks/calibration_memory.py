@@ -2,9 +2,9 @@
 
     python benchmarks/calibration_memory.py [--batches 2 8 32] [--one-shot 2 8] [--size 224] [--json out.json]
 
-"ours" streams: `rewriter.calibration.calibrate`. "one shot" is ONNX Runtime's `create_calibrator` over all batches,
-as `quantize_static` uses it; its memory grows by all activations of a batch (but for MinMax), so it runs for few
-batches only. Both calibrate the inputs of Conv, Gemm and the residual Add; ONNX Runtime also takes their outputs, it
+"ours" streams: `rewriter.precision.calibration.calibrate`. "one shot" is ONNX Runtime's `create_calibrator` over all
+batches, as `quantize_static` uses it; its memory grows by all activations of a batch (but for MinMax), so it runs for
+few batches only. Both calibrate the inputs of Conv, Gemm and the residual Add; ONNX Runtime also takes their outputs, it
 knows no other choice. Its entropy runs with its defaults (128 bins, 128 levels), ours with 2048 bins.
 
 Peaks are the largest resident size of the process (Linux: kilobytes of `ru_maxrss`); "over start" leaves out what it
@@ -132,7 +132,7 @@ def _peak() -> int:
 
 
 def _ours(model: Any, feeds: Iterator[dict[str, np.ndarray]], method: str) -> int:
-    from rewriter.calibration import calibrate, fetchable
+    from rewriter.precision.calibration import calibrate, fetchable
 
     read = [name for node in model.proto.graph.node if node.op_type in _CALIBRATED for name in node.input]
     known = fetchable(model)

@@ -143,7 +143,7 @@ def make_unit(subject: Subject, mode: str, data: Path, folder: Path, backend: An
 def _quantised_ops(mode: str, backend: Any) -> tuple[str, ...]:
     """What the TensorRT that builds can quantise; the one that lowers here may be another."""
     from passes.precision.recipe import Recipe
-    from rewriter.workarounds import avoid_faults
+    from rewriter.precision.workarounds import avoid_faults
 
     return avoid_faults(Recipe.of(MODES[mode][0]), backend.flavour, backend.version)[0].quantize_ops
 
@@ -157,7 +157,7 @@ def write_engine(converter: Any, mode: str, folder: Path, backend: Any) -> dict[
     from passes.model import to_proto
     from rewriter.backends.base import BuildOptions, BuiltEngine
     from rewriter.manifest import profile_to_json
-    from rewriter.precision import narrowed_targets
+    from rewriter.precision.options import narrowed_targets
 
     (build,) = converter._converted("the bundle").result.builds.values()
     signature, boundary = converter.signature, converter.report.engines[0]

@@ -121,7 +121,7 @@ def conversion(subject: Subject, mode: str, quantize_ops: Sequence[str] | None =
         more: further arguments of `Converter`.
     """
     from rewriter import Converter
-    from rewriter.precision import PrecisionOptions
+    from rewriter.precision.options import PrecisionOptions
 
     precision_mode, details = MODES[mode]
     calibrated = precision_mode in ("INT8", "FP8") and not subject.quantised

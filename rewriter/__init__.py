@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rewriter.accuracy.target import AccuracyTarget
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
-    from rewriter.precision import PrecisionOptions
+    from rewriter.precision.options import PrecisionOptions
     from rewriter.progress import ProgressEvent
     from rewriter.report import Report
     from rewriter.runtime.function import ConvertedFunction, load
@@ -44,7 +44,7 @@ _LAZY = {
     "AccuracyTarget": ("rewriter.accuracy.target", "AccuracyTarget"),
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
-    "PrecisionOptions": ("rewriter.precision", "PrecisionOptions"),
+    "PrecisionOptions": ("rewriter.precision.options", "PrecisionOptions"),
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
     "Report": ("rewriter.report", "Report"),
     "TrtGraphConverterV2": ("rewriter.converter", "Converter"),

@@ -16,9 +16,9 @@ from passes.segments import SegmentModel
 from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.compile import blame, compile_segment
-from rewriter.lowering import Lowered, Lowering
 from rewriter.manifest import profile_to_json
 from rewriter.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
+from rewriter.precision.lowering import Lowered, Lowering
 from rewriter.report import Failure
 
 logger = logging.getLogger(__name__)

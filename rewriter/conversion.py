@@ -16,12 +16,12 @@ from passes.precision.recipe import Recipe
 from passes.splice import splice
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
-from rewriter.calibration import suspicious
 from rewriter.denylists import idle_entries
 from rewriter.engines import engine_attributes
 from rewriter.planning import make_plan
-from rewriter.precision_notes import make_precision_report
-from rewriter.precision_plan import PrecisionPlan
+from rewriter.precision.calibration import suspicious
+from rewriter.precision.notes import make_precision_report
+from rewriter.precision.plan import PrecisionPlan
 from rewriter.progress import Stages
 from rewriter.report import Failure, Report
 from rewriter.reporting import make_report

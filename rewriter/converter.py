@@ -22,8 +22,8 @@ from rewriter.engines import engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
-from rewriter.precision import PrecisionOptions
-from rewriter.precision_plan import make_precision_plan
+from rewriter.precision.options import PrecisionOptions
+from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction

@@ -9,7 +9,7 @@ from passes.partition import PartitionOptions
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend, BuildOptions
 from rewriter.params import PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE, ConversionParams
-from rewriter.precision import narrowed_targets
+from rewriter.precision.options import narrowed_targets
 from rewriter.reporting import params_to_json
 
 

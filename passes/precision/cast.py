@@ -9,10 +9,10 @@ from passes.canonicalize import Canonicalize
 from passes.graph.editing import finish
 from passes.graph.walk import iter_nodes
 from passes.model import Model
-from passes.precision.cast_facts import Facts
-from passes.precision.cast_rewrite import Rewrite
-from passes.precision.cast_types import LOW_TYPES
-from passes.precision.islands import Plan, plan
+from passes.precision.floats.facts import Facts
+from passes.precision.floats.islands import Plan, plan
+from passes.precision.floats.rewrite import Rewrite
+from passes.precision.floats.types import LOW_TYPES
 from passes.precision.opset import OLDEST, opset_of, raise_opset
 from passes.precision.recipe import Recipe
 

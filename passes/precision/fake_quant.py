@@ -12,9 +12,9 @@ from passes.base import Change, PassError, PassResult
 from passes.graph.editing import Namer, finish, node_namer, replace_nodes, substitute, value_namer
 from passes.graph.walk import iter_graphs
 from passes.model import Model, Weights
-from passes.precision.fake_quant_chains import Chain, find_chains
-from passes.precision.int8_to_fp8 import has_int8, int8_to_fp8
 from passes.precision.opset import opset_of, raise_opset
+from passes.precision.quantization.fake_quant_chains import Chain, find_chains
+from passes.precision.quantization.int8_to_fp8 import has_int8, int8_to_fp8
 from passes.precision.ranges import TensorRange
 from passes.precision.recipe import MARK, Recipe, origin
 from passes.steps.cleanup import drop_stale_value_info, remove_dead
@@ -53,7 +53,7 @@ class CollapseFakeQuant:
     4. Chains with one source and equal grids share a pair. A node that the recipe keeps by name keeps its chain.
 
     5. int8 pairs and dequantised int8 constants that are there already stay in INT8; FP8 takes them along, for TensorRT
-       builds nothing that has both (`passes.precision.int8_to_fp8`).
+       builds nothing that has both (`passes.precision.quantization.int8_to_fp8`).
 
     Attributes:
         recipe: INT8 or FP8; `asymmetric` says what becomes of rule 2: "symmetrise" does it and reports the bound,

@@ -11,7 +11,7 @@ from passes.base import Change, PassResult
 from passes.graph.editing import filter_initializers, finish, replace_nodes
 from passes.graph.walk import iter_graphs, iter_nodes
 from passes.model import Model
-from passes.precision.split_pairs import is_product
+from passes.precision.quantization.split_pairs import is_product
 from passes.steps.quantized_constants import Constants, Quantization
 
 

@@ -9,9 +9,9 @@ from passes.precision.fake_quant import CollapseFakeQuant
 from passes.precision.float_weights import FloatWeights
 from passes.precision.opset import RaiseOpset
 from passes.precision.qdq import InsertQDQ
+from passes.precision.quantization.split_pairs import SplitPairs
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
-from passes.precision.split_pairs import SplitPairs
 from passes.precision.weight_only import Int4Weights
 
 #: Operator set that a feature needs: FP8 and INT4 constants are no ONNX types before.

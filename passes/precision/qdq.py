@@ -14,8 +14,8 @@ from passes.graph.value_types import value_info_of, value_types
 from passes.graph.walk import iter_graphs
 from passes.model import DETACH_MIN_INTEGER_BYTES, Model, Weights, make_stub, stow
 from passes.precision.opset import raise_opset
-from passes.precision.placement import SKIP, Edge, Placement, WeightEdge, quantized_tensors
-from passes.precision.quantize import ELEMENTS, quantize, scale_array, weight_scales
+from passes.precision.quantization.placement import SKIP, Edge, Placement, WeightEdge, quantized_tensors
+from passes.precision.quantization.quantize import ELEMENTS, quantize, scale_array, weight_scales
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import MARK, Recipe
 from passes.segments import TensorSpec

@@ -12,10 +12,10 @@ from passes.graph.value_types import value_info_of
 from passes.graph.walk import iter_graphs
 from passes.model import Model, Weights, stow
 from passes.precision.opset import raise_opset
-from passes.precision.placement import SKIP
-from passes.precision.quantize import int4_scales, quantize_int4
+from passes.precision.quantization.placement import SKIP
+from passes.precision.quantization.quantize import int4_scales, quantize_int4
+from passes.precision.quantization.sources import Graphs
 from passes.precision.recipe import MARK, Recipe
-from passes.precision.sources import Graphs
 from passes.segments import TensorSpec
 
 #: Opset from which there are INT4 and scales for blocks.

@@ -22,7 +22,7 @@ from rewriter.errors import ConversionError, InputError
 from rewriter.source import Signature
 
 if TYPE_CHECKING:
-    from rewriter.lowering import Lowering
+    from rewriter.precision.lowering import Lowering
 
 #: Runs of the emulated model over all data that one search may take.
 BUDGET = 64
@@ -65,7 +65,7 @@ def guard_lowering(
         InvalidParameterError: the native model misses the target itself, or the metric fails.
         ConversionError: the model fails on the data, or the target is missed with nothing lowered.
     """
-    from rewriter.emulation import emulated_model
+    from rewriter.precision.emulation import emulated_model
     from rewriter.runtime.inputs import sample_feeds
 
     try:

@@ -10,7 +10,7 @@ from passes.precision.recipe import FLOAT_TYPES
 from rewriter.commands.npz import batches, read_npz
 from rewriter.errors import InvalidParameterError
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, TrtPrecisionMode
-from rewriter.precision import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
+from rewriter.precision.options import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
 
 #: Samples in one calibration run unless the user says otherwise.
 CALIBRATION_BATCH = 8

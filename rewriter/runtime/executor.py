@@ -129,7 +129,7 @@ class EmulatedExecutor(NativeExecutor):
         super().__init__(model, outputs, {}, lazy=lazy)
 
     def _make_session(self, model: Model) -> NativeSession:
-        from rewriter.emulation import emulated_artifact
+        from rewriter.precision.emulation import emulated_artifact
 
         try:
             emulated = emulated_artifact(model, self._recipe, self._ranges)

@@ -14,7 +14,7 @@ from passes.canonicalize import Canonicalize
 from passes.model import from_proto
 from passes.pipeline import default_pipeline
 from passes.precision.fake_quant import CollapseFakeQuant, fake_quant_ranges
-from passes.precision.fake_quant_chains import find_chains
+from passes.precision.quantization.fake_quant_chains import find_chains
 from passes.precision.ranges import TensorRange
 from passes.precision.recipe import Recipe
 from rewriter.runtime.native import NativeSession

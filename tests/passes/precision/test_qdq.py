@@ -18,11 +18,11 @@ from passes.infer_shapes import InferShapes
 from passes.model import DETACH_MIN_INTEGER_BYTES, from_proto, is_stub, to_proto
 from passes.precision.cast import LowerFloats
 from passes.precision.opset import opset_of
-from passes.precision.placement import quantized_tensors
 from passes.precision.qdq import InsertQDQ
+from passes.precision.quantization.placement import quantized_tensors
+from passes.precision.quantization.split_pairs import SplitPairs
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe, origin
-from passes.precision.split_pairs import SplitPairs
 from passes.testing import assert_close, random_feeds, random_model
 from rewriter.backends.base import BuildOptions, BuiltEngine
 from rewriter.runtime.native import NativeSession

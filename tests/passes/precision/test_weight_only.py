@@ -15,8 +15,8 @@ from passes.infer_shapes import InferShapes
 from passes.model import from_proto, is_stub
 from passes.precision import weight_only
 from passes.precision.opset import opset_of
-from passes.precision.placement import quantized_tensors
 from passes.precision.qdq import InsertQDQ
+from passes.precision.quantization.placement import quantized_tensors
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe, origin
 from passes.precision.weight_only import Int4Weights

@@ -15,9 +15,9 @@ from passes.precision.recipe import Recipe
 from passes.segments import TensorSpec
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
-from rewriter.emulation import emulated_model
 from rewriter.errors import InputError
-from rewriter.lowering import Lowering
+from rewriter.precision.emulation import emulated_model
+from rewriter.precision.lowering import Lowering
 from rewriter.runtime.native import NativeSession
 from rewriter.source import Signature
 

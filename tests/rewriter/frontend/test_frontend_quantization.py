@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from passes.pipeline import default_pipeline
 from passes.precision.fake_quant import CollapseFakeQuant, fake_quant_ranges
-from passes.precision.fake_quant_chains import find_chains
+from passes.precision.quantization.fake_quant_chains import find_chains
 from passes.precision.recipe import Recipe
 from passes.steps.quantized_constants import Constants
 from rewriter.backends.base import BuildOptions, BuiltEngine, InputProfile

@@ -25,8 +25,8 @@ from onnx import NodeProto, TensorProto
 
 from passes.base import Change
 from passes.model import Model
+from passes.precision.quantization.sources import Graphs, Source, attribute
 from passes.precision.recipe import Recipe
-from passes.precision.sources import Graphs, Source, attribute
 
 #: Rule of every "no" of this module.
 SKIP = "skip-quantize"

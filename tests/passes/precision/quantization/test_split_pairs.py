@@ -5,7 +5,7 @@ import pytest
 
 from passes.base import verify
 from passes.model import from_proto
-from passes.precision.split_pairs import SplitPairs
+from passes.precision.quantization.split_pairs import SplitPairs
 
 HEAD = '<ir_version: 10, opset_import: ["": 18]>'
 

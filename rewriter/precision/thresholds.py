@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rewriter.calibrating.histogram import HALF, Histogram
+from rewriter.precision.histogram import HALF, Histogram
 
 #: "entropy" never cuts more than the rest of the nonzero values, nor of the sum of magnitudes.
 HELD, MASS = 0.99, 0.95

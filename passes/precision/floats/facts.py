@@ -10,9 +10,9 @@ from onnx import GraphProto, NodeProto, TensorProto
 from passes.graph.boundary import constant_names
 from passes.graph.walk import bodies_of, plain_domain
 from passes.model import Model
-from passes.precision.cast_constants import Constants
-from passes.precision.cast_types import FIXED_INPUTS, Flags, Signature, attribute_int, signature
 from passes.precision.element_types import element_types
+from passes.precision.floats.constants import Constants
+from passes.precision.floats.types import FIXED_INPUTS, Flags, Signature, attribute_int, signature
 
 _FLOAT = TensorProto.FLOAT
 

@@ -13,7 +13,7 @@ from passes.precision.recipe import QUANTIZED_OPS, Recipe
 from rewriter import AccuracyTarget, Converter, PrecisionOptions, load
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.params import ConversionParams
-from rewriter.precision_plan import check_calibration
+from rewriter.precision.plan import check_calibration
 
 pytestmark = pytest.mark.rtx
 #: Largest relative difference from float32 that each mode may make on the network below.

@@ -7,7 +7,7 @@ from passes.model import from_proto
 from passes.precision.lower import lower
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe
-from rewriter.arithmetic import arithmetic
+from rewriter.precision.arithmetic import arithmetic
 
 RANGES = RangeTable({"x": TensorRange(-1, 1), "r": TensorRange(0, 1)})
 

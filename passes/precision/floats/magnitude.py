@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from passes.precision.cast_constants import LARGEST, OVERFLOW, SMALLEST_NORMAL
-from passes.precision.cast_facts import Facts
-from passes.precision.cast_taint import MOVES
+from passes.precision.floats.constants import LARGEST, OVERFLOW, SMALLEST_NORMAL
+from passes.precision.floats.facts import Facts
+from passes.precision.floats.taint import MOVES
 
 #: Largest magnitude of the numbers that a DequantizeLinear reads, by element type.
 _STORED: Mapping[int, float] = {

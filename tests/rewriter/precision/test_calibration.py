@@ -15,9 +15,8 @@ from onnx import numpy_helper, parser
 from passes import model as models
 from passes.infer_shapes import InferShapes
 from passes.precision.ranges import RangeTable, TensorRange
-from rewriter.calibrating.histogram import HALF, Histogram
-from rewriter.calibrating.thresholds import divergences_of, entropy_range, percentile_range
-from rewriter.calibration import (
+from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError, SourceError
+from rewriter.precision.calibration import (
     BINS,
     METHODS,
     calibrate,
@@ -27,7 +26,8 @@ from rewriter.calibration import (
     suspicious,
     write_ranges,
 )
-from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError, SourceError
+from rewriter.precision.histogram import HALF, Histogram
+from rewriter.precision.thresholds import divergences_of, entropy_range, percentile_range
 
 NET = """
 <ir_version: 10, opset_import: ["": 18]>

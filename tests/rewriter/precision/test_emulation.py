@@ -25,8 +25,8 @@ from passes.support import SupportMap, Verdict
 from passes.testing import TOLERANCES, assert_close, random_feeds, random_model
 from rewriter.artifact import save_artifact
 from rewriter.cli import main
-from rewriter.emulation import emulated_artifact, emulated_model, engine_segments
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InvalidParameterError
+from rewriter.precision.emulation import emulated_artifact, emulated_model, engine_segments
 from rewriter.runtime.function import ConvertedFunction, load
 from rewriter.runtime.native import NativeSession
 from rewriter.source import Signature

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from passes.precision import quantize as module
-from passes.precision.quantize import int4_scales, quantize, quantize_int4, scale_array, weight_scales
+from passes.precision.quantization import quantize as module
+from passes.precision.quantization.quantize import int4_scales, quantize, quantize_int4, scale_array, weight_scales
 
 FLOATS = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
 

@@ -1,9 +1,9 @@
 """Calibration: ranges of tensors, seen by running the native model on representative inputs.
 
 "minmax" and "percentile" choose as ONNX Runtime's calibrators do, "entropy" as TensorRT's did, but within limits (see
-`calibrating.thresholds`). Nothing is kept of a sample once it was counted, so memory does not grow with their number:
+`thresholds`). Nothing is kept of a sample once it was counted, so memory does not grow with their number:
 
-1. Counts lie on a fine grid that doubles with the values (`calibrating.histogram`), and are gathered in the bins of
+1. Counts lie on a fine grid that doubles with the values (`histogram`), and are gathered in the bins of
    the final range at the end. ONNX Runtime's own grid, fed piece by piece, adds bins of the first piece's width, which
    has no bound when that piece is small; fed in one go it needs all samples in memory.
 2. ONNX Runtime's "entropy" is not used: its default of 128 bins for 128 levels leaves it a single candidate, the whole
@@ -23,10 +23,10 @@ import numpy as np
 
 from passes.model import Model
 from passes.precision.ranges import RANGES_SCHEMA_VERSION, RangeTable, TensorRange
-from rewriter.calibrating.histogram import Histogram
-from rewriter.calibrating.probe import Probe, fetchable, listed
-from rewriter.calibrating.thresholds import entropy_range, percentile_range
 from rewriter.errors import ArtifactError, ConversionError, InputError, InvalidParameterError
+from rewriter.precision.histogram import Histogram
+from rewriter.precision.probe import Probe, fetchable, listed
+from rewriter.precision.thresholds import entropy_range, percentile_range
 from rewriter.runtime.inputs import first_line
 
 __all__ = ["METHODS", "calibrate", "fetchable", "read_ranges", "suspicious", "write_ranges"]

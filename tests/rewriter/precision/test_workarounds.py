@@ -3,7 +3,7 @@
 import pytest
 
 from passes.precision.recipe import Recipe
-from rewriter.workarounds import avoid_faults
+from rewriter.precision.workarounds import avoid_faults
 
 
 @pytest.mark.parametrize("mode", ["INT8", "FP8"])

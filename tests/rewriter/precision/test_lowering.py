@@ -13,7 +13,7 @@ from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe
 from passes.support import Verdict
 from rewriter.errors import ConversionError
-from rewriter.lowering import Lowering, find_needs
+from rewriter.precision.lowering import Lowering, find_needs
 
 
 def fake_quant_net(lowest=0.0):

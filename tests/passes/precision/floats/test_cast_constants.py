@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from passes.precision import cast_constants
-from passes.precision.cast_constants import OVERFLOW, lower_array, measure, rounding_error
+from passes.precision.floats import constants
+from passes.precision.floats.constants import OVERFLOW, lower_array, measure, rounding_error
 
 F16, BF16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_measures_do_not_depend_on_chunks(chunk, monkeypatch):
-    monkeypatch.setattr(cast_constants, "CHUNK", chunk)
+    monkeypatch.setattr(constants, "CHUNK", chunk)
     array = np.array([[0, -2, 1e-9, 7e4], [np.inf, np.nan, -np.inf, -5]], np.float32)
     found = measure(array, OVERFLOW[F16])
     assert (found.size, found.largest, found.positive, found.between) == (8, 7e4, True, 5.0)
@@ -23,7 +23,7 @@ def test_measures_do_not_depend_on_chunks(chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_finite_numbers_stay_finite(chunk, monkeypatch):
-    monkeypatch.setattr(cast_constants, "CHUNK", chunk)
+    monkeypatch.setattr(constants, "CHUNK", chunk)
     array = np.array([1, 65519, 65520, -3.4028235e38, np.inf, -np.inf, np.nan, 2.0**-25], np.float32)
     half = lower_array(array, F16)
     np.testing.assert_array_equal(half, np.array([1, 65504, 65504, -65504, np.inf, -np.inf, np.nan, 0], np.float16))

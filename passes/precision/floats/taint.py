@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from onnx import TensorProto
 
-from passes.precision.cast_facts import Facts
-from passes.precision.cast_types import attribute_int
+from passes.precision.floats.facts import Facts
+from passes.precision.floats.types import attribute_int
 
 #: Operator -> numbers of the inputs that are shapes, sizes, positions or counts.
 SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {

@@ -17,15 +17,15 @@ from rewriter import manifest as manifests
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.backends.base import Backend
-from rewriter.calibration import calibrate, fetchable, read_ranges
 from rewriter.errors import ArtifactError, InvalidParameterError
-from rewriter.lowering import Lowering, Needs, find_needs
 from rewriter.params import ConversionParams, check_kind
-from rewriter.precision import PrecisionOptions
+from rewriter.precision.calibration import calibrate, fetchable, read_ranges
+from rewriter.precision.lowering import Lowering, Needs, find_needs
+from rewriter.precision.options import PrecisionOptions
+from rewriter.precision.workarounds import avoid_faults
 from rewriter.progress import ProgressEvent, Stages
 from rewriter.runtime.inputs import first_line, iterate_samples, sample_feeds
 from rewriter.source import Signature
-from rewriter.workarounds import avoid_faults
 
 #: Tensors that an error names before it counts the rest.
 _NAMED = 5

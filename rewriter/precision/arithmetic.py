@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto
 from passes.graph.walk import iter_nodes
 from passes.model import Model
 from passes.precision.element_types import element_types
-from passes.precision.split_pairs import is_product
+from passes.precision.quantization.split_pairs import is_product
 
 _NAMES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",

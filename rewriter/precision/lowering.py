@@ -10,13 +10,13 @@ from passes.extract import rehash
 from passes.precision.cast import LowerFloats
 from passes.precision.fake_quant import CollapseFakeQuant
 from passes.precision.lower import lower
-from passes.precision.placement import Placement, quantized_tensors
+from passes.precision.quantization.placement import Placement, quantized_tensors
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe, origin
 from passes.segments import SegmentModel
 from passes.support import Verdict
-from rewriter.arithmetic import arithmetic
 from rewriter.errors import ConversionError
+from rewriter.precision.arithmetic import arithmetic
 
 
 @dataclasses.dataclass(frozen=True)

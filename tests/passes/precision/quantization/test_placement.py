@@ -11,7 +11,7 @@ from passes.extract import Extractor
 from passes.graph.walk import iter_nodes
 from passes.infer_shapes import InferShapes
 from passes.model import from_proto
-from passes.precision.placement import Edge, Placement, WeightEdge, quantized_tensors
+from passes.precision.quantization.placement import Edge, Placement, WeightEdge, quantized_tensors
 from passes.precision.recipe import Recipe
 
 CANONICAL = Pipeline((Canonicalize(), InferShapes()))

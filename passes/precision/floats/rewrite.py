@@ -9,10 +9,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from passes.graph.editing import node_namer, replace_nodes, value_namer
 from passes.graph.walk import bodies_of
 from passes.model import Weights
-from passes.precision.cast_constants import lower_array
-from passes.precision.cast_facts import Facts
-from passes.precision.cast_types import SHORT, attribute_int
-from passes.precision.islands import takes_any
+from passes.precision.floats.constants import lower_array
+from passes.precision.floats.facts import Facts
+from passes.precision.floats.islands import takes_any
+from passes.precision.floats.types import SHORT, attribute_int
 from passes.precision.recipe import MARK, origin
 
 _FLOAT = TensorProto.FLOAT

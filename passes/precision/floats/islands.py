@@ -13,13 +13,13 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from passes.base import Change
 from passes.graph.walk import plain_domain
-from passes.precision import cast_taint as taint
-from passes.precision.cast_constants import LARGEST, SMALLEST_NORMAL, rounding_error
-from passes.precision.cast_facts import Facts
-from passes.precision.cast_magnitude import out_of_range
-from passes.precision.cast_types import attribute_int
+from passes.precision.floats import taint
+from passes.precision.floats.constants import LARGEST, SMALLEST_NORMAL, rounding_error
+from passes.precision.floats.facts import Facts
+from passes.precision.floats.magnitude import out_of_range
+from passes.precision.floats.types import attribute_int
+from passes.precision.quantization.split_pairs import PRODUCTS
 from passes.precision.recipe import Recipe
-from passes.precision.split_pairs import PRODUCTS
 
 _SUMS = ("keep-reduction", "sums of many values leave the range and lose digits")
 _POWER = ("keep-reduction", "squares and powers leave the range")

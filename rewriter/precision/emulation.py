@@ -15,7 +15,7 @@ from passes.precision.recipe import Recipe
 from passes.precision.substitute import substitute
 from passes.segments import ENGINE_DOMAIN, SegmentModel
 from passes.splice import unsplice
-from rewriter.lowering import find_needs
+from rewriter.precision.lowering import find_needs
 
 
 def emulated_model(
