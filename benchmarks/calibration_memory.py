@@ -4,8 +4,8 @@
 
 "ours" streams: `rewriter.precision.calibration.calibrate`. "one shot" is ONNX Runtime's `create_calibrator` over all
 batches, as `quantize_static` uses it; its memory grows by all activations of a batch (but for MinMax), so it runs for
-few batches only. Both calibrate the inputs of Conv, Gemm and the residual Add; ONNX Runtime also takes their outputs, it
-knows no other choice. Its entropy runs with its defaults (128 bins, 128 levels), ours with 2048 bins.
+few batches only. Both calibrate the inputs of Conv, Gemm and the residual Add; ONNX Runtime also takes their outputs,
+it knows no other choice. Its entropy runs with its defaults (128 bins, 128 levels), ours with 2048 bins.
 
 Peaks are the largest resident size of the process (Linux: kilobytes of `ru_maxrss`); "over start" leaves out what it
 had before, with all packages loaded and the model made. Exit status 1: ours grows by more than --limit between the
