@@ -10,6 +10,7 @@ from typing import Any
 from passes.base import PassRecord, count_by_rule
 from passes.graph_index import iter_scopes
 from passes.model import Model
+from passes.precision.recipe import origin
 from passes.segments import SegmentModel
 from rewriter.backends.base import BuiltEngine
 from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
@@ -97,5 +98,8 @@ def _engine(segment: SegmentModel, build: SegmentBuild | None, precision: str) -
 
 
 def _decisions(build: SegmentBuild) -> tuple[tuple[str, str, str], ...]:
-    told = [change for change in build.lowered.changes if change.rule.startswith(("keep-", "skip-", "clamp-"))]
-    return tuple((change.rule, change.target, change.reason) for change in told)
+    """What was left alone; a product of 8-bit values is not, though its sum stays float32, nor are nodes put in."""
+    told = [c for c in build.lowered.changes if c.rule.startswith(("keep-", "skip-", "clamp-"))]
+    return tuple(
+        (c.rule, c.target, c.reason) for c in told if c.rule != "keep-product" and origin(c.target) == c.target
+    )
