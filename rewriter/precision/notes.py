@@ -38,7 +38,7 @@ def make_precision_report(
     left_out = [target for target in builder.backend.default_targets if target not in builder.targets]
     if left_out:
         notes.append(
-            f"{recipe.mode}: no engine for {', '.join(left_out)}, which have no such arithmetic: there the native "
+            f"{recipe.mode}: no engine for {', '.join(left_out)}, for they have no such arithmetic: there the native "
             "graph runs"
         )
     notes += _tf32_notes(recipe.mode, builder.backend)
