@@ -352,6 +352,8 @@ def test_tensorrt_builds_it(case, kind, rtx, tmp_path):
 
     if case in BUILDS:
         model = prepared(BUILDS[case], 17)
+    elif rtx.version.startswith("1.4."):
+        pytest.skip("TensorRT-RTX 1.4 has no INT8 convolution")
     else:
         model = pairs(weight_scale=(0.01, 0.02 if case == "pairs" else 1e-7))
     result = LowerFloats(Recipe.of(kind)).run(model)
