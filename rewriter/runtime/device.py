@@ -14,17 +14,32 @@ def installed_gpus() -> int:
 
     NVML is asked, not CUDA: initialising CUDA would spoil every child process that is forked later.
     """
+    return len(installed_gpu_names())
+
+
+@functools.lru_cache(maxsize=1)
+def installed_gpu_names() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that the driver reports, in its order; "" for one that it cannot name."""
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
-        return 0
+        return ()
     if nvml.nvmlInit_v2() != 0:
-        return 0
+        return ()
     try:
         count = ctypes.c_uint(0)
-        return int(count.value) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return ()
+        return tuple(_gpu_name(nvml, index) for index in range(count.value))
     finally:
         nvml.nvmlShutdown()
+
+
+def _gpu_name(nvml: ctypes.CDLL, index: int) -> str:
+    handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
+        return ""
+    return name.value.decode("utf-8", "replace") if nvml.nvmlDeviceGetName(handle, name, 96) == 0 else ""
 
 
 def missing_gpu() -> str:
