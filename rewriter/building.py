@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,10 @@ class EngineBuilder:
             },
         }
         # Without targets TensorRT builds for the GPU of this machine, so that is what the engine depends on.
-        return facts if self.targets else {**facts, "gpus": installed_gpu_names()}
+        if self.targets:
+            return facts
+        chosen = [os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")]
+        return {**facts, "gpus": [*installed_gpu_names(), *chosen]}
 
     def _build_one(
         self, lowered: Lowered, profiles: tuple[Profile, ...] | str, progress: Progress | None

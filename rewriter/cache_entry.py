@@ -67,9 +67,12 @@ def read_entry(entry: Path, key: str, output: Path) -> dict[str, Any] | None:
                 raise DamagedError("size differs")
             copied = copy_and_hash(source, output)
     except (FileNotFoundError, IsADirectoryError) as error:
+        missing = Path(error.filename or "")
+        if missing.parent != entry:  # the fault lies with `output`
+            raise
         if not entry.is_dir():  # another process removed it just now
             return None
-        raise DamagedError(f"no file {Path(error.filename or '').name}") from error
+        raise DamagedError(f"no file {missing.name}") from error
     if copied != FileRecord(facts["size"], facts["sha256"]):
         output.unlink(missing_ok=True)
         raise DamagedError("sha256 differs")

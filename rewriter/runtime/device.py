@@ -6,6 +6,10 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+_Answer = TypeVar("_Answer")
 
 
 @functools.lru_cache(maxsize=1)
@@ -14,25 +18,31 @@ def installed_gpus() -> int:
 
     NVML is asked, not CUDA: initialising CUDA would spoil every child process that is forked later.
     """
-    return len(installed_gpu_names())
+    return _ask_nvml(_count, 0)
 
 
 @functools.lru_cache(maxsize=1)
 def installed_gpu_names() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs that the driver reports, in its order; "" for one that it cannot name."""
+    return _ask_nvml(lambda nvml: tuple(_gpu_name(nvml, index) for index in range(_count(nvml))), ())
+
+
+def _ask_nvml(question: Callable[[ctypes.CDLL], _Answer], default: _Answer) -> _Answer:
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
-        return ()
+        return default
     if nvml.nvmlInit_v2() != 0:
-        return ()
+        return default
     try:
-        count = ctypes.c_uint(0)
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return ()
-        return tuple(_gpu_name(nvml, index) for index in range(count.value))
+        return question(nvml)
     finally:
         nvml.nvmlShutdown()
+
+
+def _count(nvml: ctypes.CDLL) -> int:
+    count = ctypes.c_uint(0)
+    return int(count.value) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
 
 
 def _gpu_name(nvml: ctypes.CDLL, index: int) -> str:
