@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from passes.extract import Extractor
 from passes.model import Model
@@ -16,10 +19,12 @@ from passes.segments import SegmentModel
 from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.compile import blame, compile_segment
+from rewriter.engine_cache import EngineCache
 from rewriter.manifest import profile_to_json
 from rewriter.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.precision.lowering import Lowered, Lowering
 from rewriter.report import Failure
+from rewriter.runtime.device import installed_gpu_names
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +78,7 @@ class EngineBuilder:
         options: workspace, targets and level, the same for every segment.
         partition: how to cut after a denial.
         scratch: folder that holds the engine files; the caller owns it.
+        cache: engines of earlier conversions on disk; None for none.
     """
 
     backend: Backend
@@ -80,6 +86,7 @@ class EngineBuilder:
     options: BuildOptions
     partition: PartitionOptions
     scratch: Path
+    cache: EngineCache | None = None
     _outcomes: dict[str, BuiltEngine | BuildFailure] = dataclasses.field(default_factory=dict)
 
     @property
@@ -136,20 +143,29 @@ class EngineBuilder:
 
         The precision is in the segment: what TensorRT gets is the lowered model, and its hash is taken.
         """
+        return _hash(self._facts(lowered, profiles))
+
+    def _facts(self, lowered: Lowered, profiles: tuple[Profile, ...]) -> dict[str, Any]:
+        """What the key is made of, as plain values."""
         segment = lowered.segment
-        parts = {
+        facts = {
             "segment": segment.content_hash,
             # The hash ignores names, but an engine's bindings have them.
             "bindings": [spec.tensor for spec in (*segment.inputs, *segment.outputs)],
             "profiles": [profile_to_json(profile) for profile in profiles],
             "backend": self.backend.flavour,
             "version": self.backend.version,
+            "builder": _builder_code(),
             "options": {
                 **dataclasses.asdict(self.options),
                 "targets": self.targets,
             },
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        # Without targets TensorRT builds for the GPU of this machine, so that is what the engine depends on.
+        if self.targets:
+            return facts
+        chosen = [os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")]
+        return {**facts, "gpus": [*installed_gpu_names(), *chosen]}
 
     def _build_one(
         self, lowered: Lowered, profiles: tuple[Profile, ...] | str, progress: Progress | None
@@ -159,11 +175,31 @@ class EngineBuilder:
         key = self.key(lowered, profiles)
         if key in self._outcomes:
             return SegmentBuild(key, profiles, self._outcomes[key], lowered)
-        output = self.scratch / f"{key}.engine"
-        outcome = compile_segment(self.backend, lowered.segment, profiles, self.options, output, progress)
+        outcome = self._outcome(key, lowered, profiles, progress)
         if isinstance(outcome, BuiltEngine) or outcome.kind != "cancelled":
             self._outcomes[key] = outcome
         return SegmentBuild(key, profiles, outcome, lowered)
+
+    def _outcome(
+        self, key: str, lowered: Lowered, profiles: tuple[Profile, ...], progress: Progress | None
+    ) -> BuiltEngine | BuildFailure:
+        """The engine, or the failure, out of the cache on disk; else built, and put there."""
+        output, segment = self.scratch / f"{key}.engine", lowered.segment
+        cache, context = self.cache, ""
+        if cache is not None:
+            # A failure names nodes, which the key leaves out, and may come of a missing GPU.
+            names = [node.name for node in segment.model.proto.graph.node]
+            context = _hash({"nodes": names, "gpus": installed_gpu_names()})
+            known = cache.get(key, output) or cache.known_failure(key, context)
+            if known is not None:
+                return known
+        outcome = compile_segment(self.backend, segment, profiles, self.options, output, progress)
+        if cache is not None:
+            if isinstance(outcome, BuiltEngine):
+                cache.put(key, outcome, self._facts(lowered, profiles))
+            else:
+                cache.remember_failure(key, context, outcome)
+        return outcome
 
     def _blame(self, segment: SegmentModel, build: SegmentBuild, refinements: int) -> list[Verdict]:
         """The nodes to blame for a failed build; none when the failure says nothing about nodes."""
@@ -173,6 +209,20 @@ class EngineBuilder:
         if found and refinements >= MAX_REFINEMENTS:
             return whole(segment, found)
         return list(found)
+
+
+def _hash(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=1)
+def _builder_code() -> str:
+    """Hash of the code that turns a model into calls of TensorRT's builder: engines of other code are other engines."""
+    folder = Path(__file__).parent / "backends"
+    digest = hashlib.sha256()
+    for name in ("trt_api.py", "worker.py", "text.py"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _bind(progress: BuildProgress | None, plan: Plan, index: int) -> Progress | None:

@@ -18,6 +18,7 @@ from rewriter.backends.base import Backend
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building import EngineBuilder, SegmentBuild
 from rewriter.conversion import Conversion, start_conversion
+from rewriter.engine_cache import EngineCache
 from rewriter.engines import engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
@@ -64,7 +65,8 @@ class Converter:
         op_denylist: operator types that stay native.
         node_denylist: regular expressions; nodes whose name one of them finds stay native.
         cache_full: what a full engine cache does at run time: "native" or "evict".
-        engine_cache_dir: not available yet.
+        engine_cache_dir: folder in which built engines are kept for later conversions, also of other processes (8 GiB
+            at most; the least recently used go first); made when needed. None: nothing is kept.
         precision: details of the engines' arithmetic; see `PrecisionOptions`.
         calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
             or a `RangeTable`. Then no `calibration_input_fn` is needed.
@@ -139,9 +141,10 @@ class Converter:
             verify=parameters.check_switch("verify", verify),
             tolerance=parameters.check_tolerance(tolerance),
         )
-        for name, value in (("inputs", inputs), ("outputs", outputs), ("engine_cache_dir", engine_cache_dir)):
+        for name, value in (("inputs", inputs), ("outputs", outputs)):
             parameters.refuse(name, value)
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
+        cache = None if engine_cache_dir is None else EngineCache(engine_cache_dir)
         self._stages = Stages(resolve(progress))
         self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
         self._precision, self._faults = asked.on(self._backend)
@@ -158,6 +161,7 @@ class Converter:
             self._settings.build_options(self._backend),
             self._settings.partition,
             Path(self._scratch.name),
+            cache,
         )
         self._conversion: Conversion | None = None
         self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()

@@ -81,6 +81,31 @@ class PrecisionReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheStats:
+    """What the engine cache on disk (`engine_cache_dir`) was asked and did, in one conversion.
+
+    Attributes:
+        hits: engines that were not built again.
+        misses: engines looked for and not found; damaged entries included.
+        known_failures: builds that are known to fail, and were not tried again.
+        stored: engines added.
+        removed: engines taken away to make room.
+        seconds_saved: what the engines that were hit once took to build.
+        damaged: reason -> entries that could not be trusted.
+        refused: reason -> how often the folder could not be used ("cannot store: No space left on device").
+    """
+
+    hits: int = 0
+    misses: int = 0
+    known_failures: int = 0
+    stored: int = 0
+    removed: int = 0
+    seconds_saved: float = 0.0
+    damaged: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    refused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Failure:
     """Something that did not work and was survived: a denied build, an engine that stayed native."""
 
@@ -120,6 +145,7 @@ class Report:
         versions: package -> version; "backend" names TensorRT's flavour and targets.
         params: the parameters in force.
         precision: the arithmetic of the engines, and what was kept out of it.
+        cache: what the engine cache on disk did; None without one.
     """
 
     source: str
@@ -135,6 +161,7 @@ class Report:
     versions: Mapping[str, str]
     params: Mapping[str, Any]
     precision: PrecisionReport = dataclasses.field(default_factory=PrecisionReport)
+    cache: CacheStats | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -154,8 +181,10 @@ class Report:
         if data.get("schema_version") != REPORT_SCHEMA_VERSION:
             raise ValueError(f"report schema {data.get('schema_version')!r} is not {REPORT_SCHEMA_VERSION}")
         try:
-            values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name != "precision"}
-            # Reports of before lower precisions have no such field.
+            later = ("precision", "cache")  # fields that older reports lack
+            values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name not in later}
+            cache = data.get("cache")
+            values["cache"] = None if cache is None else CacheStats(**cache)
             precision = dict(data.get("precision", {}))
             values["precision"] = PrecisionReport(**{**precision, "notes": tuple(precision.get("notes", ()))})
             values["engines"] = tuple(_engine(engine) for engine in values["engines"])

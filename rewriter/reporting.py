@@ -64,6 +64,7 @@ def make_report(
         },
         params=dict(params),
         precision=precision,
+        cache=builder.cache.stats if builder.cache else None,
     )
 
 

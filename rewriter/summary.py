@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from passes.segments import TensorSpec
-from rewriter.report import EngineReport, Report, dtype_name, group_by_reason, shape_text
+from rewriter.report import CacheStats, EngineReport, Report, dtype_name, group_by_reason, shape_text
 
 #: Narrower lines than this break the tables (TF-TRT's rule too).
 MINIMUM_LINE_LENGTH = 80
@@ -59,6 +59,8 @@ def print_report(console: Console, report: Report, *, detailed: bool = True) -> 
             console.print(f"Note: {failure.target}: {failure.reason}")
     for line in precision_lines(report, detailed=detailed):
         console.print(line)
+    if report.cache is not None:
+        console.print(cache_line(report.cache))
     console.print(coverage_line(report))
 
 
@@ -79,6 +81,23 @@ def precision_lines(report: Report, *, detailed: bool = True) -> list[str]:
         names = ", ".join(nodes[:MAXIMUM_NAMES]) + (", ..." if len(nodes) > MAXIMUM_NAMES else "")
         lines.append(f"Kept in higher precision: {len(nodes)} node(s) ({names}): {reason}")
     return lines + ([f"Note: {note}" for note in precision.notes] if detailed else [])
+
+
+def cache_line(cache: CacheStats) -> str:
+    """One line: what the engine cache on disk did; what did not happen is left out, but for hits and misses."""
+    hits = f"{cache.hits} hit{'s' * (cache.hits != 1)}"
+    saved = f" ({cache.seconds_saved:.1f} s of building saved)" if cache.hits else ""
+    parts = [hits + saved, f"{cache.misses} miss{'es' * (cache.misses != 1)}"]
+    for count, words in (
+        (cache.stored, "stored"),
+        (cache.removed, "removed to make room"),
+        (cache.known_failures, "known to fail"),
+    ):
+        if count:
+            parts.append(f"{count} {words}")
+    for word, reasons in (("damaged", cache.damaged), ("refused", cache.refused)):
+        parts += [f"{count} {word} ({reason})" for reason, count in sorted(reasons.items())]
+    return f"Engine cache: {', '.join(parts)}"
 
 
 def print_with(print_fn: Callable[[str], object], text: str) -> None:

@@ -44,6 +44,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     add("--targets", default="", help="GPU architectures, as sm80,sm89 (default: all the backend supports)")
     add("--op-denylist", default="", help="ONNX operator types that stay native, as Conv,MatMul")
     add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
+    add(
+        "--engine-cache-dir",
+        metavar="DIR",
+        help="keep built engines in this folder, and take those that are there (default: none are kept)",
+    )
     add("--allow-double", action="store_true", help="let TensorRT compute float64 in float32")
     add_precision_options(parser)
 
@@ -60,6 +65,7 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "targets": words(arguments.targets),
         "op_denylist": words(arguments.op_denylist),
         "node_denylist": tuple(arguments.node_denylist),
+        "engine_cache_dir": arguments.engine_cache_dir,
         "allow_double": arguments.allow_double,
         **precision_arguments(arguments),
     }

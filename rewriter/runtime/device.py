@@ -6,6 +6,10 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+_Answer = TypeVar("_Answer")
 
 
 @functools.lru_cache(maxsize=1)
@@ -14,17 +18,38 @@ def installed_gpus() -> int:
 
     NVML is asked, not CUDA: initialising CUDA would spoil every child process that is forked later.
     """
+    return _ask_nvml(_count, 0)
+
+
+@functools.lru_cache(maxsize=1)
+def installed_gpu_names() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that the driver reports, in its order; "" for one that it cannot name."""
+    return _ask_nvml(lambda nvml: tuple(_gpu_name(nvml, index) for index in range(_count(nvml))), ())
+
+
+def _ask_nvml(question: Callable[[ctypes.CDLL], _Answer], default: _Answer) -> _Answer:
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
-        return 0
+        return default
     if nvml.nvmlInit_v2() != 0:
-        return 0
+        return default
     try:
-        count = ctypes.c_uint(0)
-        return int(count.value) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
+        return question(nvml)
     finally:
         nvml.nvmlShutdown()
+
+
+def _count(nvml: ctypes.CDLL) -> int:
+    count = ctypes.c_uint(0)
+    return int(count.value) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
+
+
+def _gpu_name(nvml: ctypes.CDLL, index: int) -> str:
+    handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
+        return ""
+    return name.value.decode("utf-8", "replace") if nvml.nvmlDeviceGetName(handle, name, 96) == 0 else ""
 
 
 def missing_gpu() -> str:

@@ -245,7 +245,7 @@ def test_wrong_arguments(backend, tmp_path):
         ({"model": two_segments(), "input_saved_model_dir": "x"}, "exactly one"),
         ({"model": two_segments(), "cache_full": "grow"}, "cache_full must be one of native, evict"),
         ({"model": two_segments(), "inputs": ["x"]}, "inputs is not available yet"),
-        ({"model": two_segments(), "engine_cache_dir": tmp_path}, "engine_cache_dir is not available yet"),
+        ({"model": two_segments(), "engine_cache_dir": ""}, "engine_cache_dir must be the path of a folder"),
         ({"model": two_segments(), "targets": ["sm89"]}, "targets belong to the open backend"),
         ({"model": two_segments(), "input_saved_model_tags": "serve"}, "input_saved_model_tags must be a list"),
         ({"model": two_segments(), "samples": 3}, "samples must be a list of inputs"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,8 +6,17 @@ from onnx import TensorProto as T
 
 from passes.segments import TensorSpec
 from passes.support import Verdict
-from rewriter.report import EngineReport, Failure, PassSummary, Report, dtype_name, group_by_reason, shape_text
-from rewriter.summary import coverage_line, human_size, profile_texts, render_summary
+from rewriter.report import (
+    CacheStats,
+    EngineReport,
+    Failure,
+    PassSummary,
+    Report,
+    dtype_name,
+    group_by_reason,
+    shape_text,
+)
+from rewriter.summary import cache_line, coverage_line, human_size, profile_texts, render_summary
 
 IMAGE = TensorSpec("image", T.FLOAT, ("batch", 8, None))
 ENGINE = EngineReport(
@@ -60,6 +70,26 @@ def test_missing_field_is_named():
     del data["coverage"]
     with pytest.raises(ValueError, match="coverage"):
         Report.from_dict(data)
+
+
+def test_the_cache_is_optional():
+    data = REPORT.to_dict()
+    del data["cache"]
+    assert Report.from_dict(data).cache is None
+    assert "Engine cache" not in render_summary(REPORT)
+    report = dataclasses.replace(REPORT, cache=CacheStats(hits=2, stored=1, damaged={"sha256 differs": 1}))
+    assert Report.from_dict(json.loads(report.to_json())) == report
+    assert "Engine cache: 2 hits" in render_summary(report)
+    with pytest.raises(ValueError, match="field"):
+        Report.from_dict({**data, "cache": {"hit": 1}})
+
+
+def test_what_the_cache_did_in_one_line():
+    stats = CacheStats(2, 1, 1, 1, 3, 4.25, {"sha256 differs": 1}, {"cannot store: No space left on device": 2})
+    assert cache_line(stats) == (
+        "Engine cache: 2 hits (4.2 s of building saved), 1 miss, 1 stored, 3 removed to make room, 1 known to fail, "
+        "1 damaged (sha256 differs), 2 refused (cannot store: No space left on device)"
+    )
 
 
 def test_native_nodes_are_grouped_across_names():

@@ -22,15 +22,25 @@ class Nvml:
         pointer._obj.value = self.count
         return 0
 
+    def nvmlDeviceGetHandleByIndex_v2(self, index, pointer):  # noqa: N802
+        pointer._obj.value = index.value + 1
+        return 0 if index.value == 0 else 2
+
+    def nvmlDeviceGetName(self, handle, buffer, size):  # noqa: N802
+        buffer.value = b"NVIDIA H100"[: size - 1]
+        return 0
+
     def nvmlShutdown(self):  # noqa: N802
         self.ended += 1
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    device.installed_gpus.cache_clear()
+    for asked in (device.installed_gpus, device.installed_gpu_names):
+        asked.cache_clear()
     yield
-    device.installed_gpus.cache_clear()
+    for asked in (device.installed_gpus, device.installed_gpu_names):
+        asked.cache_clear()
 
 
 def test_no_driver(monkeypatch):
@@ -58,3 +68,11 @@ def test_a_gpu_that_may_be_hidden(monkeypatch, visible, reason):
     assert nvml.ended == 1
     assert reason in device.missing_gpu()
     assert bool(device.missing_gpu()) == bool(reason)
+
+
+def test_names_of_gpus(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(2))
+    assert device.installed_gpu_names() == ("NVIDIA H100", "")
+    device.installed_gpu_names.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(0, init=9))
+    assert device.installed_gpu_names() == ()
