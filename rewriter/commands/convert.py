@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
-from rewriter.commands.precision_options import calibration_input_fn
+from rewriter.commands.precision_options import accuracy_target, add_accuracy_options, calibration_input_fn
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
 from rewriter.errors import InvalidParameterError
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-engines", action="store_true", help="save without building engines")
     add_conversion_options(parser)
+    add_accuracy_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         input_saved_model_tags=words(arguments.tags) if arguments.tags else None,
         input_saved_model_signature_key=arguments.signature,
         tolerance=arguments.tolerance,
+        accuracy=accuracy_target(arguments),
         progress=StageScreen(console),
         **conversion_arguments(arguments),
     ) as converter:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passes.precision.recipe import FLOAT_TYPES
 from rewriter.commands.npz import batches, read_npz
 from rewriter.errors import InvalidParameterError
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, TrtPrecisionMode
 from rewriter.precision.options import ASYMMETRIC_RULES, CALIBRATION_METHODS, PrecisionOptions
+
+if TYPE_CHECKING:
+    from rewriter.accuracy.target import AccuracyTarget
 
 #: Samples in one calibration run unless the user says otherwise.
 CALIBRATION_BATCH = 8
@@ -71,6 +74,36 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
         default=defaults.asymmetric,
         help="trained ranges that symmetric int8 cannot hold exactly (default symmetrise)",
     )
+
+
+def add_accuracy_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the accuracy guard's options, for commands that may take long."""
+    group = parser.add_argument_group("accuracy guard", "nodes that break the target keep a higher precision")
+    group.add_argument(
+        "--max-rel-diff",
+        type=float,
+        help="largest relative difference from native that lower precision may make, in emulation",
+    )
+    group.add_argument(
+        "--accuracy-inputs", metavar="IN.npz", help="typical inputs to judge it on, one array an input, [samples, ...]"
+    )
+
+
+def accuracy_target(arguments: argparse.Namespace) -> AccuracyTarget | None:
+    """What `--max-rel-diff` and `--accuracy-inputs` say, for `Converter(accuracy=)`; None without them.
+
+    Raises:
+        InvalidParameterError: one of the two is missing, or the limit is no positive number.
+        InputError: the file cannot be read.
+    """
+    limit, path = arguments.max_rel_diff, arguments.accuracy_inputs
+    if limit is None and path is None:
+        return None
+    if limit is None or path is None:
+        raise InvalidParameterError("--max-rel-diff and --accuracy-inputs go together: give both")
+    from rewriter.accuracy.target import AccuracyTarget
+
+    return AccuracyTarget(batches(read_npz(path), CALIBRATION_BATCH, path), max_rel_diff=limit)
 
 
 def precision_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -76,6 +76,14 @@ def test_convert_inspect_run(onnx_file, tmp_path, capsys):
 
 
 @pytest.mark.rtx
+def test_the_accuracy_guard_is_told_by_options(onnx_file, tmp_path, capsys):
+    np.savez(tmp_path / "in.npz", x=np.linspace(-1, 3, 40, dtype=np.float32).reshape(10, 4))
+    options = ["--precision-mode", "fp16", "--max-rel-diff", "0.05", "--accuracy-inputs", str(tmp_path / "in.npz")]
+    assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out"), *options]) == 0
+    assert "Accuracy: outputs within a relative difference of 0.05: met with everything" in capsys.readouterr().out
+
+
+@pytest.mark.rtx
 def test_default_shapes_are_batches_one_and_eight(onnx_file, tmp_path, capsys):
     assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out")]) == 0
     assert "x: 1x4 .. 8x4" in capsys.readouterr().out
@@ -100,6 +108,11 @@ def test_default_shapes_are_batches_one_and_eight(onnx_file, tmp_path, capsys):
         (["convert", "MODEL", "-o", "OUT", "--keep-ops", "Exp"], "keep_ops=('Exp',) (--keep-ops) means nothing"),
         (["demo", "--calibration-batch", "4"], "goes with --calibration-inputs"),
         (["demo", "--calibration-inputs", "GONE.npz"], "GONE.npz"),
+        (
+            ["convert", "MODEL", "-o", "OUT", "--max-rel-diff", "0.1"],
+            "--max-rel-diff and --accuracy-inputs go together",
+        ),
+        (["convert", "MODEL", "-o", "OUT", "--accuracy-inputs", "GONE.npz", "--max-rel-diff", "1"], "GONE.npz"),
         (["convert", "MODEL", "-o", "OUT", "--int4-block", "5"], "int4_block must be 0 or one of"),
         (["convert", "MODEL", "-o", "OUT", "--minimum-segment-size", "0"], "minimum_segment_size"),
         (["convert", "MODEL", "-o", "OUT", "--targets", "sm12"], "SM12; it knows SM75, SM80"),
