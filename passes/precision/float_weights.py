@@ -36,7 +36,7 @@ class FloatWeights:
         needed = exposed | _multiplied(proto.graph)
         renamed: dict[str, str] = {}
         changes: list[Change] = []
-        for graph in list(iter_graphs(proto.graph)):
+        for graph in iter_graphs(proto.graph):  # lazily: rewriting a graph copies its bodies
             _dequantise(graph, constants, needed, renamed, changes)
         if renamed:
             for node in iter_nodes(proto.graph):

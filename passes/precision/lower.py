@@ -51,7 +51,7 @@ def lower(model: Model, recipe: Recipe, ranges: RangeTable | None = None) -> Pas
         ranges: ranges of the tensors that INT8 and FP8 quantise; those with trained Q/DQ need none.
 
     Raises:
-        PassError: a range is missing or is none; or a trained range that `recipe.asymmetric` refuses.
+        PassError: a range is none, or a trained range is one that `recipe.asymmetric` refuses.
     """
     lowered, records = lowering_pipeline(recipe, ranges or RangeTable()).run(model)
     changes: list[Change] = [change for record in records for change in record.changes]

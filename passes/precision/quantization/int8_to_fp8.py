@@ -27,7 +27,7 @@ def int8_to_fp8(proto: ModelProto, constants: Constants) -> list[Change]:
 
     1. QuantizeLinear -> DequantizeLinear becomes a pair of E4M3 for the same range: scale' = scale * 127 / 448.
     2. A dequantised int8 constant becomes the float numbers that it stands for, exactly; whoever quantises weights to
-       FP8 then does so per channel, as with all weights.
+       FP8 then does so with these as with all others.
 
     Args:
         proto: a canonical model, edited in place.

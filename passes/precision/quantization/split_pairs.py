@@ -32,7 +32,7 @@ class SplitPairs:
         proto = model.copy_proto()
         values, names = value_namer(proto.graph), node_namer(proto.graph)
         changes: list[Change] = []
-        for graph in list(iter_graphs(proto.graph)):
+        for graph in iter_graphs(proto.graph):  # lazily: rewriting a graph copies its bodies
             changes.extend(_split(graph, values, names))
         return finish(model, proto, model.weights, changes)
 

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto
 
 from passes.base import verify
+from passes.graph.walk import iter_nodes
 from passes.model import from_proto
 from passes.precision.float_weights import FloatWeights
 from passes.precision.lower import lower
@@ -65,3 +66,21 @@ def test_without_quantised_constants_nothing_is_copied():
 def test_only_int8_engines_keep_them(mode, kept):
     lowered = lower(net("y = MatMul(x, v)"), Recipe.of(mode)).model
     assert sum(node.op_type == "DequantizeLinear" for node in lowered.proto.graph.node) == kept
+
+
+def test_weights_in_a_body_are_floats_too():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]> g (float[2,3] x, bool c) => (float[2,2] y)
+        <float t = {0.5}, int8[3,2] w = {1, -2, 3, -4, 127, -127}> {
+            v = DequantizeLinear(w, t) m = MatMul(x, v)
+            y = If(c) <
+                then_branch = a () => (float[2,2] am) { av = DequantizeLinear(w, t) am = MatMul(x, av) },
+                else_branch = b () => (float[2,2] bm) { bm = Identity(m) }
+            > }"""
+    )
+    for node in iter_nodes(proto.graph):
+        node.name = node.output[0]
+    result = FloatWeights().run(from_proto(proto))
+    verify(result.model, "float_weights", canonical=True)
+    assert "DequantizeLinear" not in {node.op_type for node in iter_nodes(result.model.proto.graph)}
+    assert [change.target for change in result.changes] == ["v", "av"]

@@ -4,6 +4,7 @@ import onnx.parser
 import pytest
 
 from passes.base import verify
+from passes.graph.walk import iter_nodes
 from passes.model import from_proto
 from passes.precision.quantization.split_pairs import SplitPairs
 
@@ -49,3 +50,29 @@ def test_all_other_readers_share_one():
 def test_readers_of_one_kind_share_what_is_there(body):
     result, _ = run(body)
     assert not result.modified
+
+
+def test_a_body_is_split_although_the_graph_around_it_is_too():
+    """Both graphs have a product and a residual Add of their own."""
+    branch = """ic = Conv(id, iv) ir = Add(ic, id)"""
+    proto = onnx.parser.parse_model(
+        f"""{HEAD} g (float[1,4,8,8] x, int8[4,4,1,1] w, bool c) => (float[1,4,8,8] y)
+        <float s = {{0.1}}, int8 z = {{0}}> {{
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, z)
+            p = Conv(d, v) r = Add(p, d)
+            y = If(c) <
+                then_branch = t () => (float[1,4,8,8] ir) {{
+                    iq = QuantizeLinear(r, s, z) id = DequantizeLinear(iq, s, z) iv = DequantizeLinear(w, s, z)
+                    {branch} }},
+                else_branch = e () => (float[1,4,8,8] er) {{ er = Identity(r) }}
+            > }}"""
+    )
+    for node in iter_nodes(proto.graph):
+        node.name = node.output[0]
+    result = SplitPairs().run(from_proto(proto))
+    verify(result.model, "split_pairs", canonical=True)
+    inputs = {node.name: list(node.input) for node in iter_nodes(result.model.proto.graph)}
+    assert inputs["r"] == ["p", "d//beside"]
+    assert inputs["ir"] == ["ic", "id//beside"]
+    assert inputs["id//beside"] == inputs["id"]
+    assert {change.target for change in result.changes} == {"d", "id"}
