@@ -239,9 +239,13 @@ def _plan(chain: Chain, work: _Work) -> tuple[float, tuple[bool, bool], Change]:
     step, amax = float(chain.step.max()), chain.range.amax
     if work.mode == "INT8" and chain.nearly_symmetric:
         reason = f"the range is symmetric, its step {step:.6g} stays"
-        if not chain.symmetric:
-            reason += f"; the highest of its levels, {chain.range.maximum:.6g}, comes out one step lower"
-        return step, (False, False), Change("collapse-fake-quant", chain.end, reason)
+        if chain.symmetric:
+            return step, (False, False), Change("collapse-fake-quant", chain.end, reason)
+        reason += (
+            f"; the highest of its levels, {chain.range.maximum:.6g}, comes out one step lower, "
+            f"largest change of a value <= {step:.6g}"
+        )
+        return step, (False, False), Change("symmetrise", chain.end, reason)
     scale = chain.range.scale(work.mode)
     low, high = chain.range.minimum, chain.range.maximum
     promised = work.bounds(chain.source)
