@@ -15,10 +15,10 @@ from passes.pipeline import default_pipeline
 from passes.precision.recipe import Recipe
 from passes.splice import splice
 from rewriter.backends.oracle import ParserOracle
-from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.building.entries import engine_attributes
+from rewriter.building.planning import make_plan
 from rewriter.denylists import idle_entries
-from rewriter.engines import engine_attributes
-from rewriter.planning import make_plan
 from rewriter.precision.calibration import suspicious
 from rewriter.precision.notes import make_precision_report
 from rewriter.precision.plan import PrecisionPlan

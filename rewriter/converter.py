@@ -16,10 +16,10 @@ from rewriter.artifact import save_artifact
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend
 from rewriter.backends.oracle import ParserOracle
-from rewriter.building import EngineBuilder, SegmentBuild
+from rewriter.building.builder import EngineBuilder, SegmentBuild
+from rewriter.building.cache import EngineCache
+from rewriter.building.entries import engine_entries
 from rewriter.conversion import Conversion, start_conversion
-from rewriter.engine_cache import EngineCache
-from rewriter.engines import engine_entries
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
@@ -28,9 +28,9 @@ from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
-from rewriter.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.settings import Settings
-from rewriter.shapes import Observer
+from rewriter.shapes.observer import Observer
+from rewriter.shapes.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 

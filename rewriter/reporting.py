@@ -13,7 +13,7 @@ from passes.model import Model
 from passes.precision.recipe import origin
 from passes.segments import SegmentModel
 from rewriter.backends.base import BuiltEngine
-from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
 from rewriter.report import EngineReport, Failure, PassSummary, PrecisionReport, Report

@@ -167,7 +167,7 @@ def _samples(
 ) -> list[dict[str, np.ndarray]]:
     """The inputs, checked against the artifact's signature."""
     from rewriter.runtime.inputs import bind, to_array
-    from rewriter.sampling import shaped_input_fn
+    from rewriter.shapes.sampling import shaped_input_fn
 
     signature = artifact.signature
     found: Sequence[Mapping[str, Any]] = given

@@ -7,7 +7,7 @@ from typing import Any
 
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend
-from rewriter.building import BuildResult, EngineBuilder
+from rewriter.building.builder import BuildResult, EngineBuilder
 from rewriter.report import PrecisionReport
 
 #: Rules of lowering whose changes a user should read one by one.

@@ -4,7 +4,7 @@ from onnx import TensorProto as T
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
-from rewriter.sampling import batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.shapes.sampling import batch_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 
 TOKENS = TensorSpec("tokens", T.INT32, ("batch", "length"))

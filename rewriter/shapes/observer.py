@@ -11,11 +11,11 @@ import numpy as np
 
 from passes.model import Model
 from rewriter.backends.base import Profile
-from rewriter.building import Profiles
+from rewriter.building.builder import Profiles
+from rewriter.building.planning import Plan
 from rewriter.errors import InvalidParameterError
-from rewriter.planning import Plan
-from rewriter.profiles import harvest, make_profiles, sample_feeds, static_profiles
 from rewriter.runtime.inputs import iterate_samples
+from rewriter.shapes.profiles import harvest, make_profiles, sample_feeds, static_profiles
 from rewriter.source import Signature
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from passes import model as model_module
 from passes.extract import Extractor
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, InputProfile
-from rewriter.compile import blame, compile_segment
+from rewriter.building.compile import blame, compile_segment
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 OPTIONS = BuildOptions()

@@ -14,9 +14,9 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from rewriter.backends.base import BuildFailure
+from rewriter.building.cache import EngineCache
 from rewriter.commands.options import add_conversion_options, conversion_arguments
 from rewriter.converter import Converter
-from rewriter.engine_cache import EngineCache
 from rewriter.errors import InvalidParameterError
 from rewriter.report import CacheStats, Report
 from rewriter.runtime.function import load
@@ -157,7 +157,7 @@ def test_version_and_targets_are_in_the_key(rtx, filled, change):
 
 
 def test_the_gpu_is_in_the_key_when_engines_are_bound_to_it(rtx, tmp_path, monkeypatch):
-    from rewriter import building
+    from rewriter.building import builder as building
 
     counts = []
     for gpu in ("NVIDIA H100", "NVIDIA L4", "NVIDIA H100"):
@@ -169,7 +169,7 @@ def test_the_gpu_is_in_the_key_when_engines_are_bound_to_it(rtx, tmp_path, monke
 
 
 def test_code_that_calls_the_builder_is_in_the_key(rtx, filled, monkeypatch):
-    from rewriter import building
+    from rewriter.building import builder as building
 
     monkeypatch.setattr(building, "_builder_code", lambda: "another")
     assert convert(rtx, filled)[0].hits == 0
@@ -214,7 +214,7 @@ def test_a_folder_that_takes_nothing_fails_no_conversion(rtx, tmp_path, monkeypa
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rewriter.engine_cache.tempfile", SimpleNamespace(mkdtemp=refuse))
+    monkeypatch.setattr("rewriter.building.cache.tempfile", SimpleNamespace(mkdtemp=refuse))
     stats, builds, report = convert(rtx, tmp_path / "cache")
     assert report.engines[0].built
     assert builds == 1

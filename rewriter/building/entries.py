@@ -9,7 +9,7 @@ from pathlib import Path
 
 from passes.splice import EngineAttributes
 from rewriter.backends.base import BuiltEngine
-from rewriter.building import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.backends.base import BuildFailure, BuiltEngine
-from rewriter.cache_entry import (
+from rewriter.building.cache_entry import (
     ENGINE_FILE,
     FORMAT,
     SCHEMA_VERSION,

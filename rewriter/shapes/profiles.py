@@ -10,9 +10,9 @@ from onnx import ModelProto, NodeProto, TensorProto
 from passes.graph_index import bodies_of, iter_scopes
 from passes.segments import SegmentModel, TensorSpec
 from rewriter.backends.base import InputProfile, Profile
-from rewriter.harvest import InputSet, Observations, Observed, SegmentObservations, harvest
 from rewriter.params import check_choice
 from rewriter.runtime.inputs import sample_feeds
+from rewriter.shapes.harvest import InputSet, Observations, Observed, SegmentObservations, harvest
 
 __all__ = [
     "InputSet",

@@ -18,10 +18,10 @@ from passes.partition import PartitionOptions
 from passes.segments import SegmentModel
 from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
-from rewriter.compile import blame, compile_segment
-from rewriter.engine_cache import EngineCache
+from rewriter.building.cache import EngineCache
+from rewriter.building.compile import blame, compile_segment
+from rewriter.building.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.manifest import profile_to_json
-from rewriter.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.precision.lowering import Lowered, Lowering
 from rewriter.report import Failure
 from rewriter.runtime.device import installed_gpu_names
@@ -218,7 +218,7 @@ def _hash(parts: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=1)
 def _builder_code() -> str:
     """Hash of the code that turns a model into calls of TensorRT's builder: engines of other code are other engines."""
-    folder = Path(__file__).parent / "backends"
+    folder = Path(__file__).parents[1] / "backends"
     digest = hashlib.sha256()
     for name in ("trt_api.py", "worker.py", "text.py"):
         digest.update((folder / name).read_bytes())

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from rewriter.backends.base import BuildFailure, BuiltEngine
-from rewriter.cache_entry import ENGINE_FILE, SIDECAR_FILE
-from rewriter.engine_cache import MAX_FAILURES, EngineCache
+from rewriter.building.cache import MAX_FAILURES, EngineCache
+from rewriter.building.cache_entry import ENGINE_FILE, SIDECAR_FILE
 from rewriter.errors import InvalidParameterError
 from rewriter.report import CacheStats
 
@@ -127,7 +127,7 @@ def test_a_folder_that_takes_nothing_is_told_once(cache, tmp_path, monkeypatch, 
     def fail(*args, **kwargs):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("rewriter.engine_cache.tempfile", SimpleNamespace(mkdtemp=fail))
+    monkeypatch.setattr("rewriter.building.cache.tempfile", SimpleNamespace(mkdtemp=fail))
     for _ in range(3):
         cache.put(KEY, engine(tmp_path), {})
     cache.remember_failure(KEY, "", BuildFailure("unsupported", "no", ("no",)))
@@ -244,7 +244,7 @@ def test_a_damaged_failure_is_forgotten(cache, damage):
 
 def test_failures_are_bounded(cache, monkeypatch):
     assert MAX_FAILURES > 1000
-    monkeypatch.setattr("rewriter.engine_cache.MAX_FAILURES", 2)
+    monkeypatch.setattr("rewriter.building.cache.MAX_FAILURES", 2)
     for number in range(3):
         cache.remember_failure(KEY, str(number), BuildFailure("unsupported", "no", ("no",)))
         for age, path in enumerate((cache.directory / "failures").iterdir()):

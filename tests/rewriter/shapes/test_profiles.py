@@ -12,9 +12,9 @@ from passes.extract import Extractor
 from passes.segments import Segment, Segmentation
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
-from rewriter.harvest import Observations, Observed, SegmentObservations
 from rewriter.params import supported_profile_strategies
-from rewriter.profiles import (
+from rewriter.shapes.harvest import Observations, Observed, SegmentObservations
+from rewriter.shapes.profiles import (
     harvest,
     make_profiles,
     shape_tensors,

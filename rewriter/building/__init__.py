@@ -1,0 +1,1 @@
+"""From a cut model to engines: plan, compile, blame, cache."""
