@@ -43,6 +43,22 @@ class InputError(ConversionError, ValueError):
     """The inputs of a call do not fit the signature; the message names the input and what is expected."""
 
 
+class EngineError(ConversionError):
+    """An engine, or TensorRT's runtime, did not do what it was asked; the message says what TensorRT's log tells."""
+
+
+class EngineRefusedError(EngineError):
+    """TensorRT's runtime cannot use an engine on this machine: another GPU, another version, a damaged file."""
+
+
+class EngineShapeError(EngineError):
+    """An engine cannot take these shapes or shape values; the message names the input and what it can take."""
+
+
+class EngineRunError(EngineError):
+    """An engine that was given all it needs failed to run."""
+
+
 def missing_dependency(package: str, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an optional package, with the line that installs it."""
     return MissingDependencyError(f"{purpose} needs {package}: pip install 'trt-rewriter[{extra}]'")

@@ -1,0 +1,1 @@
+"""Engines and native islands on a GPU: one device, one stream."""
