@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.base import PassError
 from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
-from rewriter.errors import ConversionError, ConverterStateError, SourceError
+from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, SourceError
 from rewriter.runtime.native import NativeSession
 from rewriter.runtime.other_errors import first_line
+
+if TYPE_CHECKING:
+    from rewriter.runtime.slots import StoredEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Execution:
     """What one run gave.
 
     Attributes:
-        outputs: ONNX output name -> array.
+        outputs: ONNX output name -> array, or the executor's device tensor where outputs were to stay on the device.
         engine_runs: engine nodes that TensorRT computed.
         fallbacks: reason -> number of engine nodes that ran as their native segment for it.
     """
@@ -41,8 +42,26 @@ class Executor(Protocol):
         """Where the native nodes run: "cpu" or "cuda"."""
         ...
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Execution:
-        """Maps ONNX input names to arrays; the caller keeps ownership of them."""
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+        """Computes all outputs once.
+
+        Args:
+            feeds: ONNX input name -> array; on "cuda" also the caller's own device tensor, not looked at yet. The
+                caller keeps ownership of them.
+            on_device: leave the outputs on the device; "cuda" only.
+        """
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this executor beyond those that every function has; {} where there are none."""
+        ...
+
+    def wait_for_builds(self) -> None:
+        """Returns when the engines that are being built are ready or have failed."""
+        ...
+
+    def built_engines(self) -> tuple[StoredEngine, ...]:
+        """The engines built at run time so far; their files live as long as the executor."""
         ...
 
     def close(self) -> None:
@@ -77,9 +96,26 @@ class NativeExecutor:
         if not lazy:
             self._ready()
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Execution:
-        """One run of the session."""
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+        """One run of the session.
+
+        Raises:
+            InvalidParameterError: the outputs are to stay on a device.
+        """
+        if on_device:
+            raise InvalidParameterError("outputs can stay on the device only where there is one: this runs on the CPU")
         return Execution(self._ready().run(feeds), 0, self._fallbacks)
+
+    def stats(self) -> dict[str, Any]:
+        """Nothing to add."""
+        return {}
+
+    def wait_for_builds(self) -> None:
+        """Nothing is ever built."""
+
+    def built_engines(self) -> tuple[StoredEngine, ...]:
+        """Nothing is ever built."""
+        return ()
 
     def close(self) -> None:
         """Drops the session; a run in another thread finishes with it."""
