@@ -42,33 +42,12 @@ class NativeSession:
         threads: int = 0,
         profile: Path | None = None,
     ) -> None:
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = _options(optimize=optimize, honest=honest)
         options.intra_op_num_threads = threads
-        # Q/DQ pairs are computed as they are written. Left to itself ONNX Runtime quantises biases and, where only a
-        # MatMul's weight is int8, the activations as well: errors of 0.1 and more that the model does not make.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if honest:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        # ONNX Runtime reads these buffers for as long as the session lives: keep both arrays and values.
-        self._weights = {t.name: model.weights[t.name] for t in model.proto.graph.initializer if is_stub(t)}
-        self._values = [
-            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(self._weights[t.name]), t.data_type)
-            for t in model.proto.graph.initializer
-            if is_stub(t)
-        ]
-        if self._values:
-            options.add_external_initializers(list(self._weights), self._values)
-        self._session = ort.InferenceSession(
-            model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        _drop_pages(self._weights.values())
+        self._session, self._weights = open_session(model, options, ["CPUExecutionProvider"])
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(outputs or (o.name for o in self._session.get_outputs()))
         self._exotic_inputs = {i.name for i in self._session.get_inputs() if is_exotic(i.type)}
@@ -90,6 +69,54 @@ class NativeSession:
     def end_profiling(self) -> Path:
         """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
         return Path(self._session.end_profiling())
+
+
+def open_session(model: Model, options: Any, providers: Sequence[Any]) -> tuple[Any, object]:
+    """An ONNX Runtime session over a model whose large weights lie in arrays of their own.
+
+    Args:
+        model: the model; its weights must not change while the session lives.
+        options: `onnxruntime.SessionOptions`; it is changed.
+        providers: execution providers, the preferred one first.
+
+    Returns:
+        The session, and what must live as long as it: ONNX Runtime reads the weights where they lie.
+    """
+    ort = import_onnxruntime()
+    stubs = [t for t in model.proto.graph.initializer if is_stub(t)]
+    arrays = {t.name: model.weights[t.name] for t in stubs}
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(arrays[t.name]), t.data_type)
+        for t in stubs
+    ]
+    if values:
+        options.add_external_initializers(list(arrays), values)
+    session = ort.InferenceSession(model.proto.SerializeToString(), options, providers=list(providers))
+    _drop_pages(arrays.values())
+    return session, (arrays, values)
+
+
+def _options(*, optimize: bool, honest: bool) -> Any:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Q/DQ pairs are computed as they are written. Left to itself ONNX Runtime quantises biases and, where only a
+    # MatMul's weight is int8, the activations as well: errors of 0.1 and more that the model does not make.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if honest:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def session_options() -> Any:
+    """The `onnxruntime.SessionOptions` that every session of this package begins with.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    return _options(optimize=True, honest=False)
 
 
 def _drop_pages(arrays: Iterable[np.ndarray]) -> None:
