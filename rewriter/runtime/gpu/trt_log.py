@@ -1,0 +1,101 @@
+"""TensorRT's log: it reports failures as None or False and explains them there only."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from rewriter.backends import text
+from rewriter.errors import ConversionError, EngineError
+
+_LOG = logging.getLogger(__name__)
+#: Error lines kept for the calls that are under way.
+_KEPT = 256
+#: TensorRT takes one logger per process and ignores every later one, so there is one for each module.
+_LOGS: weakref.WeakKeyDictionary[Any, TrtLog] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+class TrtLog:
+    """The last error lines of one TensorRT module; several threads may be in TensorRT at once.
+
+    Args:
+        trt: the module, `tensorrt` or `tensorrt_rtx`.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self._lines: collections.deque[tuple[int, int, str]] = collections.deque(maxlen=_KEPT)
+        self.count = 0
+        self.logger = _make_logger(trt, self._add)
+
+    def _add(self, line: str) -> None:
+        self.count += 1
+        self._lines.append((self.count, threading.get_ident(), line))
+
+    def since(self, mark: int) -> list[str]:
+        """The lines that came after `count` was `mark`: those of this thread, or of all when it has none.
+
+        TensorRT also logs from threads of its own, so no line of this thread does not mean that there is none for it.
+        """
+        recent = [(thread, line) for number, thread, line in tuple(self._lines) if number > mark]
+        own = [line for thread, line in recent if thread == threading.get_ident()]
+        return own or [line for _, line in recent]
+
+    def error(self, mark: int, kind: type[EngineError], what: str) -> ConversionError:
+        """The error for a call that failed.
+
+        Args:
+            mark: what `count` was before the call.
+            kind: the class of the error, unless the log speaks of memory: then it is a `DeviceMemoryError`.
+            what: the failure in our words; the log's words are put behind it.
+        """
+        from rewriter.errors import DeviceMemoryError
+
+        lines = self.since(mark)
+        message = f"{what}: {reason(lines)}"
+        return DeviceMemoryError(message) if is_memory(lines) else kind(message)
+
+
+def log_of(trt: Any) -> TrtLog:
+    """The one log of a TensorRT module in this process."""
+    with _LOCK:
+        log = _LOGS.get(trt)
+        if log is None:
+            log = _LOGS[trt] = TrtLog(trt)
+        return log
+
+
+def is_memory(lines: Sequence[str]) -> bool:
+    """True when the lines tell of memory that could not be had."""
+    return text.classify(lines) in ("memory", "workspace")
+
+
+def reason(lines: Sequence[str]) -> str:
+    """The first line that tells something, in one sentence without TensorRT's source files."""
+    words = [cleaned for cleaned in (text.clean(line) for line in lines) if cleaned]
+    if words:
+        return words[0]
+    bare = [line.strip() for line in lines if line.strip()]  # noise is better than nothing
+    return bare[0].splitlines()[0] if bare else "TensorRT gave no reason"
+
+
+def _make_logger(trt: Any, add: Any) -> Any:
+    """A logger that hands error lines on; made here, for its base class belongs to the module."""
+    severity = trt.ILogger.Severity
+    kept = (severity.ERROR, severity.INTERNAL_ERROR)
+
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind11 needs the explicit call
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in kept:
+                add(msg)
+            else:
+                _LOG.debug("TensorRT: %s", msg)
+
+    return Collector()
