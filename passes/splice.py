@@ -5,7 +5,7 @@ Any ONNX runtime inlines the function and runs the original nodes; a runtime wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
@@ -64,35 +64,41 @@ def splice(model: Model, segmentation: Segmentation, engines: Mapping[str, Engin
     return model.with_proto(proto)
 
 
-def unsplice(model: Model) -> Model:
+def unsplice(model: Model, keep: Collection[str] = ()) -> Model:
     """The native model again: every engine node is replaced by the nodes of its function, under their own names.
 
     Inner values keep their names unless the model uses them elsewhere by now. The IR version stays.
+
+    Args:
+        model: the spliced model; it stays as it is.
+        keep: operators of engine nodes that are left as they are; their functions stay, and with the first of them the
+            import of the domain.
 
     Raises:
         PassError: the function of an engine node is missing (some tools drop functions).
     """
     proto = model.copy_proto()
     functions = {f.name: f for f in model.proto.functions if f.domain == ENGINE_DOMAIN}
-    scopes = sorted({scope for scope, _ in engine_nodes(proto)}, key=len, reverse=True)
+    kept = {node.op_type for _, node in engine_nodes(proto)}.intersection(keep)
+    found = {scope for scope, node in engine_nodes(proto) if node.op_type not in kept}
     graphs = dict(iter_scopes(proto))
     values = value_namer(proto.graph)
     names = node_namer(proto.graph)
-    for scope in scopes:
+    for scope in sorted(found, key=lambda way: (-len(way), way)):
         graph = graphs[scope]
         nodes: list[NodeProto] = []
         for node in graph.node:
-            if node.domain != ENGINE_DOMAIN:
+            if node.domain != ENGINE_DOMAIN or node.op_type in kept:
                 nodes.append(node)
                 continue
             if node.op_type not in functions:
                 raise PassError(f"engine node {node.name!r} has lost its function: a tool dropped it, convert again")
             nodes += _inline(node, functions[node.op_type], graph, values, names)
         _replace_nodes(graph, nodes)
-    kept = [f for f in proto.functions if f.domain != ENGINE_DOMAIN]
+    left = [f for f in proto.functions if f.domain != ENGINE_DOMAIN or f.name in kept]
     del proto.functions[:]
-    proto.functions.extend(kept)
-    imports = [o for o in proto.opset_import if o.domain != ENGINE_DOMAIN]
+    proto.functions.extend(left)
+    imports = [o for o in proto.opset_import if o.domain != ENGINE_DOMAIN or kept]
     del proto.opset_import[:]
     proto.opset_import.extend(imports)
     return model.with_proto(proto)

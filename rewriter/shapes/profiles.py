@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto
 
+from passes.graph.shape_sources import SHAPE_PLACES, SHAPE_READERS
 from passes.graph_index import bodies_of, iter_scopes
 from passes.segments import SegmentModel, TensorSpec
 from rewriter.backends.base import InputProfile, Profile
@@ -25,19 +26,6 @@ __all__ = [
     "shape_tensors",
     "static_profiles",
 ]
-
-#: Operator -> places of the inputs that hold shapes, counts, positions or axes instead of data.
-_SHAPE_PLACES: Mapping[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "ConstantOfShape": (0,), "CumSum": (1,),
-    "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "Loop": (0,),
-    "NonMaxSuppression": (2,), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (3,),
-    "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,),
-    "Unsqueeze": (1,), "Upsample": (1,),
-    **{f"Reduce{kind}": (1,) for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum",
-                                          "SumSquare")},
-}  # fmt: skip
-#: What these give depends on the shape of what they read, not on its elements.
-_SHAPE_READERS = ("Shape", "Size")
 
 
 def make_profiles(
@@ -106,7 +94,7 @@ def shape_tensors(segment: SegmentModel) -> tuple[str, ...]:
             continue
         reached.add(name)
         for maker in makers.get(name, ()):
-            if maker.op_type not in _SHAPE_READERS:
+            if maker.op_type not in SHAPE_READERS:
                 stack.extend(maker.input)
     return tuple(name for name in candidates if name in reached and name in small)
 
@@ -119,7 +107,7 @@ def _makers_and_seeds(proto: ModelProto) -> tuple[dict[str, list[NodeProto]], li
         for node in graph.node:
             for output in node.output:
                 makers.setdefault(output, []).append(node)
-            places = _SHAPE_PLACES.get(node.op_type, ())
+            places = SHAPE_PLACES.get(node.op_type, ())
             seeds.extend(node.input[place] for place in places if place < len(node.input))
             for _, body in bodies_of(node):
                 for formal in body.input:
