@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ ENGINE_FILE = "engine"
 SIDECAR_FILE = "entry.json"
 
 _LOG = logging.getLogger(__name__)
-_CHUNK = 1 << 20
+_CHUNK = 4 << 20
 
 
 class DamagedError(ValueError):
@@ -107,6 +108,9 @@ def _checked(data: Any, key: str) -> dict[str, Any]:
 def copy_and_hash(source: BinaryIO, target: Path, *, durable: bool = False) -> FileRecord:
     """Copies a file and hashes what it copies; a copy cut short is removed.
 
+    The hash is most of the work and leaves Python's lock alone, so it is taken in a thread while the next piece is
+    read and written.
+
     Args:
         source: open for reading.
         target: the file to write.
@@ -115,10 +119,13 @@ def copy_and_hash(source: BinaryIO, target: Path, *, durable: bool = False) -> F
     digest = hashlib.sha256()
     size = 0
     try:
-        with target.open("wb") as copy:
+        with target.open("wb") as copy, ThreadPoolExecutor(1) as hashing:
+            hashed: Future[None] | None = None
             while chunk := source.read(_CHUNK):
+                if hashed is not None:  # at most two pieces are in memory
+                    hashed.result()
+                hashed = hashing.submit(digest.update, chunk)
                 copy.write(chunk)
-                digest.update(chunk)
                 size += len(chunk)
             if durable:
                 copy.flush()

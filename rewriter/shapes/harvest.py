@@ -1,8 +1,15 @@
 """Shapes at segment boundaries, seen by running the native model on sample inputs.
 
-Values of the main graph get a `Shape` node each, whose result is fetched beside the model's outputs (with the values
-themselves where they are few integers, for they may be shapes). Values inside the bodies of If, Loop and Scan cannot
-be fetched; their shapes are read from ONNX Runtime's own record of the nodes that it ran.
+Rules:
+    1. Inputs of the model are read off the samples; nothing runs for them.
+    2. Any other value of the main graph gets a `Shape` node, whose result is fetched (with the values themselves where
+       they are few integers, for they may be shapes).
+    3. Values inside the bodies of If, Loop and Scan cannot be fetched; their shapes are read from ONNX Runtime's own
+       record of the nodes that it ran. Their elements are not in it.
+    4. Only the nodes that lead to what is fetched or recorded run: for a model that is one segment, none. What is
+       lost is that a sample on which a *later* node fails is not told here (the call of the converted function tells
+       it); samples are always checked against the signature, and a sample on which a needed node fails is an error
+       that names it.
 """
 
 from __future__ import annotations
@@ -16,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from passes.graph.value_types import collect_infos, spec_of
-from passes.graph_index import find_graph
+from passes.graph_index import GraphIndex, find_graph
 from passes.model import Model, stubs_as_inputs
 from passes.segments import Segment, Segmentation, TensorSpec
 from rewriter.errors import ConversionError, InputError, SourceError
@@ -46,6 +53,8 @@ class Observed:
     values: tuple[int, ...] | None = None
 
 
+#: One run in ONNX Runtime's record: node name -> per execution the shapes of the node's inputs.
+_Trace = Mapping[str, list[list[tuple[int, ...]]]]
 #: What one execution of a segment read: ONNX input name -> tensor.
 InputSet = Mapping[str, Observed]
 
@@ -74,7 +83,7 @@ class Observations:
 
 
 def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[str, np.ndarray]]) -> Observations:
-    """Runs the native model once for each sample and notes what every segment reads.
+    """Notes what every segment reads on each sample; runs the part of the native model that is needed for that.
 
     Args:
         model: the cleaned model that `segmentation` cuts, not yet spliced.
@@ -83,7 +92,7 @@ def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[s
 
     Raises:
         InputError: there is no sample.
-        ConversionError: the model fails on a sample; the message says on which.
+        ConversionError: a node that is needed fails on a sample; the message says on which.
         SourceError: ONNX Runtime refuses the model.
         MissingDependencyError: ONNX Runtime is not installed.
     """
@@ -133,23 +142,39 @@ class _Probe:
         for segment in segments:
             if segment.scope:
                 self._find_witnesses(model, segment)
+        free = {i.name for i in model.proto.graph.input} - {t.name for t in model.proto.graph.initializer}
         wanted = {name for s in segments for name in s.inputs if name in self._main and s.name not in self.blind}
+        #: What the samples themselves tell: no node needs to run for it.
+        self._given = sorted(wanted & free)
+        self._traced = {s.scope[0].rpartition("/")[0] for s in segments if s.scope and s.name not in self.blind}
         self._fetches: dict[str, _Fetch] = {}
-        self._model = self._extend(model, sorted(wanted))
+        self._model = self._extend(model, sorted(wanted - free))
 
     def run(self, inputs: Iterable[Mapping[str, np.ndarray]]) -> Iterator[list[tuple[str, InputSet]]]:
         """Per sample the (segment name, input set) of every execution of a segment."""
-        traced = any(self._witnesses.values())
+        if not self._fetches and not self._traced:
+            for feeds in inputs:
+                yield self._found(self._read(feeds), {})
+            return
         names = [name for fetch in self._fetches.values() for name in (fetch.shape, fetch.values) if name]
         with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
             # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
-            session = self._session(names, Path(folder) / "trace" if traced else None)
-            fetched = [
-                self._decode(_run(session, number, feeds, self._model.weights)) for number, feeds in enumerate(inputs)
+            session = self._session(names, Path(folder) / "trace" if self._traced else None)
+            seen = [
+                {**self._read(feeds), **self._decode(_run(session, number, feeds, self._model.weights))}
+                for number, feeds in enumerate(inputs)
             ]
-            traces = _read_trace(session.end_profiling(), len(fetched)) if traced else [{} for _ in fetched]
-        for values, trace in zip(fetched, traces, strict=True):
-            yield [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
+            traces: list[_Trace] | None = [{} for _ in seen]
+            if self._traced:
+                traces = _read_trace(session.end_profiling(), len(seen))
+        if traces is None:
+            reason = "its loop ran too long for ONNX Runtime's record of shapes: give fewer or shorter sample inputs"
+            self.blind.update((s.name, reason) for s in self.segments if s.scope)
+        for values, trace in zip(seen, traces or [{} for _ in seen], strict=True):
+            yield self._found(values, trace)
+
+    def _found(self, values: Mapping[str, Observed], trace: _Trace) -> list[tuple[str, InputSet]]:
+        return [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
 
     def _session(self, outputs: Sequence[str], trace: Path | None) -> NativeSession:
         try:
@@ -164,9 +189,7 @@ class _Probe:
         except Exception as error:
             raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
 
-    def _sets(
-        self, segment: Segment, values: Mapping[str, Observed], trace: Mapping[str, list[list[tuple[int, ...]]]]
-    ) -> Iterator[InputSet]:
+    def _sets(self, segment: Segment, values: Mapping[str, Observed], trace: _Trace) -> Iterator[InputSet]:
         """The input sets of one segment in one run of the model."""
         if segment.name in self.blind:
             return
@@ -205,13 +228,12 @@ class _Probe:
         self._witnesses[segment.name] = places
 
     def _extend(self, model: Model, wanted: Sequence[str]) -> Model:
-        """The model with `Shape` (and `Identity`) nodes behind the wanted values."""
-        proto = model.copy_proto()
+        """The part of the model that leads to the wanted values and traced nodes, with fetches as its outputs."""
+        proto, weights = self._needed(model, wanted)
         graph = proto.graph
-        taken = {name for node in graph.node for name in (node.name, *node.output)} | set(self._infos)
+        taken = {name for node in model.proto.graph.node for name in (node.name, *node.output)} | set(self._infos)
         for value in wanted:
-            spec = spec_of(self._infos[value]) if value in self._infos else TensorSpec(value, 0, None)
-            fetch = _Fetch(_fresh("shape", taken), _fresh("values", taken) if _may_be_shape(spec) else "")
+            fetch = _Fetch(_fresh("shape", taken), _fresh("values", taken) if self._may_be_shape(value) else "")
             self._fetches[value] = fetch
             graph.node.append(_node("Shape", value, fetch.shape))
             graph.output.append(helper.make_tensor_value_info(fetch.shape, TensorProto.INT64, [None]))
@@ -221,20 +243,61 @@ class _Probe:
                 output.CopyFrom(self._infos[value])
                 output.name = fetch.values
                 graph.output.append(output)
-        return model.with_proto(proto)
+        return Model(proto, weights)
+
+    def _needed(self, model: Model, wanted: Sequence[str]) -> tuple[ModelProto, dict[str, np.ndarray]]:
+        """A copy of the model without the nodes, weights and outputs that nothing wanted depends on."""
+        proto = model.copy_proto()
+        graph = proto.graph
+        index = GraphIndex.of(model.proto.graph)
+        stack = [index.producer[value] for value in wanted if value in index.producer]
+        stack += index.positions(self._traced)
+        kept: set[int] = set()
+        while stack:
+            number = stack.pop()
+            if number not in kept:
+                kept.add(number)
+                stack.extend(index.preds[number])
+        read = {name for number in kept for name in index.reads[number]} | set(wanted)
+        made = {name for number in kept for name in index.makes[number] if name}
+        del graph.node[:]
+        graph.node.extend(index.nodes[number] for number in sorted(kept))
+        tensors = [t for t in graph.initializer if t.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend(tensors)
+        infos = [info for info in graph.value_info if info.name in made]
+        del graph.value_info[:]
+        graph.value_info.extend(infos)
+        del graph.output[:]
+        # A graph needs an output, also when all that is wanted is the record of a loop.
+        ends = [name for number in index.positions(self._traced) for name in index.makes[number] if name in self._infos]
+        graph.output.extend(self._infos[name] for name in ends)
+        return proto, {name: array for name, array in model.weights.items() if name in read}
+
+    def _read(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Observed]:
+        """The model's inputs that segments read, as one sample gives them."""
+        return {
+            name: _observed(np.shape(feeds[name]), feeds[name] if self._may_be_shape(name) else None)
+            for name in self._given
+        }
+
+    def _may_be_shape(self, value: str) -> bool:
+        info = self._infos.get(value)
+        spec = spec_of(info) if info is not None else TensorSpec(value, 0, None)
+        return spec.dtype in _VALUE_DTYPES and spec.shape is not None and len(spec.shape) <= 1
 
     def _decode(self, results: Mapping[str, np.ndarray]) -> dict[str, Observed]:
         seen = {}
         for value, fetch in self._fetches.items():
             shape = tuple(int(size) for size in results[fetch.shape])
-            values = results[fetch.values] if fetch.values else None
-            kept = None if values is None or values.size > MAX_VALUES else tuple(int(v) for v in values.reshape(-1))
-            seen[value] = Observed(shape, kept)
+            seen[value] = _observed(shape, results[fetch.values] if fetch.values else None)
         return seen
 
 
-def _may_be_shape(spec: TensorSpec) -> bool:
-    return spec.dtype in _VALUE_DTYPES and spec.shape is not None and len(spec.shape) <= 1
+def _observed(shape: Sequence[int], values: np.ndarray | None) -> Observed:
+    """A tensor's shape, with its elements where they are wanted and few."""
+    kept = None if values is None or values.size > MAX_VALUES else tuple(int(v) for v in values.reshape(-1))
+    return Observed(tuple(shape), kept)
 
 
 def _fresh(purpose: str, taken: set[str]) -> str:
@@ -262,13 +325,12 @@ def _run(
         ) from error
 
 
-def _read_trace(path: Path, runs: int) -> list[dict[str, list[list[tuple[int, ...]]]]]:
-    """Per run: node name -> per execution the shapes of the node's inputs, from ONNX Runtime's record.
+def _read_trace(path: Path, runs: int) -> list[_Trace] | None:
+    """The traces of so many runs, from ONNX Runtime's record; None when it does not hold them all.
 
-    Raises:
-        ConversionError: the record does not hold the runs (it ends after a million events).
+    The record ends after a million events, that is nodes run.
     """
-    traces: list[dict[str, list[list[tuple[int, ...]]]]] = []
+    traces: list[_Trace] = []
     current: dict[str, list[list[tuple[int, ...]]]] = {}
     suffix = "_kernel_time"
     for event in json.loads(path.read_text("utf-8")):
@@ -279,9 +341,4 @@ def _read_trace(path: Path, runs: int) -> list[dict[str, list[list[tuple[int, ..
         elif name.endswith(suffix) and "input_type_shape" in args:
             shapes = [tuple(int(d) for d in dims) for item in args["input_type_shape"] for dims in item.values()]
             current.setdefault(name.removesuffix(suffix), []).append(shapes)
-    if len(traces) != runs:
-        raise ConversionError(
-            f"ONNX Runtime recorded {len(traces)} of {runs} sample runs, so shapes inside loops are unknown: give "
-            "fewer sample inputs"
-        )
-    return traces
+    return traces if len(traces) == runs else None

@@ -13,7 +13,7 @@ from passes.segments import Segment, Segmentation
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.params import supported_profile_strategies
-from rewriter.shapes.harvest import Observations, Observed, SegmentObservations
+from rewriter.shapes.harvest import Observations, Observed, SegmentObservations, _Probe
 from rewriter.shapes.profiles import (
     harvest,
     make_profiles,
@@ -155,11 +155,60 @@ def test_values_are_kept_where_the_type_says_small_integers(main):
 
 def test_a_model_that_onnx_runtime_refuses_is_told():
     model = named(
-        '<ir_version: 10, opset_import: ["": 20, "other": 1]> g (float[1] x) => (float[1] y) { y = other.F(x) }'
+        '<ir_version: 10, opset_import: ["": 20, "other": 1]> g (float[1] x) => (float[1] y) { t = other.F(x) y = Relu(t) }'
     )
-    whole = cut(model, "S", (), [node.name for node in model.proto.graph.node])
+    part = cut(model, "S", (), ["Relu_y"])
     with pytest.raises(SourceError, match=r"ONNX Runtime refuses the model: .*other:F"):
-        harvest(model, segmentation(whole), [{"x": np.zeros(1, np.float32)}])
+        harvest(model, segmentation(part), [{"x": np.zeros(1, np.float32)}])
+
+
+def test_inputs_of_the_model_need_no_run(main, monkeypatch):
+    """A model that is one segment: everything is read off the samples, and no session is made."""
+    monkeypatch.setattr("rewriter.shapes.harvest.NativeSession", None)
+    whole = cut(main, "S", (), [n.name for n in main.proto.graph.node])
+    found = harvest(main, segmentation(whole), [feeds(2, 5), feeds(1, 1)])
+    assert found.segments["S"].sets == (
+        {"x": Observed((2, 4)), "w": Observed((5, 4))},
+        {"x": Observed((1, 4)), "w": Observed((1, 4))},
+    )
+
+
+def test_values_of_inputs_are_read_off_the_samples(monkeypatch):
+    monkeypatch.setattr("rewriter.shapes.harvest.NativeSession", None)
+    model = named(
+        '<ir_version: 10, opset_import: ["": 20]> '
+        "g (float[N] x, int64[2] size) => (float[A, B] y) { t = Relu(x) y = Reshape(t, size) }"
+    )
+    whole = Extractor(model).extract(cut(model, "S", (), ["Relu_t", "Reshape_y"]))
+    samples = [{"x": np.ones(n, np.float32), "size": np.array([2, n // 2])} for n in (4, 8)]
+    (profile,) = make_profiles(whole, harvest(model, segmentation(whole.segment), samples))
+    assert profile["size"] == InputProfile((2, 2), (2, 4), (2, 4), True)
+
+
+def test_only_what_leads_to_a_boundary_runs(main):
+    """The last node fails on this sample; the segment before it is seen all the same."""
+    bad = {"x": np.ones((1, 4), np.float32), "w": np.ones((2, 4), np.float32)}
+    proto = main.copy_proto()
+    width = next(t for t in proto.graph.initializer if t.name == "width")
+    width.CopyFrom(onnx.numpy_helper.from_array(np.array([5]), "width"))
+    model = models.Model(proto)
+    found = harvest(model, segmentation(cut(model, "S", (), ["Mul_twice"])), [bad])
+    assert found.segments["S"].sets[0]["rows"].shape == (1,)
+    with pytest.raises(ConversionError, match="sample 0: the native model fails"):
+        harvest(model, segmentation(cut(model, "S", (), ["Neg_z"])), [bad])
+
+
+def test_weights_that_lead_nowhere_are_left_out():
+    proto = named(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[N, 4] x) => (float[N, 4] y) '
+        "{ a = Add(x, near) b = Relu(a) y = Add(b, far) }"
+    ).proto
+    for name in ("near", "far"):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 4), np.float32), name))
+    model = models.Model(proto)
+    probe = _Probe(model, [cut(model, "S", (), ["Relu_b"])])
+    assert [t.name for t in probe._model.proto.graph.initializer] == ["near"]
+    assert [n.op_type for n in probe._model.proto.graph.node] == ["Add", "Shape"]
 
 
 def test_graph_inputs_and_outputs_are_boundaries_too(main):
