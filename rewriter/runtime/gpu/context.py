@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -279,9 +279,3 @@ def allocator_class(trt: Any) -> Callable[[_Outlet], Any]:
             self._outlet.shape = tuple(int(size) for size in shape)
 
     return Allocator
-
-
-def describe(ranges: Mapping[str, Any], name: str) -> str:
-    """How far an input's range goes, for messages; "" when it has none."""
-    item = ranges.get(name)
-    return "" if item is None else f" (its profile goes from {list(item.minimum)} to {list(item.maximum)})"

@@ -28,10 +28,18 @@ __all__ = ["Context", "LoadedEngine", "TensorInfo", "TrtRuntime", "fit_profile",
 _LOG = logging.getLogger(__name__)
 #: TensorRT's DataType -> onnx.TensorProto; by name, for the two modules have each its own enumeration.
 _ONNX_TYPES = {
-    "FLOAT": TensorProto.FLOAT, "HALF": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "FP8": TensorProto.FLOAT8E4M3FN,
-    "INT8": TensorProto.INT8, "UINT8": TensorProto.UINT8, "INT32": TensorProto.INT32, "INT64": TensorProto.INT64,
-    "BOOL": TensorProto.BOOL, "INT4": TensorProto.INT4, "FP4": TensorProto.FLOAT4E2M1,
-}  # fmt: skip
+    "FLOAT": TensorProto.FLOAT,
+    "HALF": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP8": TensorProto.FLOAT8E4M3FN,
+    "INT8": TensorProto.INT8,
+    "UINT8": TensorProto.UINT8,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "BOOL": TensorProto.BOOL,
+    "INT4": TensorProto.INT4,
+    "FP4": TensorProto.FLOAT4E2M1,
+}
 
 
 def import_runtime(flavour: str) -> Any:
@@ -148,7 +156,9 @@ class LoadedEngine:
         self._contexts: list[Context] = []
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_tensors(runtime.trt, raw))
         self.ranges: tuple[Profile, ...] = _profiles(raw, self.tensors)
-        self.activation_bytes = int(getattr(raw, "device_memory_size_v2", None) or getattr(raw, "device_memory_size", 0))
+        self.activation_bytes = int(
+            getattr(raw, "device_memory_size_v2", None) or getattr(raw, "device_memory_size", 0)
+        )
 
     @property
     def profiles(self) -> int:
@@ -160,9 +170,7 @@ class LoadedEngine:
         """True after `close`."""
         return self._raw is None
 
-    def profile_for(
-        self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, tuple[int, ...]]
-    ) -> int | None:
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, tuple[int, ...]]) -> int | None:
         """The profile to run these inputs with (see `fit_profile`); None when none contains them."""
         return fit_profile(self.ranges, shapes, values)
 
@@ -171,19 +179,39 @@ class LoadedEngine:
 
         Args:
             profile: index, see `profile_for`.
-            own: True makes another one, for work that is captured in a CUDA graph: its shapes, addresses and memory must
-                stay as they are for as long as the graph lives. The caller closes it when the graph is gone.
+            own: True makes another one, for work that is captured in a CUDA graph: its shapes, addresses and memory
+                must stay as they are for as long as the graph lives. The caller closes it when the graph is gone.
 
         Raises:
             EngineRefusedError: TensorRT cannot make one ("cuDNN graph compilation failed"); the message has the reason.
             DeviceMemoryError: no memory left for it on the device.
             ConverterStateError: the engine is closed.
         """
-        raise NotImplementedError
+        if not 0 <= profile < self.profiles:
+            raise EngineRefusedError(f"it has no profile {profile}; it has {self.profiles}")
+        if not own and profile in self._shared:
+            return self._shared[profile]
+        context = self._make_context(profile, eager=own)
+        self._contexts.append(context)
+        if not own:
+            self._shared[profile] = context
+        return context
 
     def save_runtime_cache(self) -> bool:
-        """Writes what its contexts compiled so far; True when the file holds it afterwards."""
-        raise NotImplementedError
+        """Writes what its contexts compiled so far; True when the file holds it afterwards.
+
+        False without a file to write to, without a context, where the file cannot be written (it is told why), and for
+        a TensorRT that has no such cache.
+        """
+        if self._cache is None or self._cache_file is None:
+            return False
+        mark = self._runtime.log.count
+        data = self._cache.serialize()
+        if data is None:
+            reason = self._runtime.log.error(mark, EngineRefusedError, "TensorRT did not hand out its runtime cache")
+            _LOG.warning("%s", reason)
+            return False
+        return self._cache_file.write(bytes(memoryview(data)))
 
     def describe_range(self, name: str, profile: int) -> str:
         """How far an input's range goes, for messages; "" when it has none."""
@@ -192,10 +220,21 @@ class LoadedEngine:
 
     def forget(self, context: Context) -> None:
         """Called by a context that is closed."""
+        self._contexts = [kept for kept in self._contexts if kept is not context]
+        self._shared = {index: kept for index, kept in self._shared.items() if kept is not context}
 
     def close(self) -> None:
         """Closes its contexts and frees the engine, after the stream is done with them. A second call does nothing."""
-        self._raw = None
+        if self._raw is None:
+            return
+        try:
+            if self._contexts:
+                self._runtime.cuda.synchronize()
+        finally:
+            for context in tuple(self._contexts):
+                context.close()
+            self._cache = None
+            self._raw = None
 
     def __enter__(self) -> LoadedEngine:
         return self
@@ -203,20 +242,128 @@ class LoadedEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _make_context(self, profile: int, *, eager: bool) -> Context:
+        if self._raw is None:
+            raise ConverterStateError("this engine is closed: load it again")
+        runtime, cuda = self._runtime, self._runtime.cuda
+        mark = runtime.log.count
+        raw = self._raw_context(eager=eager)
+        if raw is None:
+            raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot prepare it")
+        if self.profiles > 1 and not raw.set_optimization_profile_async(profile, cuda.stream):
+            raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot switch it to profile {profile}")
+        return Context(self, raw, profile, cuda.stream, runtime.log, runtime.make_allocator)
+
+    def _raw_context(self, *, eager: bool) -> Any:
+        """A context without memory of its own, by the newest way that this TensorRT knows."""
+        trt, raw = self._runtime.trt, self._raw
+        if not hasattr(trt, "ExecutionContextAllocationStrategy"):
+            return raw.create_execution_context_without_device_memory()
+        by_user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(raw, "create_runtime_config"):
+            return raw.create_execution_context(by_user)
+        config = raw.create_runtime_config()
+        config.set_execution_context_allocation_strategy(by_user)
+        specialisations = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if eager and specialisations is not None:
+            # Else kernels for these shapes are compiled in the background, and the graph would keep the slower ones
+            # that stand in for them.
+            config.dynamic_shapes_kernel_specialization_strategy = specialisations.EAGER
+        self._use_cache(config)
+        return raw.create_execution_context(config)
+
+    def _use_cache(self, config: Any) -> None:
+        """Gives the engine's one runtime cache to a context; it is made and read with the first one."""
+        if self._cache_file is None or not hasattr(config, "create_runtime_cache"):
+            return
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            data = self._cache_file.read()
+            mark = self._runtime.log.count
+            if data is not None and not self._cache.deserialize(data):
+                reason = self._runtime.log.error(mark, EngineRefusedError, "TensorRT cannot read it")
+                self._cache_file.refuse(str(reason))
+                self._cache = config.create_runtime_cache()
+        mark = self._runtime.log.count
+        if not config.set_runtime_cache(self._cache):
+            reason = self._runtime.log.error(mark, EngineRefusedError, "TensorRT does not take its runtime cache")
+            _LOG.warning("%s", reason)
+
 
 def fit_profile(
     profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, tuple[int, ...]]
 ) -> int | None:
     """The index of the profile for these inputs; None when none contains them.
 
-    The first profile whose optimum they are, else the narrowest one that contains them (fewest shapes and values).
+    The first profile whose optimum they are, else the narrowest one that contains them (that allows the fewest
+    different shapes and values), the first of several.
+
+    Args:
+        profiles: input -> range. Inputs without a range are not looked at; one that is in a profile and not given fits
+            no range.
+        shapes: input -> shape.
+        values: input -> elements, flattened, for inputs that hold shapes.
     """
-    raise NotImplementedError
+    best: tuple[float, int] | None = None
+    for index, profile in enumerate(profiles):
+        given = {name: (values if item.is_values else shapes).get(name) for name, item in profile.items()}
+        if all(given[name] == tuple(item.optimum) for name, item in profile.items()):
+            return index
+        if all(_contains(item, given[name]) for name, item in profile.items()):
+            found = (_width(profile), index)
+            best = found if best is None else min(best, found)
+    return None if best is None else best[1]
+
+
+def _contains(item: InputProfile, given: Sequence[int] | None) -> bool:
+    if given is None or len(given) != len(item.minimum):
+        return False
+    return all(low <= size <= high for low, size, high in zip(item.minimum, given, item.maximum, strict=True))
+
+
+def _width(profile: Profile) -> float:
+    """The logarithm of the number of different inputs that a profile allows."""
+    sides = (high - low + 1 for item in profile.values() for low, high in zip(item.minimum, item.maximum, strict=True))
+    return math.fsum(math.log(side) for side in sides)
 
 
 def _tensors(trt: Any, raw: Any) -> dict[str, TensorInfo]:
-    return {}
+    """Reads the facts of every input and output.
+
+    Raises:
+        EngineRefusedError: one has a type that ONNX has no number for.
+    """
+    infos = {}
+    for index in range(raw.num_io_tensors):
+        name = str(raw.get_tensor_name(index))
+        kind = raw.get_tensor_dtype(name).name
+        if kind not in _ONNX_TYPES:
+            raise EngineRefusedError(f"its tensor {name!r} has type {kind}, which has no place at an engine's boundary")
+        infos[name] = TensorInfo(
+            name=name,
+            dtype=int(_ONNX_TYPES[kind]),
+            is_input=raw.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            on_host=raw.get_tensor_location(name) == trt.TensorLocation.HOST,
+            shape=tuple(int(size) for size in raw.get_tensor_shape(name)),
+        )
+    return infos
 
 
 def _profiles(raw: Any, tensors: Mapping[str, TensorInfo]) -> tuple[Profile, ...]:
-    return ()
+    """Reads every optimization profile; an engine of static shapes has one as well."""
+    inputs = [info for info in tensors.values() if info.is_input]
+    count = max(1, int(raw.num_optimization_profiles))
+    return tuple({info.name: _range(raw, info, index) for info in inputs} for index in range(count))
+
+
+def _range(raw: Any, info: TensorInfo, index: int) -> InputProfile:
+    if info.on_host and raw.is_shape_inference_io(info.name):
+        # The bindings of 1.4 and 1.7 take (index, name) here, whatever their help says, and (name, index) below.
+        values = raw.get_tensor_profile_values(index, info.name)
+        if len(values) == 3:
+            low, best, high = (tuple(int(value) for value in bound) for bound in values)
+            return InputProfile(low, best, high, is_values=True)
+    if -1 not in info.shape:
+        return InputProfile(info.shape, info.shape, info.shape)
+    low, best, high = (tuple(int(size) for size in dims) for dims in raw.get_tensor_profile_shape(info.name, index))
+    return InputProfile(low, best, high)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewriter.backends import text
-from rewriter.errors import ConversionError, EngineError
+from rewriter.errors import ConversionError, DeviceMemoryError, EngineError
 
 _LOG = logging.getLogger(__name__)
 #: Error lines kept for the calls that are under way.
@@ -53,8 +53,6 @@ class TrtLog:
             kind: the class of the error, unless the log speaks of memory: then it is a `DeviceMemoryError`.
             what: the failure in our words; the log's words are put behind it.
         """
-        from rewriter.errors import DeviceMemoryError
-
         lines = self.since(mark)
         message = f"{what}: {reason(lines)}"
         return DeviceMemoryError(message) if is_memory(lines) else kind(message)
