@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from passes.splice import EngineAttributes
-from rewriter.backends.base import BuiltEngine
-from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
+from rewriter.backends.base import BuiltEngine, Profile
+from rewriter.building.builder import BuildResult, EngineBuilder
+from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
 from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 
@@ -43,20 +44,45 @@ def engine_entries(
 ) -> list[tuple[EngineEntry, Path]]:
     """What the artifact keeps of every built engine, with the file that holds it now."""
     hashes = {s.segment.name: s.content_hash for s in result.plan.segments}
-    entries = []
-    for name, build in builds.items():
-        if isinstance(build.outcome, BuiltEngine):
-            entry = EngineEntry(
-                op=name,
-                key=build.key,
-                size=build.outcome.size,
-                sha256=build.outcome.sha256,
-                backend=builder.backend.flavour,
-                version=builder.backend.version,
-                targets=builder.targets,
-                profiles=build.profiles,
-                precision=precision,
-                segment_hash=hashes[name],
-            )
-            entries.append((entry, build.outcome.path))
-    return entries
+    return [
+        (
+            engine_entry(name, build.key, build.outcome, build.profiles, builder, precision, hashes[name]),
+            build.outcome.path,
+        )
+        for name, build in builds.items()
+        if isinstance(build.outcome, BuiltEngine)
+    ]
+
+
+def engine_entry(
+    op: str,
+    key: str,
+    engine: BuiltEngine,
+    profiles: tuple[Profile, ...],
+    builder: EngineBuilder | SegmentBuilder,
+    precision: str,
+    segment_hash: str,
+) -> EngineEntry:
+    """What the artifact keeps of one engine.
+
+    Args:
+        op: operator of its engine node.
+        key: its content key.
+        engine: the engine.
+        profiles: what it was built for.
+        builder: what built it.
+        precision: label of the recipe.
+        segment_hash: content hash of the segment before lowering.
+    """
+    return EngineEntry(
+        op=op,
+        key=key,
+        size=engine.size,
+        sha256=engine.sha256,
+        backend=builder.backend.flavour,
+        version=builder.backend.version,
+        targets=builder.targets,
+        profiles=profiles,
+        precision=precision,
+        segment_hash=segment_hash,
+    )

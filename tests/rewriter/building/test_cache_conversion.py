@@ -157,7 +157,7 @@ def test_version_and_targets_are_in_the_key(rtx, filled, change):
 
 
 def test_the_gpu_is_in_the_key_when_engines_are_bound_to_it(rtx, tmp_path, monkeypatch):
-    from rewriter.building import builder as building
+    from rewriter.building import segment_builder as building
 
     counts = []
     for gpu in ("NVIDIA H100", "NVIDIA L4", "NVIDIA H100"):
@@ -169,7 +169,7 @@ def test_the_gpu_is_in_the_key_when_engines_are_bound_to_it(rtx, tmp_path, monke
 
 
 def test_code_that_calls_the_builder_is_in_the_key(rtx, filled, monkeypatch):
-    from rewriter.building import builder as building
+    from rewriter.building import segment_builder as building
 
     monkeypatch.setattr(building, "_builder_code", lambda: "another")
     assert convert(rtx, filled)[0].hits == 0
