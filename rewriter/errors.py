@@ -59,6 +59,18 @@ class EngineRunError(EngineError):
     """An engine that was given all it needs failed to run."""
 
 
+class CudaError(ConversionError):
+    """A call of the CUDA runtime failed; the message names the call and CUDA's own reason."""
+
+
+class DeviceMemoryError(CudaError):
+    """The memory of the GPU, or page-locked memory of the host, does not suffice; the message says for how many bytes."""
+
+
+class CaptureError(CudaError):
+    """Work could not be captured as a CUDA graph; it can still be run step by step."""
+
+
 def missing_dependency(package: str, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an optional package, with the line that installs it."""
     return MissingDependencyError(f"{purpose} needs {package}: pip install 'trt-rewriter[{extra}]'")

@@ -1,0 +1,106 @@
+"""The CUDA runtime as a module of checked calls: every failure is an error that names the call and CUDA's reason."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NoReturn
+
+from rewriter.errors import ConversionError, CudaError, DeviceMemoryError, missing_dependency
+
+LEGACY_STREAM = 1
+"""``cudaStreamLegacy``, the default stream. 0 means the same to CUDA, but to ONNX Runtime and DLPack it does not."""
+
+PER_THREAD_STREAM = 2
+"""``cudaStreamPerThread``: a different stream in every thread that says it."""
+
+_OUT_OF_MEMORY = 2
+_NOT_READY = 600
+
+_LOST = frozenset(
+    {
+        "cudaErrorIllegalAddress",
+        "cudaErrorLaunchFailure",
+        "cudaErrorLaunchTimeout",
+        "cudaErrorHardwareStackError",
+        "cudaErrorIllegalInstruction",
+        "cudaErrorMisalignedAddress",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorAssert",
+        "cudaErrorECCUncorrectable",
+        "cudaErrorContextIsDestroyed",
+    }
+)
+"""Errors after which every later call of the process fails as well: only a new process helps."""
+
+
+def load_cudart() -> Any:
+    """The module ``cuda.bindings.runtime``.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as e:
+        raise missing_dependency("cuda-bindings", "gpu", "running on a GPU") from e
+
+
+class Calls:
+    """The module's functions, with their results checked.
+
+    Args:
+        module: ``cuda.bindings.runtime``, or something that looks like it. Each of its functions returns a tuple that
+            starts with the error.
+    """
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Result of one call: None, one value, or a tuple of values. Not for the hot path: it looks functions up.
+
+        Raises:
+            DeviceMemoryError: CUDA says out of memory.
+            CudaError: Any other failure.
+        """
+        error, *values = getattr(self.module, name)(*arguments)
+        if error:
+            self.fail(name, error)
+        return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+    def fail(self, name: str, error: Any, about: str = "") -> NoReturn:
+        """Raises the error that fits, after CUDA's "last error" was cleared: nobody else should find ours there."""
+        self.module.cudaGetLastError()
+        text = f"{name}{about and f' ({about})'} failed: {self.reason(error)}"
+        if int(error) == _OUT_OF_MEMORY:
+            raise DeviceMemoryError(text)
+        raise CudaError(text)
+
+    def reason(self, error: Any) -> str:
+        """CUDA's name and words for an error, and what follows from it."""
+        name, words = self._text("cudaGetErrorName", error), self._text("cudaGetErrorString", error)
+        lost = "; the process's CUDA state is lost, restart it" if name in _LOST else ""
+        return f"{name} ({words}){lost}"
+
+    def _text(self, function: str, error: Any) -> str:
+        _, text = getattr(self.module, function)(error)
+        return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+
+    def unsigned_64(self, value: int) -> Any:
+        """A 64-bit attribute as the binding takes it: by the type of its driver module."""
+        kind = getattr(self.module, "cuuint64_t", None) or importlib.import_module("cuda.bindings.driver").cuuint64_t
+        return kind(value)
+
+    @staticmethod
+    def is_not_ready(error: Any) -> bool:
+        """Whether the "error" only says that the work has not finished."""
+        return int(error) == _NOT_READY
+
+    def attempt(self, name: str, *arguments: Any) -> ConversionError | None:
+        """Makes a call of which nothing depends (tidying up): its error is the answer, not raised."""
+        try:
+            self.call(name, *arguments)
+        except CudaError as e:
+            return e
+        return None
