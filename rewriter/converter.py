@@ -17,7 +17,7 @@ from rewriter.backends import as_backend
 from rewriter.backends.base import Backend
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building.builder import EngineBuilder, SegmentBuild
-from rewriter.building.cache import EngineCache
+from rewriter.building.cache import open_cache
 from rewriter.building.entries import engine_entries
 from rewriter.conversion import Conversion, start_conversion
 from rewriter.errors import ConverterStateError, InvalidParameterError
@@ -28,9 +28,12 @@ from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
 from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
+from rewriter.runtime.loading import Runnable, make_function
+from rewriter.runtime.options import RuntimeOptions
+from rewriter.runtime.slots import StoredEngine
 from rewriter.settings import Settings
 from rewriter.shapes.observer import Observer
-from rewriter.shapes.sampling import InputFn, batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.shapes.sampling import InputFn, batch_input_fn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 
@@ -65,8 +68,10 @@ class Converter:
         op_denylist: operator types that stay native.
         node_denylist: regular expressions; nodes whose name one of them finds stay native.
         cache_full: what a full engine cache does at run time: "native" or "evict".
-        engine_cache_dir: folder in which built engines are kept for later conversions, also of other processes (8 GiB
-            at most; the least recently used go first); made when needed. None: nothing is kept.
+        engine_cache_dir: folder in which built engines are kept for later conversions, also of other processes; made
+            when needed. None: nothing is kept.
+        engine_cache_max_bytes: what the engines in that folder may take together; above it the least recently used go
+            first. Default 8 GiB.
         precision: details of the engines' arithmetic; see `PrecisionOptions`.
         calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
             or a `RangeTable`. Then no `calibration_input_fn` is needed.
@@ -109,6 +114,7 @@ class Converter:
         node_denylist: Iterable[str] = (),
         cache_full: str = "native",
         engine_cache_dir: str | Path | None = None,
+        engine_cache_max_bytes: int | None = None,
         precision: PrecisionOptions | None = None,
         calibration: RangeTable | str | Path | None = None,
         accuracy: AccuracyTarget | None = None,
@@ -144,7 +150,7 @@ class Converter:
         for name, value in (("inputs", inputs), ("outputs", outputs)):
             parameters.refuse(name, value)
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
-        cache = None if engine_cache_dir is None else EngineCache(engine_cache_dir)
+        cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
         self._stages = Stages(resolve(progress))
         self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
         self._precision, self._faults = asked.on(self._backend)
@@ -175,7 +181,8 @@ class Converter:
                 runs in `build()`, as in TF-TRT; with `is_dynamic_op` or `use_dynamic_shape` False it runs here.
 
         Returns:
-            The spliced model as a function that runs natively; to use the engines, `save()` and `rewriter.load()`.
+            The spliced model as a function. It has no engines yet (with static shapes it has): where there is a GPU
+            they may be built at run time; after `build()`, `function()` gives a function that uses what was built.
 
         Raises:
             ConverterStateError: called twice.
@@ -251,42 +258,54 @@ class Converter:
         self._build(input_fn)
 
     def function(self, execution: str = "auto") -> ConvertedFunction:
-        """The conversion so far as a function, without the way over an artifact; it uses no engines.
+        """The conversion so far as a function, without the way over an artifact.
+
+        On a GPU it uses the engines that `build()` has built by now, as a loaded artifact does; engines that are
+        missing are built at run time where `allow_build_at_runtime` says so. It may outlive this converter.
 
         Args:
-            execution: "auto" or "native": the source's own arithmetic. "emulate": that of the engines, on the CPU; for
-                INT8 and FP8 it needs the ranges, so `build()` must have run (or `convert()`, with static shapes).
+            execution: "auto": engines where they can be used. "native": the source's own arithmetic. "emulate": that
+                of the engines, on the CPU; for INT8 and FP8 it needs the ranges, so `build()` must have run (or
+                `convert()`, with static shapes).
 
         Raises:
             ConverterStateError: `convert()` has not run, or the ranges are not known yet.
             InvalidParameterError: an unknown execution.
         """
         done = self._converted("function")
-        lowering = done.result.lowering
         if execution == "emulate" and done.pending is not None:
             raise ConverterStateError("what the engines compute is known when build() has run: call it first")
-        return ConvertedFunction(
-            done.spliced({}, self._builder),
-            done.source.signature,
-            execution=execution,
-            recipe=lowering.recipe,
-            ranges=lowering.ranges,
-            lazy=True,
+        builds = done.result.builds
+        runnable = Runnable(
+            model=done.spliced(builds, self._builder),
+            signature=done.source.signature,
+            engines=tuple(
+                StoredEngine(entry, path)
+                for entry, path in engine_entries(done.result, builds, self._builder, done.recipe.label)
+            ),
+            params=self._params_json(),
+            recipe=done.result.lowering.recipe if done.pending is None else None,
+            ranges=done.result.lowering.ranges,
         )
+        return make_function(runnable, RuntimeOptions(execution=execution), lazy=True, keep_engines=True)
 
     def sample_input_fn(self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None) -> InputFn:
         """An `input_fn` for `build()` that makes inputs up.
 
         Args:
-            shapes: input name -> sample shapes, for example {"image": [(1, 224, 224, 3), (8, 224, 224, 3)]}; default:
-                batches 1 and 8, other unknown dimensions as in the check against TensorFlow.
+            shapes: input name -> the shapes that engines must cover. Three are the minimum, optimum and maximum, in
+                this order: {"image": [(1, 224, 224, 3), (8, 224, 224, 3), (32, 224, 224, 3)]}; of any other number
+                "Range" profiles are tuned for the largest. The i-th shapes of all inputs go together; an input with
+                one shape keeps it. Default: batches 1 and 8, other unknown dimensions as in the check against
+                TensorFlow.
 
         Raises:
             ConverterStateError: `convert()` has not run.
-            InvalidParameterError: a shape does not fit, or a dimension stays unknown; the message names it.
+            InvalidParameterError: an unknown input, a shape that does not fit, three shapes in another order, inputs
+                with different numbers of shapes, or a dimension that stays unknown; the message names it.
         """
         done = self._converted("sample_input_fn")
-        return shaped_input_fn(done.source.signature, shapes or {}, done.source.samples)
+        return profile_input_fn(done.source.signature, shapes or {}, done.source.samples)
 
     def save(
         self,
@@ -389,7 +408,7 @@ class Converter:
     def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
         done = self._conversion = self._converted("build").settled(self._stages)
         input_fns = (*self._input_fns, input_fn)
-        observer = Observer(done.model, done.source.signature, input_fns, self._settings.strategy)
+        observer = Observer(done.model, done.source.signature, input_fns, self._settings.build_strategy)
         with self._stages.stage("build"):
             result = self._builder.build(
                 done.model, done.result.plan, observer, self._build_progress, done.result.lowering

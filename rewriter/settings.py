@@ -8,7 +8,11 @@ from typing import Any
 from passes.partition import PartitionOptions
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend, BuildOptions
-from rewriter.params import PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE, ConversionParams
+from rewriter.params import (
+    PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE,
+    PROFILE_STRATEGY_RANGE,
+    ConversionParams,
+)
 from rewriter.precision.options import narrowed_targets
 from rewriter.reporting import params_to_json
 
@@ -45,6 +49,11 @@ class Settings:
     def partition(self) -> PartitionOptions:
         """How the graph is cut."""
         return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
+
+    @property
+    def build_strategy(self) -> str:
+        """The strategy in force: static engines (`is_dynamic_op` False) cover batches 1..max_batch_size in any case."""
+        return self.strategy if self.params.is_dynamic_op else PROFILE_STRATEGY_RANGE
 
     @property
     def calibrates_early(self) -> bool:

@@ -82,7 +82,7 @@ class EngineCache:
         if not isinstance(directory, (str, Path)) or not str(directory) or "\0" in str(directory):
             raise InvalidParameterError(f"engine_cache_dir must be the path of a folder, not {directory!r}")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-            raise InvalidParameterError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
+            raise InvalidParameterError(f"engine_cache_max_bytes must be an integer of at least 1, not {max_bytes!r}")
         self.directory = Path(directory).absolute()
         self.max_bytes = max_bytes
         check_folder(self.directory)
@@ -319,3 +319,20 @@ class EngineCache:
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
+
+
+def open_cache(directory: str | Path | None, max_bytes: int | None) -> EngineCache | None:
+    """The cache that a conversion is told to use; None for none.
+
+    Args:
+        directory: its folder (`engine_cache_dir`).
+        max_bytes: its cap (`engine_cache_max_bytes`); None for `DEFAULT_MAX_BYTES`.
+
+    Raises:
+        InvalidParameterError: as `EngineCache`; or a cap is given without a folder.
+    """
+    if directory is not None:
+        return EngineCache(directory, DEFAULT_MAX_BYTES if max_bytes is None else max_bytes)
+    if max_bytes is not None:
+        raise InvalidParameterError("engine_cache_max_bytes needs engine_cache_dir: there is no cache without a folder")
+    return None

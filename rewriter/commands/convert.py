@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:SHAPE[,SHAPE...]",
-        help="sample shapes of an input that the engines must cover, as image:1x224x224x3,8x224x224x3; "
-        "once an input; default: batches 1 and 8, other unknown dimensions as in the check against TensorFlow",
+        help="shapes of an input that the engines must cover, as image:1x224x224x3,8x224x224x3,32x224x224x3; three are "
+        "minimum, optimum and maximum, in this order; once an input; default: batches 1 and 8, other unknown "
+        "dimensions as in the check against TensorFlow",
     )
     parser.add_argument(
         "--tolerance",

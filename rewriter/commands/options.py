@@ -49,6 +49,12 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep built engines in this folder, and take those that are there (default: none are kept)",
     )
+    add(
+        "--engine-cache-max-bytes",
+        type=int,
+        metavar="N",
+        help="what the engines in that folder may take; the least recently used go first (default 8589934592)",
+    )
     add("--allow-double", action="store_true", help="let TensorRT compute float64 in float32")
     add_precision_options(parser)
 
@@ -66,6 +72,7 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "op_denylist": words(arguments.op_denylist),
         "node_denylist": tuple(arguments.node_denylist),
         "engine_cache_dir": arguments.engine_cache_dir,
+        "engine_cache_max_bytes": arguments.engine_cache_max_bytes,
         "allow_double": arguments.allow_double,
         **precision_arguments(arguments),
     }
@@ -77,7 +84,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def parse_shapes(texts: list[str]) -> Shapes:
-    """Reads "image:1x224x224x3,8x224x224x3": input name -> sample shapes, in order. "scalar" is rank 0.
+    """Reads "image:1x224x224x3,8x224x224x3": input name -> shapes, in order. "scalar" is rank 0.
 
     Raises:
         InvalidParameterError: it is written otherwise.

@@ -18,7 +18,8 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ class SegmentObservations:
         sets: the different input sets, in order of first appearance.
         counts: how often each was seen.
         reason: why nothing was seen ("" when something was).
+        optimum: which set was seen with the sample that the engines are to be tuned for; None where none was named.
     """
 
     sets: tuple[InputSet, ...] = ()
     counts: tuple[int, ...] = ()
     reason: str = ""
+    optimum: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +85,20 @@ class Observations:
     samples: int
 
 
-def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[str, np.ndarray]]) -> Observations:
+def harvest(
+    model: Model,
+    segmentation: Segmentation,
+    inputs: Iterable[Mapping[str, np.ndarray]],
+    optima: Container[int] = (),
+) -> Observations:
     """Notes what every segment reads on each sample; runs the part of the native model that is needed for that.
 
     Args:
         model: the cleaned model that `segmentation` cuts, not yet spliced.
         segmentation: the segments.
         inputs: feeds by ONNX input name, one mapping a sample.
+        optima: numbers of the samples that engines are to be tuned for, of which the last counts; asked for a sample
+            after `inputs` has given it.
 
     Raises:
         InputError: there is no sample.
@@ -97,23 +107,44 @@ def harvest(model: Model, segmentation: Segmentation, inputs: Iterable[Mapping[s
         MissingDependencyError: ONNX Runtime is not installed.
     """
     probe = _Probe(model, segmentation.segments)
-    found: dict[str, dict[tuple[Any, ...], tuple[InputSet, int]]] = {s.name: {} for s in segmentation.segments}
+    found: dict[str, _Tally] = {s.name: _Tally() for s in segmentation.segments}
     samples = 0
     for sets in probe.run(inputs):
-        samples += 1
+        named: set[str] = set()
         for name, seen in sets:
-            key = tuple(sorted((tensor, item.shape, item.values) for tensor, item in seen.items()))
-            first, count = found[name].get(key, (seen, 0))
-            found[name][key] = (first, count + 1)
+            # Of a segment that ran several times in the optimal sample, the first execution counts.
+            found[name].add(seen, optimum=samples in optima and name not in named)
+            named.add(name)
+        samples += 1
     if not samples:
         raise InputError("input_fn yielded nothing: shapes are learnt from at least one sample input")
-    return Observations({s.name: _summary(found[s.name], probe.blind.get(s.name, "")) for s in probe.segments}, samples)
+    return Observations({s.name: found[s.name].summary(probe.blind.get(s.name, "")) for s in probe.segments}, samples)
 
 
-def _summary(found: Mapping[Any, tuple[InputSet, int]], blind: str) -> SegmentObservations:
-    if not found:
-        return SegmentObservations(reason=blind or "its branch or loop body was not entered by any sample input")
-    return SegmentObservations(tuple(s for s, _ in found.values()), tuple(count for _, count in found.values()))
+class _Tally:
+    """The different input sets of one segment, with how often each was seen."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[Any, ...], InputSet] = {}
+        self._counts: Counter[tuple[Any, ...]] = Counter()
+        self._optimum: tuple[Any, ...] | None = None
+
+    def add(self, seen: InputSet, *, optimum: bool) -> None:
+        key = tuple(sorted((tensor, item.shape, item.values) for tensor, item in seen.items()))
+        self._sets.setdefault(key, seen)
+        self._counts[key] += 1
+        if optimum:
+            self._optimum = key
+
+    def summary(self, blind: str) -> SegmentObservations:
+        if blind or not self._sets:
+            return SegmentObservations(reason=blind or "its branch or loop body was not entered by any sample input")
+        keys = list(self._sets)
+        return SegmentObservations(
+            tuple(self._sets.values()),
+            tuple(self._counts[key] for key in keys),
+            optimum=None if self._optimum is None else keys.index(self._optimum),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +315,7 @@ class _Probe:
     def _may_be_shape(self, value: str) -> bool:
         info = self._infos.get(value)
         spec = spec_of(info) if info is not None else TensorSpec(value, 0, None)
-        return spec.dtype in _VALUE_DTYPES and spec.shape is not None and len(spec.shape) <= 1
+        return spec.dtype in _VALUE_DTYPES and (spec.shape is None or len(spec.shape) <= 1)
 
     def _decode(self, results: Mapping[str, np.ndarray]) -> dict[str, Observed]:
         seen = {}
@@ -296,8 +327,8 @@ class _Probe:
 
 def _observed(shape: Sequence[int], values: np.ndarray | None) -> Observed:
     """A tensor's shape, with its elements where they are wanted and few."""
-    kept = None if values is None or values.size > MAX_VALUES else tuple(int(v) for v in values.reshape(-1))
-    return Observed(tuple(shape), kept)
+    few = values is not None and values.ndim <= 1 and values.size <= MAX_VALUES
+    return Observed(tuple(shape), tuple(int(v) for v in values.reshape(-1)) if few and values is not None else None)
 
 
 def _fresh(purpose: str, taken: set[str]) -> str:

@@ -16,6 +16,7 @@ from rewriter.building.planning import Plan
 from rewriter.errors import InvalidParameterError
 from rewriter.runtime.inputs import iterate_samples
 from rewriter.shapes.profiles import harvest, make_profiles, sample_feeds, static_profiles
+from rewriter.shapes.sampling import MadeInputs
 from rewriter.source import Signature
 
 
@@ -23,8 +24,8 @@ from rewriter.source import Signature
 class Observer:
     """Gives the segments of a plan their profiles.
 
-    A segment with fixed shapes needs no observation. For the others the native model runs once on every sample, and
-    the shapes at the segments' inputs are kept.
+    A segment with fixed shapes needs no observation. For the others the shapes at their inputs are kept, for which as
+    much of the native model runs on every sample as leads there (see `rewriter.shapes.harvest`).
 
     Attributes:
         model: the cleaned model that plans cut.
@@ -46,22 +47,33 @@ class Observer:
             InvalidParameterError: the functions yield nothing.
         """
         fixed = {s.segment.name: static_profiles(s) for s in plan.segments}
-        feeds = self._feeds()
+        optima: set[int] = set()
+        feeds = self._feeds(optima)
         if None not in fixed.values():
             for _ in feeds:  # bad samples are told whether or not they are needed
                 pass
             return {name: profiles for name, profiles in fixed.items() if profiles is not None}
-        observations = harvest(self.model, plan.segmentation, feeds)
+        observations = harvest(self.model, plan.segmentation, feeds, optima)
         found: dict[str, tuple[Profile, ...] | str] = {}
         for segment in plan.segments:
             name = segment.segment.name
             found[name] = fixed[name] or make_profiles(segment, observations, self.strategy)
         return found
 
-    def _feeds(self) -> Iterator[dict[str, np.ndarray]]:
-        samples = itertools.chain.from_iterable(iterate_samples(function()) for function in self.input_fns)
-        feeds = sample_feeds(self.signature, samples)
+    def _feeds(self, optima: set[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The feeds of all samples; while they are given, `optima` gets the numbers of those to tune engines for."""
+        feeds = sample_feeds(self.signature, self._samples(optima))
         first = next(feeds, None)
         if first is None:
             raise InvalidParameterError("input_fn yielded no inputs: build() needs at least one")
         return itertools.chain([first], feeds)
+
+    def _samples(self, optima: set[int]) -> Iterator[Any]:
+        number = 0
+        for function in self.input_fns:
+            wanted = function.optimum if isinstance(function, MadeInputs) else None
+            for own, sample in enumerate(iterate_samples(function())):
+                if own == wanted:
+                    optima.add(number)
+                yield sample
+                number += 1

@@ -40,8 +40,8 @@ def make_profiles(
         segment: the segment.
         observations: from `harvest`, of a segmentation that holds the segment.
         strategy: one of `rewriter.params.supported_profile_strategies()`, TF-TRT's own names. "Range": one profile
-            from the smallest to the largest dimension seen, tuned for the input set seen most often (of equals, the
-            one with most elements). "Optimal": one exact profile for each different input set. "Range+Optimal":
+            from the smallest to the largest dimension seen, tuned for the set of the sample that was named for that
+            (see `Observations`), else for the one seen most often (of equals, the one with most elements). "Optimal": one exact profile for each different input set. "Range+Optimal":
             both. "ImplicitBatchModeCompatible": as "Range", but dynamic first dimensions begin at 1.
 
     Returns:
@@ -59,6 +59,10 @@ def make_profiles(
     for name, found in ranks.items():
         if len(found) > 1:
             return f"the rank of {name!r} changes with the input ({sorted(found)}), which TensorRT cannot express"
+    scope = segment.segment.scope
+    for name in holders if scope else ():
+        if any(s[name].values is None for s in seen.sets):
+            return f"the elements of {name!r} decide shapes in it, and inside {scope[-1]!r} they cannot be observed"
     by_values = {name for name in holders if len({_length(s[name]) for s in seen.sets} - {None}) == 1}
     by_values -= {name for name in by_values if any(not s[name].values for s in seen.sets)}
     exact = [_exact(segment.inputs, s, by_values) for s in seen.sets]
@@ -143,7 +147,9 @@ class _Candidates:
 
 
 def _range(found: _Candidates) -> list[Profile]:
-    best = max(range(len(found.exact)), key=lambda i: (found.seen.counts[i], _elements(found.seen.sets[i]), -i))
+    best = found.seen.optimum
+    if best is None:
+        best = max(range(len(found.exact)), key=lambda i: (found.seen.counts[i], _elements(found.seen.sets[i]), -i))
     profile = {}
     for spec in found.inputs:
         ranges = [p[spec.tensor].optimum for p in found.exact]

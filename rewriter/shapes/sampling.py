@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,13 +21,79 @@ _SEED = 7
 
 Sample = dict[str, np.ndarray]
 InputFn = Callable[[], Iterator[Sample]]
+#: So many shapes of one input are its minimum, optimum and maximum.
+_TRIPLE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeInputs:
+    """An `input_fn` that makes its samples up, one at a time.
+
+    Attributes:
+        signature: the inputs.
+        plans: per sample the shape of every input, by public name.
+        base: known good inputs by public name; their values are repeated or cut to the shapes.
+        optimum: number of the sample that "Range" profiles are tuned for; None leaves that to what is seen.
+    """
+
+    signature: Signature
+    plans: tuple[Mapping[str, tuple[int, ...]], ...]
+    base: Mapping[str, Any]
+    optimum: int | None = None
+
+    def __call__(self) -> Iterator[Sample]:
+        """The samples."""
+        for plan in self.plans:
+            yield {spec.name: _values(spec, plan[spec.name], self.base) for spec in self.signature.inputs}
+
+
+def profile_input_fn(
+    signature: Signature,
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> MadeInputs:
+    """Samples for building engines, as `shaped_input_fn` makes them, with one rule more.
+
+    Three shapes of an input are its minimum, optimum and maximum, in this order. The profiles of the model's inputs
+    are then exactly these, and what lies between engines is tuned for what it has at the optimum. Any other number
+    of shapes are just shapes to cover.
+
+    Args:
+        signature: the inputs.
+        shapes: input name -> shapes; may be empty.
+        samples: known good inputs by name.
+
+    Raises:
+        InvalidParameterError: as `shaped_input_fn`; or three shapes are not minimum <= optimum <= maximum.
+    """
+    made = shaped_input_fn(signature, shapes, samples)
+    triples = {name: given for name, given in shapes.items() if len(given) == _TRIPLE}
+    for name, given in triples.items():
+        _check_order(name, given)
+    if not triples:
+        return made
+    wanted = {name: given[1 % len(given)] for name, given in shapes.items()}
+    found = (i for i, plan in enumerate(made.plans) if all(plan[name] == shape for name, shape in wanted.items()))
+    return dataclasses.replace(made, optimum=next(found))
+
+
+def _check_order(name: str, given: Sequence[tuple[int, ...]]) -> None:
+    text = ", ".join("x".join(map(str, shape)) or "scalar" for shape in given)
+    if len({len(shape) for shape in given}) > 1:
+        raise InvalidParameterError(f"the shapes of input {name!r} differ in rank: {text}")
+    for axis, sizes in enumerate(zip(*given, strict=True)):
+        if list(sizes) != sorted(sizes):
+            raise InvalidParameterError(
+                f"three shapes of an input are its minimum, optimum and maximum, but dimension {axis} of input "
+                f"{name!r} does not grow: {text}"
+            )
 
 
 def shaped_input_fn(
     signature: Signature,
     shapes: Mapping[str, Sequence[tuple[int, ...]]],
     samples: Sequence[Mapping[str, Any]] = (),
-) -> InputFn:
+) -> MadeInputs:
     """Samples of the given shapes.
 
     1. The i-th sample takes the i-th shape of every named input; an input with one shape keeps it throughout.
@@ -58,11 +125,10 @@ def shaped_input_fn(
         _resolve(signature, {n: g[i % len(g)] for n, g in shapes.items()}, base, batch)
         for i, batch in enumerate(batches)
     ]
-    plans = [plan for plan, _ in itertools.groupby(plans)]
-    return lambda: ({spec.name: _values(spec, plan[spec.name], base) for spec in signature.inputs} for plan in plans)
+    return MadeInputs(signature, tuple(plan for plan, _ in itertools.groupby(plans)), base)
 
 
-def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[Mapping[str, Any]] = ()) -> InputFn:
+def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[Mapping[str, Any]] = ()) -> MadeInputs:
     """Samples of batch 1 and `max_batch_size` for static engines; the batch is an unknown first dimension.
 
     Raises:
@@ -76,8 +142,8 @@ def batch_input_fn(signature: Signature, max_batch_size: int, samples: Sequence[
                     f"{spec.name!r} is not: use is_dynamic_op=True and build()"
                 )
     base = dict(samples[0]) if samples else {}
-    plans = [_resolve(signature, {}, base, batch) for batch in sorted({1, max_batch_size})]
-    return lambda: ({spec.name: _values(spec, plan[spec.name], base) for spec in signature.inputs} for plan in plans)
+    plans = tuple(_resolve(signature, {}, base, batch) for batch in sorted({1, max_batch_size}))
+    return MadeInputs(signature, plans, base)
 
 
 def unknown_dimensions(signature: Signature) -> list[str]:

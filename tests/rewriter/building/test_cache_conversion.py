@@ -14,12 +14,11 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from rewriter.backends.base import BuildFailure
-from rewriter.building.cache import EngineCache
 from rewriter.commands.options import add_conversion_options, conversion_arguments
 from rewriter.converter import Converter
 from rewriter.errors import InvalidParameterError
 from rewriter.report import CacheStats, Report
-from rewriter.runtime.function import load
+from rewriter.runtime.loading import load
 from rewriter.summary import cache_line, render_summary
 
 pytestmark = pytest.mark.rtx
@@ -263,8 +262,11 @@ def test_the_option_reaches_the_converter(tmp_path):
     parser = argparse.ArgumentParser()
     add_conversion_options(parser)
     assert conversion_arguments(parser.parse_args([]))["engine_cache_dir"] is None
-    given = parser.parse_args(["--engine-cache-dir", str(tmp_path)])
-    assert conversion_arguments(given)["engine_cache_dir"] == str(tmp_path)
+    assert conversion_arguments(parser.parse_args([]))["engine_cache_max_bytes"] is None
+    given = conversion_arguments(
+        parser.parse_args(["--engine-cache-dir", str(tmp_path), "--engine-cache-max-bytes", "7"])
+    )
+    assert (given["engine_cache_dir"], given["engine_cache_max_bytes"]) == (str(tmp_path), 7)
 
 
 def test_wrong_folders_are_refused(rtx, tmp_path):
@@ -272,6 +274,14 @@ def test_wrong_folders_are_refused(rtx, tmp_path):
     for wrong in (tmp_path / "file", "", 7):
         with pytest.raises(InvalidParameterError, match="engine_cache_dir must be"):
             Converter(model=small(), backend=rtx, engine_cache_dir=wrong)
+
+
+def test_wrong_caps_are_refused(rtx, tmp_path):
+    for wrong in (0, -1, True, 1.5, "8GiB"):
+        with pytest.raises(InvalidParameterError, match="engine_cache_max_bytes must be an integer of at least 1"):
+            Converter(model=small(), backend=rtx, engine_cache_dir=tmp_path, engine_cache_max_bytes=wrong)
+    with pytest.raises(InvalidParameterError, match="engine_cache_max_bytes needs engine_cache_dir"):
+        Converter(model=small(), backend=rtx, engine_cache_max_bytes=1 << 30)
 
 
 SCRIPT = """
@@ -335,10 +345,7 @@ def test_the_least_recently_used_engine_goes_first(rtx, tmp_path):
     os.utime(first / "entry.json", (1, 1))
     os.utime(second / "entry.json", (2, 2))
     assert convert(rtx, folder, batches=(1,))[0].hits == 1  # used again
-    with pytest.MonkeyPatch.context() as patch:
-        small_cache = lambda directory: EngineCache(directory, int(size * 2.5))  # noqa: E731
-        patch.setattr("rewriter.converter.EngineCache", small_cache)
-        stats, _, _ = convert(rtx, folder, batches=(3,))
+    stats, _, _ = convert(rtx, folder, batches=(3,), engine_cache_max_bytes=int(size * 2.5))
     assert (stats.stored, stats.removed) == (1, 1)
     assert first in entries(folder)
     assert second not in entries(folder)
