@@ -21,7 +21,8 @@ Allocate = Callable[[int], int]
 class Context:
     """One execution context at one optimization profile. Made by `LoadedEngine.context`.
 
-    Not thread-safe: the caller holds a lock from the first `set_...` of a call until `enqueue` returned. All device
+    Not thread-safe: the caller holds a lock from the first `set_...` of a call until `enqueue` returned, and has made
+    the device the current one of its thread (`Cuda.current`) for `enqueue`. All device
     memory (tensors and activations) belongs to the caller and must live until the stream is past the enqueued work.
 
     Args:

@@ -97,7 +97,8 @@ class TrtRuntime:
         self.make_allocator = allocator_class(trt)
         mark = self.log.count
         try:
-            self._runtime = trt.Runtime(self.log.logger)
+            with cuda.current():
+                self._runtime = trt.Runtime(self.log.logger)
         except (TypeError, RuntimeError) as error:  # the module's way to say that it got a null pointer
             raise self.log.error(mark, EngineRefusedError, f"{self.name} has no runtime here") from error
 
@@ -128,13 +129,14 @@ class TrtRuntime:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise EngineRefusedError(f"the engine file {path.name} cannot be read: {reason}") from error
+        if not data:
+            raise EngineRefusedError(f"the engine file {path.name} is empty")
         mark = self.log.count
-        raw = self._runtime.deserialize_cuda_engine(data) if data else None
-        if raw is None:
-            if not data:
-                raise EngineRefusedError(f"the engine file {path.name} is empty")
-            raise self.log.error(mark, EngineRefusedError, f"{self.name} cannot load it")
-        return LoadedEngine(self, raw, runtime_cache)
+        with self.cuda.current():
+            raw = self._runtime.deserialize_cuda_engine(data)
+            if raw is None:
+                raise self.log.error(mark, EngineRefusedError, f"{self.name} cannot load it")
+            return LoadedEngine(self, raw, runtime_cache)
 
 
 class LoadedEngine:
@@ -156,9 +158,8 @@ class LoadedEngine:
         self._contexts: list[Context] = []
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_tensors(runtime.trt, raw))
         self.ranges: tuple[Profile, ...] = _profiles(raw, self.tensors)
-        self.activation_bytes = int(
-            getattr(raw, "device_memory_size_v2", None) or getattr(raw, "device_memory_size", 0)
-        )
+        newer = hasattr(raw, "device_memory_size_v2")
+        self.activation_bytes = int(raw.device_memory_size_v2 if newer else raw.device_memory_size)
 
     @property
     def profiles(self) -> int:
@@ -231,10 +232,11 @@ class LoadedEngine:
             if self._contexts:
                 self._runtime.cuda.synchronize()
         finally:
-            for context in tuple(self._contexts):
-                context.close()
-            self._cache = None
-            self._raw = None
+            with self._runtime.cuda.current():
+                for context in tuple(self._contexts):
+                    context.close()
+                self._cache = None
+                self._raw = None
 
     def __enter__(self) -> LoadedEngine:
         return self
@@ -247,11 +249,13 @@ class LoadedEngine:
             raise ConverterStateError("this engine is closed: load it again")
         runtime, cuda = self._runtime, self._runtime.cuda
         mark = runtime.log.count
-        raw = self._raw_context(eager=eager)
-        if raw is None:
-            raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot prepare it")
-        if self.profiles > 1 and not raw.set_optimization_profile_async(profile, cuda.stream):
-            raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot switch it to profile {profile}")
+        with cuda.current():
+            raw = self._raw_context(eager=eager)
+            if raw is None:
+                raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot prepare it")
+            if self.profiles > 1 and not raw.set_optimization_profile_async(profile, cuda.stream):
+                what = f"{runtime.name} cannot switch it to profile {profile}"
+                raise runtime.log.error(mark, EngineRefusedError, what)
         return Context(self, raw, profile, cuda.stream, runtime.log, runtime.make_allocator)
 
     def _raw_context(self, *, eager: bool) -> Any:
