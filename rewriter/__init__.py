@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from rewriter.precision.options import PrecisionOptions
     from rewriter.progress import ProgressEvent
     from rewriter.report import Report
-    from rewriter.runtime.function import ConvertedFunction, load
+    from rewriter.runtime.function import ConvertedFunction
+    from rewriter.runtime.loading import load
 
 #: TF-TRT's name, for a one-line migration (as is `TrtGraphConverterV2`).
 TrtConversionParams = ConversionParams
@@ -48,7 +49,7 @@ _LAZY = {
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
     "Report": ("rewriter.report", "Report"),
     "TrtGraphConverterV2": ("rewriter.converter", "Converter"),
-    "load": ("rewriter.runtime.function", "load"),
+    "load": ("rewriter.runtime.loading", "load"),
 }
 
 __all__ = [

@@ -94,7 +94,7 @@ def _compare(
     """Opens what is compared, and runs it."""
     from rewriter.comparison import Runner, compare
     from rewriter.frontend.reference import open_reference
-    from rewriter.runtime.function import load
+    from rewriter.runtime.loading import load
 
     tags = words(arguments.tags) if arguments.tags else None
     reference = open_reference(arguments.source, tags=tags, signature_key=arguments.signature)

@@ -91,7 +91,7 @@ def _compare(
     """Runs the saved artifact and TensorFlow on the same inputs and prints how they compare."""
     import numpy as np
 
-    from rewriter.runtime.function import load
+    from rewriter.runtime.loading import load
     from rewriter.summary import human_size
 
     expected = call(images)
@@ -132,7 +132,7 @@ def _own_images(arguments: argparse.Namespace, images: np.ndarray) -> Callable[[
 def _emulate(console: Console, output: Path, images: np.ndarray, labels: np.ndarray | None) -> int:
     """Runs the engines' arithmetic on the CPU and prints how it differs; 1 when it costs too much accuracy."""
     from rewriter.comparison import difference
-    from rewriter.runtime.function import load
+    from rewriter.runtime.loading import load
 
     with load(output) as native, load(output, execution="emulate") as emulated:
         exact, lowered = native(images), emulated(images)

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rewriter.commands.npz import read_npz
     from rewriter.errors import InputError
-    from rewriter.runtime.function import load
+    from rewriter.runtime.loading import load
     from rewriter.summary import plain_console
 
     feeds = read_npz(arguments.inputs)

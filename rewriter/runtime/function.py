@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from passes.engine_node import engine_nodes
-from passes.model import Model
-from passes.precision.ranges import RangeTable
-from passes.precision.recipe import Recipe
 from passes.segments import TensorSpec
-from rewriter.artifact import Artifact, EngineEntry, load_artifact
-from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InvalidParameterError
-from rewriter.runtime import device
-from rewriter.runtime.executor import EmulatedExecutor, Execution, Executor, NativeExecutor
-from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_feeds
+from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError
+from rewriter.manifest import EngineEntry
+from rewriter.runtime.executor import Execution, Executor
+from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_device_feeds, to_feeds
+from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.other_errors import first_line
+from rewriter.runtime.stats import CallCounters, build_totals, grown
 from rewriter.source import Signature
 
 logger = logging.getLogger(__name__)
 
-#: What `provider` may be.
-PROVIDERS = ("auto", "cpu", "cuda")
-#: What `execution` may be.
-EXECUTIONS = ("auto", "native", "emulate")
+#: Warm-up rounds on a GPU after the builds: shapes become known, addresses are fixed, a graph is captured and launched.
+_WARM_ROUNDS = 4
 
 
 class ConvertedFunction:
@@ -36,77 +30,80 @@ class ConvertedFunction:
 
     Call it with arrays in the order of the signature, with one dict, tuple or list of them, or with keywords. It
     takes numpy arrays, TensorFlow tensors, anything with `__array__` or DLPack in CPU memory, and Python numbers and
-    lists. It returns the signature's outputs by name, in its order: numpy arrays, or TensorFlow tensors when one of
-    the inputs was one.
+    lists; on a GPU also tensors in its memory (DLPack or `__cuda_array_interface__`), which are not copied over the
+    host. It returns the signature's outputs by name, in its order: numpy arrays, or TensorFlow tensors when one of
+    the inputs was one. `run` can leave them on the GPU.
+
+    `rewriter.load` and `Converter.function` make these.
 
     Args:
-        model: the spliced model; its weights must not change while this object lives.
+        executor: computes the model, and is closed with this object; or a function that makes it at the first use.
         signature: names, order, dtypes and shapes.
-        engines: what is known of the engines of the model's engine nodes; None for a model that `convert()` has just
-            made, whose engines (if any) go into the artifact only.
-        provider: "auto", "cpu" (no engine is used) or "cuda" (an error where no GPU can be used).
-        strict: True raises where an engine would not be used, instead of running its segment natively.
-        lazy: True makes the session at the first call: until then the model costs no time and no memory.
-        execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic), or "emulate":
-            what the engines would compute, on the CPU and slower, to see what a precision costs without a GPU. Every
-            engine node is emulated, built or not; FP32 nodes and engines compute as natively.
-        recipe: "emulate" only: the arithmetic of the engines.
-        ranges: "emulate" only: the calibrated ranges of INT8 and FP8.
+        engines: what is known of the engines of the model's engine nodes.
+        options: how it is run.
+        engine_nodes: how many engine nodes the model has.
+        artifact: the directory that it was loaded from; None for a model straight from a converter.
+        on_close: called when this object is closed, after the executor.
 
     Attributes:
         signature: what it was made with.
-        engines: likewise; () for None.
-        provider: what it runs on: "cpu" or "cuda".
-        execution: likewise what it was made with.
+        engines: likewise.
+        options: likewise.
         structured_input_signature: ((), {input name: spec}): the structure that TensorFlow gives a signature, but the
             specs are `passes.segments.TensorSpec`, not `tf.TensorSpec`. Their `dtype` is a number of
             `onnx.TensorProto.DataType` (FLOAT is 1); their `shape` is None or a tuple whose unknown dimensions are
             None or a name ("batch").
         structured_outputs: {output name: spec}, likewise.
-
-    Raises:
-        InvalidParameterError: an unknown provider or execution, or one that does not go with the other options.
-        ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used; or the engines
-            cannot be emulated.
-        SourceError: ONNX Runtime refuses the model (with `lazy`, the first call raises it).
-        MissingDependencyError: ONNX Runtime is not installed.
     """
 
     def __init__(
         self,
-        model: Model,
+        executor: Executor | Callable[[], Executor],
         signature: Signature,
-        engines: Sequence[EngineEntry] | None = None,
+        engines: Sequence[EngineEntry] = (),
+        options: RuntimeOptions | None = None,
         *,
-        provider: str = "auto",
-        strict: bool = False,
-        lazy: bool = False,
-        execution: str = "auto",
-        recipe: Recipe | None = None,
-        ranges: RangeTable | None = None,
+        engine_nodes: int = 0,
+        artifact: Path | None = None,
+        on_close: Callable[[], object] | None = None,
     ) -> None:
         self.signature = signature
-        self.engines = tuple(engines or ())
+        self.engines = tuple(engines)
+        self.options = options or RuntimeOptions()
         self.structured_input_signature: tuple[tuple[()], dict[str, TensorSpec]] = (
             (),
             {spec.name: spec for spec in signature.inputs},
         )
         self.structured_outputs: dict[str, TensorSpec] = {spec.name: spec for spec in signature.outputs}
-        self._strict = strict
-        self._engine_nodes = sum(1 for _ in engine_nodes(model.proto))
+        self._engine_nodes = engine_nodes
+        self._artifact = artifact
+        self._on_close = on_close
+        self._counters = CallCounters()
         self._lock = threading.Lock()
-        self._calls = 0
-        self._engine_calls = 0
-        self._fallbacks: collections.Counter[str] = collections.Counter()
-        self._said: set[str] = set()
-        self.execution = execution
-        check_execution(execution, provider, strict=strict)
-        self._executor: Executor | None = (
-            _make_emulator(model, signature, recipe, ranges, lazy=lazy)
-            if execution == "emulate"
-            else _make_executor(model, signature, engines, provider, strict=strict, lazy=lazy, execution=execution)
-        )
-        self.provider = self._executor.provider
+        self._closed = False
+        self._open: Callable[[], Executor] | None = None
+        self._executor: Executor | None = None
+        if callable(executor):
+            self._open = executor
+        else:
+            self._executor = executor
+        #: What is known of the executor without it: before it is made, and after it is closed.
+        self._provider = self.options.provider if self._executor is None else self._executor.provider
+        self._last_stats: dict[str, Any] = {}
+
+    @property
+    def provider(self) -> str:
+        """What it runs on, "cpu" or "cuda". A function that is made at its first use is made for this question.
+
+        Raises:
+            ConversionError: it cannot be made.
+        """
+        return self._provider if self._closed else self._ready().provider
+
+    @property
+    def execution(self) -> str:
+        """The `execution` that it was asked for: "auto", "native" or "emulate"."""
+        return self.options.execution
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Computes the outputs.
@@ -119,17 +116,111 @@ class ConvertedFunction:
             ConverterStateError: the function is closed.
             ConversionError: the model failed on these inputs; or `strict`, and an engine was not used.
         """
-        executor = self._executor
-        if executor is None:
-            raise ConverterStateError("this function is closed: load the artifact again")
-        values = bind(self.signature, args, kwargs)
-        execution = self._run(executor, to_feeds(self.signature, values))
-        self._count(execution)
-        outputs = {spec.name: execution.outputs[spec.tensor] for spec in self.signature.outputs}
-        if any(is_tensorflow(value) for value in values.values()):
-            convert = sys.modules["tensorflow"].convert_to_tensor
-            outputs = {name: convert(array) for name, array in outputs.items()}
-        return outputs
+        return self._call(bind(self.signature, args, kwargs))
+
+    def run(self, inputs: Any = (), *, device_outputs: bool = False) -> dict[str, Any]:
+        """As a call with one argument that holds all inputs, and the outputs may stay on the GPU.
+
+        Args:
+            inputs: a dict by name, a tuple or list in the order of the signature, or the only input itself.
+            device_outputs: True returns tensors on the GPU (`rewriter.runtime.gpu.tensors.DeviceTensor`), which other
+                libraries read by DLPack or `__cuda_array_interface__` without a copy; nothing waits for the GPU then.
+                Outputs of strings are numpy arrays all the same.
+
+        Raises:
+            InvalidParameterError: `device_outputs` where the function runs on the CPU.
+            InputError, ConverterStateError, ConversionError: as a call raises them.
+        """
+        return self._call(bind(self.signature, (inputs,), {}), device_outputs=device_outputs)
+
+    def warmup(self, shapes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Makes everything ready for some shapes: sessions, engines (built where that is allowed), CUDA graphs.
+
+        Runs made-up inputs, waits for the engines that are being built for them, and runs them again. These runs are
+        no calls in `stats()`.
+
+        Args:
+            shapes: input name -> a shape or a list of shapes, for example {"image": [(1, 224, 224, 3),
+                (8, 224, 224, 3)]}; the i-th run takes the i-th shape of every input. None: the optimum of the
+                engines' profiles; enough for a model whose input shapes are fixed.
+
+        Returns:
+            shapes: number of different sets of inputs. runs: how often the model was run for them. fallbacks: what
+            runs natively even now, reason -> engine nodes (of the last run of each set). builds: engines built for
+            them. And by how much the numbers of the executor in `stats()` grew (on a GPU: plans, graphs ...).
+
+        Raises:
+            InvalidParameterError: an unknown input, a shape that does not fit, or a dimension that nothing fixes.
+            ConverterStateError: the function is closed.
+            ConversionError: the model failed; or `strict`, and an engine is not used even after the builds.
+        """
+        from rewriter.runtime.warmup import warmup_samples
+
+        samples = warmup_samples(self.signature, self.engines, shapes)
+        executor = self._ready()
+        before = executor.stats()
+        rounds = 1 + (_WARM_ROUNDS if executor.provider == "cuda" else 0)
+        runs = 0
+        left: dict[str, int] = {}
+        for number in range(rounds):
+            if number == 1:
+                executor.wait_for_builds()
+            for sample in samples:
+                last = number == rounds - 1
+                execution = self._execute(executor, to_feeds(self.signature, sample))
+                runs += 1
+                self._count(execution, warmup=True, final=last)
+                if last:
+                    left = {r: left.get(r, 0) + execution.fallbacks.get(r, 0) for r in (*left, *execution.fallbacks)}
+        after = executor.stats()
+        built = grown(*(build_totals(stats.get("slots", {}).values()) for stats in (before, after)))
+        return {**grown(before, after), "shapes": len(samples), "runs": runs, "fallbacks": left, "builds": built}
+
+    def as_tf_function(self) -> Any:
+        """This function as a `tf.function`, for use in `tf.data.Dataset.map` or in another `tf.function`.
+
+        It takes tensors in the order of the signature or by name (characters that Python does not allow in a name
+        are "_" there), checks them as TensorFlow does, and returns the dict of outputs. Dimensions that are not fixed
+        are None. It runs in the Python process that made it: TensorFlow can neither save it nor send it elsewhere.
+        Its outputs are tensors on the host. It has no gradient: asking for one is an error.
+
+        Raises:
+            MissingDependencyError: TensorFlow is not installed.
+            InvalidParameterError: TensorFlow lacks a dtype of the signature.
+        """
+        from rewriter.runtime.tf_function import as_tf_function
+
+        return as_tf_function(self)
+
+    def save_engines(self, path: str | Path | None = None) -> int:
+        """Writes the engines that were built at run time into an artifact, where the next `load` finds them.
+
+        Waits for the builds that are running.
+
+        Args:
+            path: the artifact; default: the one that this function was loaded from. Another one must be of the same
+                model.
+
+        Returns:
+            The number of engines built at run time (0 leaves the artifact as it is).
+
+        Raises:
+            ConverterStateError: the function is closed, or came from a converter and no path is given.
+            ArtifactError: the artifact cannot be read or written, or is one of another model.
+        """
+        target = self._artifact if path is None else path
+        if target is None:
+            raise ConverterStateError(
+                "this function came from a converter and belongs to no artifact: save() first, then save_engines(path)"
+            )
+        executor = self._ready()
+        executor.wait_for_builds()
+        engines = executor.built_engines()
+        if engines:
+            from rewriter.artifact_engines import save_engines
+
+            save_engines(target, engines)
+        return len(engines)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the function was made.
@@ -138,32 +229,50 @@ class ConvertedFunction:
             calls: finished calls.
             engine_calls: calls in which TensorRT computed at least one engine node.
             native_calls: the other ones.
+            warmup_calls: runs of `warmup`; they count in none of the former, nor do their fallbacks.
             fallbacks: reason -> how often an engine node ran as its native segment for it.
             engine_nodes: number of engine nodes in the model.
-            engines: number of engines for them.
+            engines: number of engines that were there for them from the start.
             unusable_engines: engine node -> why its engine can never be used.
-            provider: "cpu" or "cuda".
+            builds: engines built at run time: `engines` built in `seconds`, `running` builds, and `failed` ones
+                (reason -> number).
+            provider: "cpu" or "cuda"; as asked for until a function that is made at its first use is made.
             execution: "auto", "native" or "emulate", as it was asked for.
+
+            On a GPU also what its executor counts:
+            slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
+            plans, graphs, graph_launches: input shapes prepared, CUDA graphs captured, and launched.
+            device_bytes: memory of the GPU in use by this function, in bytes.
         """
         with self._lock:
-            return {
-                "calls": self._calls,
-                "engine_calls": self._engine_calls,
-                "native_calls": self._calls - self._engine_calls,
-                "fallbacks": dict(self._fallbacks),
-                "engine_nodes": self._engine_nodes,
-                "engines": len(self.engines),
-                "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
-                "provider": self.provider,
-                "execution": self.execution,
-            }
+            executor, extra, provider = self._executor, self._last_stats, self._provider
+        if executor is not None:
+            extra, provider = executor.stats(), executor.provider
+        return {
+            **extra,
+            **self._counters.to_dict(),
+            "engine_nodes": self._engine_nodes,
+            "engines": len(self.engines),
+            "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
+            "builds": build_totals(extra.get("slots", {}).values()),
+            "provider": provider,
+            "execution": self.execution,
+        }
 
     def close(self) -> None:
-        """Frees sessions and engines; harmless when repeated."""
+        """Frees sessions and engines; harmless when repeated. `stats()` keeps its last values."""
         with self._lock:
             executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.close()
+            done, self._on_close = self._on_close, None
+            self._closed = True
+            if executor is not None:
+                self._provider, self._last_stats = executor.provider, executor.stats()
+        try:
+            if executor is not None:
+                executor.close()
+        finally:
+            if done is not None:
+                done()
 
     def __enter__(self) -> ConvertedFunction:
         return self
@@ -174,153 +283,68 @@ class ConvertedFunction:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.inputs)
         outputs = ", ".join(f"{spec.name}: {describe(spec)}" for spec in self.signature.outputs)
-        state = "closed" if self._executor is None else self.provider
+        executor = self._executor
+        state = "closed" if self._closed else "not opened yet" if executor is None else executor.provider
         state += ", emulated" * (self.execution == "emulate")
-        return f"<ConvertedFunction ({inputs}) -> ({outputs}), {_counted(len(self.engines), 'engine')}, {state}>"
+        return f"<ConvertedFunction ({inputs}) -> ({outputs}), {counted(len(self.engines), 'engine')}, {state}>"
 
-    def _run(self, executor: Executor, feeds: Mapping[str, Any]) -> Execution:
+    def _ready(self) -> Executor:
+        """The executor, made now if it is not there yet."""
+        with self._lock:
+            if self._executor is None and self._open is not None and not self._closed:
+                self._executor = self._open()
+            if self._executor is None:
+                raise ConverterStateError("this function is closed: load the artifact again")
+            return self._executor
+
+    def _call(self, values: Mapping[str, Any], *, device_outputs: bool = False) -> dict[str, Any]:
+        executor = self._ready()
+        on_gpu = executor.provider == "cuda"
+        if device_outputs and not on_gpu:
+            raise InvalidParameterError(
+                "device_outputs=True needs a GPU, but this function runs on the CPU: leave it out"
+            )
+        feeds = to_device_feeds(self.signature, values) if on_gpu else to_feeds(self.signature, values)
+        execution = self._execute(executor, feeds, on_device=device_outputs)
+        self._count(execution)
+        outputs = {spec.name: execution.outputs[spec.tensor] for spec in self.signature.outputs}
+        if not device_outputs and any(is_tensorflow(value) for value in values.values()):
+            convert = sys.modules["tensorflow"].convert_to_tensor
+            outputs = {name: convert(array) for name, array in outputs.items()}
+        return outputs
+
+    def _execute(self, executor: Executor, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
         try:
-            return executor.run(feeds)
+            return executor.run(feeds, on_device=on_device)
         except ConversionError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{spec.name} {list(feeds[spec.tensor].shape)}" for spec in self.signature.inputs)
+            shapes = ", ".join(f"{spec.name} {_shape_of(feeds[spec.tensor])}" for spec in self.signature.inputs)
             raise ConversionError(f"the model failed on the inputs {shapes}: {first_line(error)}") from error
 
-    def _count(self, execution: Execution) -> None:
-        """Counts one call; says each new reason for a fallback once."""
-        with self._lock:
-            self._calls += 1
-            self._engine_calls += execution.engine_runs > 0
-            self._fallbacks.update(execution.fallbacks)
-            news = [reason for reason in execution.fallbacks if reason not in self._said]
-            self._said.update(news)
+    def _count(self, execution: Execution, *, warmup: bool = False, final: bool = True) -> None:
+        """Counts one run; says each new reason for a fallback once.
+
+        Args:
+            execution: what it gave.
+            warmup: True for a run of `warmup`.
+            final: False for one that is only to get things going: its fallbacks are of no interest.
+        """
+        news = self._counters.add(execution, warmup=warmup, final=final)
         level = logging.INFO if self.execution == "native" else logging.WARNING  # what was asked for needs no warning
         for reason in news:
             count, verb = execution.fallbacks[reason], "runs" if execution.fallbacks[reason] == 1 else "run"
-            logger.log(level, "%s %s natively: %s", _counted(count, "engine node"), verb, reason)
-        if self._strict and execution.fallbacks:
+            logger.log(level, "%s %s natively: %s", counted(count, "engine node"), verb, reason)
+        if self.options.strict and execution.fallbacks and final:
             raise ConversionError(f"strict: an engine was not used: {next(iter(execution.fallbacks))}")
 
 
-def load(
-    path: str | Path, *, provider: str = "auto", strict: bool = False, execution: str = "auto"
-) -> ConvertedFunction:
-    """Loads an artifact, ready to be called.
-
-    Args:
-        path: the directory that `Converter.save` wrote.
-        provider: "auto" (GPU where one can be used, else CPU), "cpu" or "cuda".
-        strict: True raises where an engine would not be used, instead of running its segment natively.
-        execution: "auto" (engines where they can be used), "native" (none) or "emulate": what the engines would
-            compute, on the CPU; see `ConvertedFunction`.
-
-    Raises:
-        ArtifactError: not an artifact, or a damaged one.
-        InvalidParameterError, ConversionError, MissingDependencyError: as `ConvertedFunction` raises them.
-    """
-    check_execution(execution, provider, strict=strict)
-    artifact = load_artifact(path)
-    return ConvertedFunction(
-        artifact.model,
-        artifact.signature,
-        artifact.engines,
-        provider=provider,
-        strict=strict,
-        execution=execution,
-        recipe=_recipe_of(artifact) if execution == "emulate" else None,
-        ranges=artifact.ranges if execution == "emulate" else None,
-    )
-
-
-def check_provider(provider: str) -> None:
-    """Refuses an unknown provider.
-
-    Raises:
-        InvalidParameterError: it is unknown; the message lists the known ones.
-    """
-    if provider not in PROVIDERS:
-        raise InvalidParameterError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
-
-
-def check_execution(execution: str, provider: str, *, strict: bool) -> None:
-    """Refuses an unknown provider or execution, and combinations of options that cannot be obeyed.
-
-    Raises:
-        InvalidParameterError: with what is known, or with what to leave out.
-    """
-    check_provider(provider)
-    if execution not in EXECUTIONS:
-        raise InvalidParameterError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
-    if execution != "auto" and (strict or provider == "cuda"):
-        other = "strict=True" if strict else "provider='cuda'"
-        raise InvalidParameterError(f"execution={execution!r} uses no engines: leave {other} out")
-
-
-def _recipe_of(artifact: Artifact) -> Recipe:
-    """The arithmetic of an artifact's engines.
-
-    Raises:
-        ArtifactError: it does not say, or not in words that this version knows.
-    """
-    data = artifact.params.get("recipe")
-    try:
-        if isinstance(data, Mapping):
-            return Recipe.from_json(data)
-    except ValueError as error:
-        raise ArtifactError(f"{artifact.path} cannot be emulated: {error}: convert the model again") from error
-    raise ArtifactError(f"{artifact.path} cannot be emulated: it does not hold its recipe: convert the model again")
-
-
-def _make_emulator(
-    model: Model, signature: Signature, recipe: Recipe | None, ranges: RangeTable | None, *, lazy: bool
-) -> Executor:
-    if recipe is None:
-        raise InvalidParameterError("execution='emulate' needs the recipe of the engines: give recipe=")
-    return EmulatedExecutor(model, [spec.tensor for spec in signature.outputs], recipe, ranges, lazy=lazy)
-
-
-def _make_executor(
-    model: Model,
-    signature: Signature,
-    engines: Sequence[EngineEntry] | None,
-    provider: str,
-    *,
-    strict: bool,
-    lazy: bool,
-    execution: str = "auto",
-) -> Executor:
-    """Chooses what computes the model; each engine that will not be used has its reason."""
-    blocked = "execution 'native' was asked for" if execution == "native" else _why_no_engines(provider)
-    if provider == "cuda":
-        raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
-    nodes = [node.op_type for _, node in engine_nodes(model.proto)]
-    reasons = {op: _why_native(op, engines, blocked) for op in nodes}
-    if strict and nodes:
-        raise ConversionError(
-            f"strict: {_counted(len(nodes), 'engine node')} would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
-        )
-    fallbacks = collections.Counter(reasons[op] for op in nodes)
-    return NativeExecutor(model, [spec.tensor for spec in signature.outputs], fallbacks, lazy=lazy)
-
-
-def _why_native(op: str, engines: Sequence[EngineEntry] | None, blocked: str) -> str:
-    """Why one engine node runs as its native segment: no engine here, none that is usable, or `blocked`."""
-    if engines is None:
-        return "this function came from convert(): save() and load() the artifact to use its engines"
-    own = [entry for entry in engines if entry.op == op]
-    if not own:
-        return "the artifact holds no engine for it"
-    return blocked if any(entry.usable for entry in own) else own[0].problem
-
-
-def _why_no_engines(provider: str) -> str:
-    """Why engines run natively here, in a few words."""
-    if provider == "cpu":
-        return "provider 'cpu' was asked for"
-    return device.missing_gpu() or "this version of trt-rewriter has no GPU executor"
-
-
-def _counted(count: int, thing: str) -> str:
+def counted(count: int, thing: str) -> str:
     """`1 engine`, `2 engines`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _shape_of(value: Any) -> str:
+    """The shape of an array, or of a device tensor that says it."""
+    shape = getattr(value, "shape", None)
+    return "on the GPU" if shape is None else str([int(size) for size in shape])

@@ -17,17 +17,23 @@ from rewriter.source import Signature
 
 __all__ = [
     "bind",
+    "check_dtype",
+    "check_shape",
     "describe",
     "describe_shape",
     "first_line",
+    "is_on_device",
     "is_tensorflow",
     "iterate_samples",
     "sample_feeds",
     "to_array",
+    "to_device_feeds",
     "to_feeds",
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes)
+#: DLPack's number for memory of a CUDA device.
+_DLPACK_CUDA = 2
 
 
 def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +55,8 @@ def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     elif len(args) == 1 and _is_sequence_of_inputs(args[0], len(names)):
         args = tuple(args[0])
     if len(args) > len(names):
-        raise InputError(f"{len(args)} inputs were given, the signature has {_listed(names)}")
+        count = "1 input was" if len(args) == 1 else f"{len(args)} inputs were"
+        raise InputError(f"{count} given, the signature has {_listed(names)}")
     bound = dict(zip(names, args, strict=False))
     for name, value in (*given.items(), *kwargs.items()):
         if name not in names:
@@ -71,6 +78,27 @@ def to_feeds(signature: Signature, values: Mapping[str, Any]) -> dict[str, np.nd
         InputError: a value does not fit; see `to_array`.
     """
     return {spec.tensor: to_array(values[spec.name], spec) for spec in signature.inputs}
+
+
+def to_device_feeds(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Bound values by ONNX input name for an executor that takes device tensors: those are passed on as they are.
+
+    A device tensor is not looked at here: the executor checks it (`check_dtype`, `check_shape`) when it has its
+    address. Everything else becomes an array, as in `to_feeds`. TensorFlow does not say on which stream it computes
+    a tensor, so its devices are waited for when an input is a tensor of TensorFlow that lies on the GPU.
+
+    Raises:
+        InputError: a value does not fit; see `to_array`.
+    """
+    feeds: dict[str, Any] = {}
+    for spec in signature.inputs:
+        value = values[spec.name]
+        if _is_tensorflow_on_device(value):
+            value = _TensorFlowOnDevice(value)
+        feeds[spec.tensor] = value if is_on_device(value) else to_array(value, spec)
+    if any(isinstance(value, _TensorFlowOnDevice) for value in feeds.values()):
+        sys.modules["tensorflow"].test.experimental.sync_devices()
+    return feeds
 
 
 def sample_feeds(signature: Signature, samples: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
@@ -112,13 +140,65 @@ def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
     or overflows.
 
     Raises:
-        InputError: wrong dtype, rank or static dimension, or nothing that an array can be made of.
+        InputError: wrong dtype, rank or static dimension, a tensor in the memory of a GPU (but TensorFlow's are
+            copied), or nothing that an array can be made of.
     """
     python = isinstance(value, (*_PLAIN, list, tuple)) and not isinstance(value, np.generic)
     array = _from_python(value, spec) if python else _from_tensor(value, spec)
-    _check_dtype(array, spec)
-    _check_shape(array, spec)
+    check_dtype(array.dtype, spec)
+    check_shape(array.shape, spec)
     return array
+
+
+def check_dtype(dtype: np.dtype[Any], spec: TensorSpec) -> None:
+    """Refuses a dtype that is not that of the signature; any dtype that numpy keeps texts in is one of strings.
+
+    Raises:
+        InputError: it names the input and what is expected.
+    """
+    wanted = numpy_dtype(spec.dtype)
+    if dtype == wanted or (wanted.kind == "O" and dtype.kind in "OU"):
+        return
+    raise InputError(
+        f"input {spec.name!r} has dtype {dtype.name}, expected {_dtype_name(spec)}: convert it first, dtypes are never "
+        "changed silently"
+    )
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
+    """Refuses a shape whose rank, or a fixed dimension of it, is not that of the signature.
+
+    Raises:
+        InputError: it names the input, the dimension and what is expected.
+    """
+    if spec.shape is None:
+        return
+    if len(shape) != len(spec.shape):
+        raise InputError(
+            f"input {spec.name!r} has shape {list(shape)}, expected rank {len(spec.shape)}: {describe_shape(spec)}"
+        )
+    for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(wanted, int) and size != wanted:
+            raise InputError(
+                f"input {spec.name!r} has shape {list(shape)}, expected {describe_shape(spec)}: dimension {axis} "
+                f"must be {wanted}"
+            )
+
+
+def is_on_device(value: Any) -> bool:
+    """True for a tensor in the memory of a CUDA device, by DLPack or `__cuda_array_interface__`.
+
+    Tensors of TensorFlow are none, wherever they lie: their library copies them to the host when it is asked.
+    """
+    if isinstance(value, (np.ndarray, np.generic, *_PLAIN, list, tuple)) or is_tensorflow(value):
+        return False
+    # DLPack is asked first: PyTorch's tensors that require a gradient raise at the mere look at the other one.
+    if not hasattr(value, "__dlpack_device__"):
+        return hasattr(value, "__cuda_array_interface__")
+    try:
+        return int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
+    except (TypeError, ValueError, RuntimeError, BufferError):  # it has no DLPack after all: reading it says why
+        return False
 
 
 def is_tensorflow(value: Any) -> bool:
@@ -130,7 +210,7 @@ def is_tensorflow(value: Any) -> bool:
 
 def describe(spec: TensorSpec) -> str:
     """Dtype and shape for people: `float32 [batch, 8, 8]`."""
-    return f"{numpy_dtype(spec.dtype).name} {describe_shape(spec)}"
+    return f"{_dtype_name(spec)} {describe_shape(spec)}"
 
 
 def describe_shape(spec: TensorSpec) -> str:
@@ -183,6 +263,10 @@ def _keeps_kind(natural: np.ndarray, dtype: np.dtype[Any]) -> bool:
 
 def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     """An array over the memory of a tensor of another library."""
+    if is_on_device(value):
+        raise InputError(
+            f"input {spec.name!r} lies on the GPU, but is read on the CPU here: pass a host array ({describe(spec)})"
+        )
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"input {spec.name!r} is a masked array: fill it first (.filled(...))")
     try:
@@ -218,30 +302,32 @@ def _decoded(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return decoded.reshape(array.shape)
 
 
-def _check_dtype(array: np.ndarray, spec: TensorSpec) -> None:
+class _TensorFlowOnDevice:
+    """A tensor of TensorFlow on the GPU, exported by TensorFlow's own DLPack.
+
+    The exported memory belongs to TensorFlow, which frees it when the last of its users is gone.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The capsule; TensorFlow has been waited for, so the stream among the options does not matter."""
+        return sys.modules["tensorflow"].experimental.dlpack.to_dlpack(self._tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _DLPACK_CUDA, int(self._tensor.device.rpartition(":")[2])
+
+
+def _is_tensorflow_on_device(value: Any) -> bool:
+    """True for an eager tensor of TensorFlow on a GPU; strings are never there, for all that TensorFlow may say."""
+    return is_tensorflow(value) and "GPU:" in str(getattr(value, "device", "")) and value.dtype.name != "string"
+
+
+def _dtype_name(spec: TensorSpec) -> str:
+    """The dtype for people; numpy's word for strings is "object"."""
     dtype = numpy_dtype(spec.dtype)
-    if array.dtype == dtype or (dtype.kind == "O" and array.dtype.kind in "OU"):
-        return
-    raise InputError(
-        f"input {spec.name!r} has dtype {array.dtype.name}, expected {dtype.name}: convert it first, dtypes are never "
-        "changed silently"
-    )
-
-
-def _check_shape(array: np.ndarray, spec: TensorSpec) -> None:
-    if spec.shape is None:
-        return
-    if array.ndim != len(spec.shape):
-        raise InputError(
-            f"input {spec.name!r} has shape {list(array.shape)}, expected rank {len(spec.shape)}: "
-            f"{describe_shape(spec)}"
-        )
-    for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if isinstance(wanted, int) and size != wanted:
-            raise InputError(
-                f"input {spec.name!r} has shape {list(array.shape)}, expected {describe_shape(spec)}: dimension {axis} "
-                f"must be {wanted}"
-            )
+    return "string" if dtype.kind == "O" else dtype.name
 
 
 def _listed(names: Sequence[str]) -> str:

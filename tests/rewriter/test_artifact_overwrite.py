@@ -13,7 +13,7 @@ from rewriter import artifact_paths
 from rewriter import manifest as manifests
 from rewriter.artifact import EngineEntry, check_output, load_artifact, save_artifact
 from rewriter.errors import ArtifactError
-from rewriter.runtime.function import load
+from rewriter.runtime.loading import load
 from rewriter.source import Signature
 
 SIGNATURE = Signature((TensorSpec("x", TensorProto.FLOAT, (2,)),), (TensorSpec("y", TensorProto.FLOAT, (2,)),))

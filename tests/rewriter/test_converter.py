@@ -11,7 +11,7 @@ from onnx import helper as h
 from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConverterStateError, InputError, InvalidParameterError, SourceError
 from rewriter.params import ConversionParams
-from rewriter.runtime.function import load
+from rewriter.runtime.loading import load
 
 OPSETS = [h.make_opsetid("", 18), h.make_opsetid("ai.onnx.ml", 3)]
 pytestmark = pytest.mark.rtx

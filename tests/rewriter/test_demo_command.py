@@ -27,7 +27,7 @@ def test_it_fails_when_lower_precision_costs_more_than_two_points(wrong, status,
         found = {"digit": (LABELS + off.astype(int)) % 10, "probabilities": np.ones((100, 10), np.float32)}
         return contextlib.nullcontext(lambda _images: found)
 
-    monkeypatch.setattr("rewriter.runtime.function.load", load)
+    monkeypatch.setattr("rewriter.runtime.loading.load", load)
     assert demo._emulate(console, Path("out"), np.zeros((100, 8, 8)), LABELS) == status
     text = capsys.readouterr().out
     assert f"native 100.0%, emulated {100 - wrong}.0%" in text

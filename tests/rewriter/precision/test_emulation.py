@@ -27,8 +27,9 @@ from rewriter.artifact import save_artifact
 from rewriter.cli import main
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InvalidParameterError
 from rewriter.precision.emulation import emulated_artifact, emulated_model, engine_segments
-from rewriter.runtime.function import ConvertedFunction, load
+from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.native import NativeSession
+from rewriter.runtime.options import RuntimeOptions
 from rewriter.source import Signature
 
 RNG = np.random.default_rng(0)
@@ -235,12 +236,12 @@ def test_a_missing_or_damaged_recipe_is_told(artifact, recipe, message):
 )
 def test_options_that_do_not_go_together(model, parts, options, message):
     with pytest.raises(InvalidParameterError, match=message):
-        ConvertedFunction(spliced(model, *parts), SIGNATURE, **options)
+        make_function(Runnable(spliced(model, *parts), SIGNATURE), RuntimeOptions(**options))
 
 
 def test_a_lazy_function_emulates_at_its_first_call_and_not_after_close(model, parts):
-    options = {"execution": "emulate", "recipe": Recipe.of("INT8"), "lazy": True}
-    function = ConvertedFunction(spliced(model, *parts, precision="INT8+FP16"), SIGNATURE, **options)
+    runnable = Runnable(spliced(model, *parts, precision="INT8+FP16"), SIGNATURE, recipe=Recipe.of("INT8"))
+    function = make_function(runnable, RuntimeOptions(execution="emulate"), lazy=True)
     with pytest.raises(ConversionError, match="range"):
         function(X)
     function.close()
@@ -253,8 +254,9 @@ def test_a_lost_function_is_told(model, parts):
     proto = whole.copy_proto()
     del proto.functions[:]
     with pytest.raises(ConversionError, match=r"cannot be emulated.*convert again"):
-        ConvertedFunction(
-            dataclasses.replace(whole, proto=proto), SIGNATURE, execution="emulate", recipe=Recipe.of("FP16")
+        make_function(
+            Runnable(dataclasses.replace(whole, proto=proto), SIGNATURE, recipe=Recipe.of("FP16")),
+            RuntimeOptions(execution="emulate"),
         )
 
 

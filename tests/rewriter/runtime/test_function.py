@@ -22,9 +22,12 @@ from rewriter.errors import (
     InvalidParameterError,
     SourceError,
 )
-from rewriter.runtime import device, executor, function
+from rewriter.runtime import device, executor
 from rewriter.runtime.executor import Execution
-from rewriter.runtime.function import ConvertedFunction, load
+from rewriter.runtime.function import ConvertedFunction
+from rewriter.runtime.loading import Runnable, load, make_function
+from rewriter.runtime.options import RuntimeOptions
+from rewriter.runtime.slots import StoredEngine
 from rewriter.source import Signature
 
 # As splicing leaves it: an engine node that is a model-local function with the native segment as its body.
@@ -73,9 +76,11 @@ def no_gpu(monkeypatch):
 
 
 @pytest.fixture
-def make(model, no_gpu):
-    def do(engines=(), **options):
-        return ConvertedFunction(model, SIGNATURE, engines, **options)
+def make(model, no_gpu, tmp_path):
+    def do(engines=(), lazy=False, **options):
+        stored = tuple(StoredEngine(entry, tmp_path / entry.file) for entry in engines)
+        runnable = Runnable(model, SIGNATURE, stored, artifact=tmp_path)
+        return make_function(runnable, RuntimeOptions(**options), lazy=lazy)
 
     return do
 
@@ -154,10 +159,12 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "calls": 3,
         "engine_calls": 0,
         "native_calls": 3,
+        "warmup_calls": 0,
         "fallbacks": {"no GPU": 3},
         "engine_nodes": 1,
         "engines": 1,
         "unusable_engines": {},
+        "builds": {"engines": 0, "seconds": 0.0, "running": 0, "failed": {}},
         "provider": "cpu",
         "execution": "auto",
     }
@@ -185,14 +192,13 @@ def test_an_engine_node_without_an_engine_in_the_artifact(make):
     assert converted.stats()["fallbacks"] == {"the artifact holds no engine for it": 1}
 
 
-def test_a_function_that_convert_returns_says_where_its_engines_are(model, no_gpu):
-    converted = ConvertedFunction(model, SIGNATURE, lazy=True)
+def test_a_function_without_an_artifact_has_no_engine_yet(model, no_gpu):
+    converted = make_function(Runnable(model, SIGNATURE), lazy=True)
     converted(*inputs())
-    reason = "this function came from convert(): save() and load() the artifact to use its engines"
-    assert converted.stats()["fallbacks"] == {reason: 1}
+    assert converted.stats()["fallbacks"] == {"no engine has been built for it": 1}
     assert converted.engines == ()
-    with pytest.raises(ConversionError, match="TRTEngineOp_000: this function came from convert"):
-        ConvertedFunction(model, SIGNATURE, strict=True)
+    with pytest.raises(ConversionError, match="TRTEngineOp_000: no engine has been built for it"):
+        make_function(Runnable(model, SIGNATURE), RuntimeOptions(strict=True))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +215,7 @@ def test_the_repr_counts_engines_in_words(make, entry, count, said):
 
 
 def test_a_model_without_engine_nodes_falls_back_from_nothing(model, no_gpu):
-    converted = ConvertedFunction(unsplice(model), SIGNATURE, strict=True)
+    converted = make_function(Runnable(unsplice(model), SIGNATURE), RuntimeOptions(strict=True))
     converted(*inputs())
     assert converted.stats()["fallbacks"] == {}
     assert converted.stats()["engine_nodes"] == 0
@@ -243,7 +249,7 @@ def test_an_unknown_provider_lists_the_known_ones(make, tmp_path):
 def test_a_model_that_onnx_runtime_refuses(no_gpu):
     text = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x) => (float[2] y) { y = NoSuchOperator(x) }'
     with pytest.raises(SourceError, match=r"ONNX Runtime refuses the model: .*NoSuchOperator"):
-        ConvertedFunction(models.Model(parser.parse_model(text)), SIGNATURE)
+        make_function(Runnable(models.Model(parser.parse_model(text)), SIGNATURE))
 
 
 def test_lazy_makes_the_session_at_the_first_call(make, monkeypatch):
@@ -268,7 +274,7 @@ def test_lazy_makes_the_session_at_the_first_call(make, monkeypatch):
 def test_lazy_tells_of_a_refused_model_at_the_first_call(no_gpu):
     text = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x) => (float[2] y) { y = NoSuchOperator(x) }'
     signature = Signature((TensorSpec("x", TensorProto.FLOAT, (2,)),), (TensorSpec("y", TensorProto.FLOAT, (2,)),))
-    converted = ConvertedFunction(models.Model(parser.parse_model(text)), signature, lazy=True)
+    converted = make_function(Runnable(models.Model(parser.parse_model(text)), signature), lazy=True)
     with pytest.raises(SourceError, match="ONNX Runtime refuses the model"):
         converted([1, 2])
 
@@ -328,22 +334,24 @@ class EngineExecutor:
         self.runs = 0
         self.closed = 0
 
-    def run(self, feeds):
+    def run(self, feeds, *, on_device=False):
         self.runs += 1
         outputs = {"product": expected(feeds["x"], feeds["y"]), "y_1": -feeds["y"]}
         if self.runs == 1:
             return Execution(outputs, 0, {"the shapes are outside the profile": 1})
         return Execution(outputs, 1)
 
+    def stats(self):
+        return {}
+
     def close(self):
         self.closed += 1
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_seam_for_other_executors(model, entry, monkeypatch, strict):
+def test_the_seam_for_other_executors(entry, strict):
     fake = EngineExecutor()
-    monkeypatch.setattr(function, "_make_executor", lambda *given, **options: fake)
-    converted = ConvertedFunction(model, SIGNATURE, [entry], strict=strict)
+    converted = ConvertedFunction(fake, SIGNATURE, [entry], RuntimeOptions(strict=strict))
     if strict:
         with pytest.raises(ConversionError, match="strict: an engine was not used: the shapes are outside"):
             converted(*inputs())
@@ -366,7 +374,7 @@ def test_saved_and_loaded(model, tmp_path, no_gpu):
     out = tmp_path / "out"
     save_artifact(out, model=model, signature=SIGNATURE, params={}, engines=[(entry, source)], report={})
     x, y = inputs()
-    reference = ConvertedFunction(model, SIGNATURE)(x, y)
+    reference = make_function(Runnable(model, SIGNATURE))(x, y)
     with load(out) as converted:
         for name, array in converted(x, y).items():
             np.testing.assert_array_equal(array, reference[name])

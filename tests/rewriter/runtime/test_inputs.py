@@ -79,7 +79,7 @@ def test_a_list_of_arrays_is_no_data_for_one_input():
 def test_no_inputs_at_all():
     assert bind(Signature((), ()), (), {}) == {}
     assert bind(Signature((), ()), ({},), {}) == {}
-    with pytest.raises(InputError, match="1 inputs were given, the signature has no inputs"):
+    with pytest.raises(InputError, match="1 input was given, the signature has no inputs"):
         bind(Signature((), ()), (image(),), {})
 
 

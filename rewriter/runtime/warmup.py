@@ -1,0 +1,114 @@
+"""Made-up inputs that make a converted function ready before its first call."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from passes.segments import TensorSpec
+from rewriter.errors import InvalidParameterError
+from rewriter.manifest import EngineEntry
+from rewriter.runtime.inputs import describe_shape
+from rewriter.shapes.sampling import shaped_input_fn
+from rewriter.source import Signature
+
+Shape = tuple[int, ...]
+
+
+def warmup_samples(
+    signature: Signature, engines: Sequence[EngineEntry], shapes: Mapping[str, Any] | None
+) -> list[dict[str, np.ndarray]]:
+    """Inputs by public name, one set for every combination of shapes to be ready for.
+
+    1. `shapes` gives an input one shape, or a list of them; the i-th set takes the i-th shape of each.
+    2. Without `shapes`: where engines read the model's inputs themselves, the optimum of each of their profiles.
+    3. Fixed dimensions are known, and a symbol has the same size everywhere.
+
+    Raises:
+        InvalidParameterError: an unknown input, a shape that does not fit, or a dimension that nothing fixes; the
+            message names it.
+    """
+    plans = _optima(signature, engines) if shapes is None else [_checked(signature, shapes)]
+    samples: list[dict[str, np.ndarray]] = []
+    for plan in plans:
+        _check_complete(signature, plan)
+        known = {spec.name: [spec.shape] for spec in signature.inputs if spec.is_static}
+        samples += shaped_input_fn(signature, {**known, **plan})()  # type: ignore[dict-item]
+    return samples
+
+
+def _checked(signature: Signature, shapes: Mapping[str, Any]) -> dict[str, list[Shape]]:
+    """The user's shapes as lists."""
+    if not isinstance(shapes, Mapping):
+        raise InvalidParameterError(f"shapes must be a dict of input name to shape, not {type(shapes).__name__}")
+    names = [spec.name for spec in signature.inputs]
+    for name in shapes:
+        if name not in names:
+            raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(names)}")
+    return {name: _shapes(name, given) for name, given in shapes.items()}
+
+
+def _shapes(name: str, given: Any) -> list[Shape]:
+    """One shape, or some, as a list of shapes."""
+    try:
+        # A list of numbers is one shape, and so is (); a list of anything else is a list of shapes.
+        items = list(given)
+        single = all(hasattr(item, "__index__") for item in items)
+        if single and (items or isinstance(given, tuple)):
+            items = [items]
+        found = [tuple(operator.index(size) for size in shape) for shape in items]
+    except TypeError as error:
+        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}") from error
+    if not found or any(size < 0 for shape in found for size in shape):
+        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}")
+    return found
+
+
+def _optima(signature: Signature, engines: Sequence[EngineEntry]) -> list[dict[str, list[Shape]]]:
+    """The shapes of open inputs at the optimum of the engines' profiles; the i-th profiles of all nodes go together."""
+    nodes: dict[str, list[Any]] = {}
+    for entry in engines:
+        nodes.setdefault(entry.op, []).extend(entry.profiles)
+    plans: list[dict[str, list[Shape]]] = []
+    for profiles in itertools.zip_longest(*nodes.values(), fillvalue={}):
+        plan: dict[str, list[Shape]] = {}
+        for profile in profiles:
+            for spec in signature.inputs:
+                item = profile.get(spec.tensor)
+                if item is not None and not item.is_values and not spec.is_static:
+                    plan.setdefault(spec.name, [item.optimum])
+        if plan not in plans:
+            plans.append(plan)
+    whole = [plan for plan in plans if not _open_dimension(signature, plan)]
+    return whole or plans[:1] or [{}]
+
+
+def _check_complete(signature: Signature, plan: Mapping[str, Sequence[Shape]]) -> None:
+    unknown = _open_dimension(signature, plan)
+    if unknown is None:
+        return
+    spec, what = unknown
+    example = tuple(dim if isinstance(dim, int) else 1 for dim in spec.shape or (1,))
+    raise InvalidParameterError(
+        f"warmup needs the shape of input {spec.name!r} {describe_shape(spec)}, for {what} is not fixed: give it, for "
+        f"example shapes={{{spec.name!r}: {example}}}"
+    )
+
+
+def _open_dimension(signature: Signature, plan: Mapping[str, Sequence[Shape]]) -> tuple[TensorSpec, str] | None:
+    """The first input with a dimension that neither the signature nor a shape in `plan` fixes, and which one it is."""
+    specs = {spec.name: spec for spec in signature.inputs}
+    symbols = {dim for name in plan for dim in specs[name].shape or () if isinstance(dim, str)}
+    for spec in signature.inputs:
+        if spec.name in plan:
+            continue
+        if spec.shape is None:
+            return spec, "its rank"
+        for axis, dim in enumerate(spec.shape):
+            if not isinstance(dim, int) and dim not in symbols:
+                return spec, f"dimension {axis}"
+    return None
