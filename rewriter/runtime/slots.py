@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from passes.segments import SegmentModel
-from rewriter.backends.base import BuildFailure, Profile
 from rewriter.errors import ConversionError, ConverterStateError, EngineRefusedError, InvalidParameterError
-from rewriter.manifest import EngineEntry
 from rewriter.params import CACHE_FULL_RULES, check_choice
+from rewriter.runtime.slot_values import (
+    BuildOutcome,
+    Builds,
+    Dims,
+    Found,
+    Miss,
+    OpenEngine,
+    SetKey,
+    StoredEngine,
+    corners,
+    profile_of,
+    set_key,
+)
 from rewriter.shapes.harvest import InputSet, Observed
+
+__all__ = ["BuildOutcome", "Builds", "EngineSlot", "Found", "Miss", "OpenEngine", "StoredEngine"]
 
 #: Reasons of a miss. They hold no shapes, for they are keys of counters.
 NO_ENGINE = "it has no engine"
@@ -28,139 +40,6 @@ OUTSIDE = "its shapes are outside every profile"
 FULL = "maximum_cached_engines is reached, and no engine in memory takes its shapes"
 BUILDING = "an engine for its shapes is being built"
 NOT_TAKEN = "the engine that was built for its shapes does not take them"
-
-#: Tensor name -> dims, or -> elements of an input that holds a shape.
-Dims = Mapping[str, tuple[int, ...]]
-#: What tells one input set from another.
-SetKey = tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredEngine:
-    """An engine in a file.
-
-    Attributes:
-        entry: what the manifest says of it.
-        path: its file; the artifact or the builder's scratch folder owns it.
-    """
-
-    entry: EngineEntry
-    path: Path
-
-
-class OpenEngine(Protocol):
-    """A deserialised engine, as far as a slot looks at it."""
-
-    def profile_for(self, shapes: Dims, values: Dims) -> int | None:
-        """The engine's profile that takes these shapes and shape values; None when none does."""
-        ...
-
-    def close(self) -> None:
-        """Frees it; harmless when repeated."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """An engine for a call.
-
-    Attributes:
-        engine: open; the slot owns it and closes it when it is evicted.
-        profile: the index of the profile that takes the shapes.
-        stored: where it came from.
-        version: the answer holds as long as the slot's `version` is this.
-    """
-
-    engine: OpenEngine
-    profile: int
-    stored: StoredEngine
-    version: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Miss:
-    """No engine for a call: its segment runs natively.
-
-    Attributes:
-        reason: one line for people, and the key of a counter.
-        version: the answer holds as long as the slot's `version` is this.
-    """
-
-    reason: str
-    version: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildOutcome:
-    """What came of one build at run time.
-
-    Attributes:
-        result: the engine, or why there is none.
-        sets: the input sets that the result settles: each is in the engine's profiles, or has no engine for ever. Empty
-            for the failure of a build for several sets whose single ones are tried next.
-        seconds: wall time.
-    """
-
-    result: StoredEngine | BuildFailure
-    sets: tuple[InputSet, ...]
-    seconds: float
-
-
-class Builds(Protocol):
-    """What a slot asks to build engines; `rewriter.runtime.builds.BackgroundBuilds` is one."""
-
-    @property
-    def waits(self) -> bool:
-        """True when `request` returns only after the build."""
-        ...
-
-    def request(
-        self,
-        op: str,
-        segment: SegmentModel,
-        wanted: InputSet,
-        *,
-        also: Sequence[InputSet] = (),
-        done: Callable[[BuildOutcome], None],
-    ) -> None:
-        """Asks for an engine of `segment` that takes `wanted` and, where that can be, `also`.
-
-        `done` is called for every build that was tried, in another thread.
-        """
-        ...
-
-
-def set_key(seen: InputSet) -> SetKey:
-    """What tells one input set from another."""
-    return tuple(sorted((name, item.shape, item.values) for name, item in seen.items()))
-
-
-def profile_of(profiles: Sequence[Profile], shapes: Dims, values: Dims) -> int | None:
-    """The tightest of an engine's profiles that takes these inputs; of equals the first; None when none does.
-
-    An input that a profile leaves out is of fixed shape and not judged.
-
-    Args:
-        profiles: in the engine's order.
-        shapes: input -> dims.
-        values: input -> elements, for the inputs that hold shapes.
-    """
-    fitting = [(_width(p), index) for index, p in enumerate(profiles) if _takes(p, shapes, values)]
-    return min(fitting)[1] if fitting else None
-
-
-def _takes(profile: Profile, shapes: Dims, values: Dims) -> bool:
-    for name, item in profile.items():
-        given = (values if item.is_values else shapes).get(name)
-        if given is None or len(given) != len(item.minimum):
-            return False
-        if any(not low <= size <= high for low, size, high in zip(item.minimum, given, item.maximum, strict=True)):
-            return False
-    return True
-
-
-def _width(profile: Profile) -> int:
-    return sum(high - low for p in profile.values() for low, high in zip(p.minimum, p.maximum, strict=True))
 
 
 class EngineSlot:
@@ -401,7 +280,7 @@ class EngineSlot:
         others, or calls that alternate between old and new shapes would load an engine each time.
         """
         taken = [s for s in self._stored.values() if self._evicts or s.path in self._refused]
-        sets = [item for stored in taken for item in _corners(stored.entry.profiles, wanted)]
+        sets = [item for stored in taken for item in corners(stored.entry.profiles, wanted)]
         return tuple({set_key(item): item for item in sets}.values())
 
     def _found(self, stored: StoredEngine, profile: int) -> Found:
@@ -485,20 +364,3 @@ class EngineSlot:
                     self._asked.pop(set_key(seen), None)
                 else:
                     self._asked[set_key(seen)] = state
-
-
-def _corners(profiles: Iterable[Profile], like: InputSet) -> list[InputSet]:
-    """The smallest, the best and the largest inputs of every profile; what a profile leaves out is as in `like`."""
-    sets: list[InputSet] = []
-    for profile in profiles:
-        for bound in ("minimum", "optimum", "maximum"):
-            seen = dict(like)
-            for name, item in profile.items():
-                dims = getattr(item, bound)
-                if name in like and item.is_values:
-                    scalar = like[name].shape == () and len(dims) == 1
-                    seen[name] = Observed(() if scalar else (len(dims),), dims)
-                elif name in like:
-                    seen[name] = Observed(dims, like[name].values)
-            sets.append(seen)
-    return sets
