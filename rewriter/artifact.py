@@ -123,7 +123,7 @@ def save_artifact(
                 engines=tuple(entry for entry, _ in engines),
                 files=files,
             )
-            _write_json(scratch / manifests.MANIFEST_FILE, manifests.manifest_to_json(content))
+            write_json(scratch / manifests.MANIFEST_FILE, manifests.manifest_to_json(content))
             manifests.sync_directory(scratch)
             _install(scratch, target)
         finally:
@@ -147,14 +147,14 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     """
     root = checked_path(path)
     for retries_left in reversed(range(RETRIES + 1)):
-        before = _state(root)
+        before = state_of(root)
         try:
             artifact = _load(root, check_hashes)
         except ArtifactError:
             if not retries_left or not _was_replaced(root, before):
                 raise
             continue
-        if _state(root) == before:
+        if state_of(root) == before:
             break
     else:
         raise ArtifactError(f"{root} is replaced again and again while it is read: load it when that is over")
@@ -166,7 +166,7 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
 
 def _load(root: Path, check_hashes: bool) -> Artifact:
     """One attempt to read an artifact."""
-    content = manifests.manifest_from_json(_read_manifest(root), str(root))
+    content = manifests.manifest_from_json(read_manifest(root), str(root))
     problems = examine_files(root, content.files, check_hashes)
     for name in (manifests.MODEL_FILE, manifests.REPORT_FILE):
         if name not in content.files:
@@ -186,7 +186,7 @@ def _load(root: Path, check_hashes: bool) -> Artifact:
     )
 
 
-def _state(root: Path) -> tuple[int, int, bytes] | None:
+def state_of(root: Path) -> tuple[int, int, bytes] | None:
     """What tells one artifact in `root` from the next: its manifest, and which file that is; None without one."""
     try:
         with (root / manifests.MANIFEST_FILE).open("rb") as file:
@@ -198,7 +198,7 @@ def _state(root: Path) -> tuple[int, int, bytes] | None:
 
 def _was_replaced(root: Path, before: tuple[int, int, bytes] | None) -> bool:
     """True when the artifact is another one by now, or is just between two: `_install` has moved the old one away."""
-    now = _state(root)
+    now = state_of(root)
     if now is None and any(root.parent.glob(f".{glob.escape(root.name)}.old-*/{glob.escape(root.name)}")):
         _wait_for_rename()
         return True
@@ -247,7 +247,7 @@ def _write_content(
 ) -> dict[str, FileRecord]:
     """Writes everything but the manifest; returns the records of the files."""
     models.save(model, scratch / manifests.MODEL_FILE, manifests.WEIGHTS_FILE)
-    _write_json(scratch / manifests.REPORT_FILE, manifests.plain(report, "report"))
+    write_json(scratch / manifests.REPORT_FILE, manifests.plain(report, "report"))
     written = [manifests.MODEL_FILE, manifests.REPORT_FILE]
     written += [manifests.WEIGHTS_FILE] if model.weights else []
     if ranges is not None:
@@ -256,7 +256,7 @@ def _write_content(
     for entry, source in engines:
         if entry.file in written:
             raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
-        _place_engine(scratch, entry, source)
+        place_engine(scratch, entry, source)
         written += [entry.file, manifests.sidecar_file(entry.file)]
     files = {name: manifests.hash_file(scratch / name) for name in written}
     for entry, source in engines:
@@ -265,7 +265,7 @@ def _write_content(
     return files
 
 
-def _place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
+def place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
     """Links or copies an engine into the scratch directory and writes its sidecar."""
     if not source.is_file():
         raise ArtifactError(f"the file of engine {entry.op} is gone ({source}): build it again")
@@ -275,10 +275,10 @@ def _place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
         os.link(source.resolve(), path)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, path)
-    _write_json(scratch / manifests.sidecar_file(entry.file), manifests.entry_to_json(entry))
+    write_json(scratch / manifests.sidecar_file(entry.file), manifests.entry_to_json(entry))
 
 
-def _write_json(path: Path, data: object) -> None:
+def write_json(path: Path, data: object) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
@@ -306,7 +306,7 @@ def _install(scratch: Path, target: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _read_manifest(root: Path) -> object:
+def read_manifest(root: Path) -> object:
     """The parsed manifest; says what `root` is when it is no artifact."""
     if root.is_file():
         what = "an ONNX file" if root.suffix == ".onnx" else "a file"

@@ -251,10 +251,10 @@ def test_a_failure_at_any_step_changes_nothing(save, out, monkeypatch, step, exi
     if step == "weights":
         monkeypatch.setattr(models, "write_weights", failing(models.write_weights, lambda *a: True))
     elif step == "engine":
-        monkeypatch.setattr(artifacts, "_place_engine", failing(artifacts._place_engine, lambda *a: True))
+        monkeypatch.setattr(artifacts, "place_engine", failing(artifacts.place_engine, lambda *a: True))
     elif step == "manifest":
-        write = failing(artifacts._write_json, lambda path, data: path.name == "manifest.json")
-        monkeypatch.setattr(artifacts, "_write_json", write)
+        write = failing(artifacts.write_json, lambda path, data: path.name == "manifest.json")
+        monkeypatch.setattr(artifacts, "write_json", write)
     else:
         rename = failing(Path.rename, lambda self, target: Path(target) == out)
         monkeypatch.setattr(Path, "rename", rename)
@@ -273,7 +273,7 @@ def test_an_interrupt_leaves_nothing_behind(save, out, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "_place_engine", interrupt)
+    monkeypatch.setattr(artifacts, "place_engine", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save()
     assert not out.parent.exists()

@@ -220,8 +220,8 @@ def test_a_folder_that_does_not_come_back_is_an_error(save, out, tmp_path, monke
 
 def test_a_missing_folder_is_told_at_once(out, monkeypatch):
     attempts = []
-    read = artifacts._read_manifest
-    monkeypatch.setattr(artifacts, "_read_manifest", lambda root: attempts.append(root) or read(root))
+    read = artifacts.read_manifest
+    monkeypatch.setattr(artifacts, "read_manifest", lambda root: attempts.append(root) or read(root))
     with pytest.raises(ArtifactError, match="no such artifact"):
         load_artifact(out)
     assert len(attempts) == 1

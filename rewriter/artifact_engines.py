@@ -1,0 +1,184 @@
+"""Engines that were built at run time, added to an artifact on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from passes.base import PassError
+from passes.engine_node import read_engines
+from rewriter import manifest as manifests
+from rewriter.artifact import RETRIES, place_engine, read_manifest, state_of, write_json
+from rewriter.artifact_check import examine_files
+from rewriter.artifact_paths import checked_path, output_errors
+from rewriter.errors import ArtifactError
+from rewriter.manifest import FileRecord, Manifest, engine_file, sidecar_file
+from rewriter.runtime.slot_values import StoredEngine
+
+_log = logging.getLogger(__name__)
+
+
+def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[StoredEngine, ...]:
+    """Adds engines to an artifact.
+
+    Rules:
+        1. Files first, the manifest last and by one rename: whatever goes wrong, and whenever the machine stops, the
+           artifact is valid, with the engines or without. (After a stop, files that no manifest lists may be left.)
+        2. An engine whose node and key the artifact has already is skipped, unless its file there is damaged or gone.
+        3. Processes that add engines at once wait for each other (a lock on the folder, where the system has one);
+           when the manifest changes meanwhile in spite of it, all is read again and nothing of the other's is lost.
+        4. Only the manifest is changed, and it is what `load_artifact` reads. `model.onnx` and `report.json` go on
+           naming the engines of the conversion: two files cannot be changed in one step, and a model that does not
+           fit the manifest's hash would be refused.
+
+    Engines of a node may be more than `maximum_cached_engines`, which limits those in memory.
+
+    Args:
+        path: the artifact's folder.
+        engines: the engines; their files are linked or copied.
+
+    Returns:
+        Those that were added, with their files in the artifact.
+
+    Raises:
+        ArtifactError: no artifact, an engine that belongs to another model or has changed since it was built, or the
+            folder cannot be written.
+    """
+    if not engines:
+        return ()
+    root = checked_path(path).resolve()
+    for _ in range(RETRIES + 1):
+        before = state_of(root)
+        content = manifests.manifest_from_json(read_manifest(root), str(root))
+        with output_errors(root), _locked(root):
+            if state_of(root) != before:
+                continue
+            _check_nodes(root, engines)
+            added = _missing(root, content, engines)
+            if not added or _write(root, content, added, before):
+                _log.info("%s: %d of %d engines added", root, len(added), len(engines))
+                return tuple(StoredEngine(s.entry, root / s.entry.file) for s in added)
+    raise ArtifactError(f"{root} is changed again and again by another process: save the engines when that is over")
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Keeps other processes and threads that add engines out; a crash frees the lock. Does nothing on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: the manifest is compared all the same
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_nodes(root: Path, engines: Sequence[StoredEngine]) -> None:
+    """Refuses engines of nodes that the artifact's model does not have, or has with another segment."""
+    try:
+        proto = onnx.load(root / manifests.MODEL_FILE, load_external_data=False)
+        known = {op: attributes.segment_hash for _, attributes, op in read_engines(proto)}
+    except (DecodeError, PassError) as error:
+        raise ArtifactError(f"{root}: {manifests.MODEL_FILE} is damaged: {error}") from error
+    for stored in engines:
+        entry = stored.entry
+        if entry.op not in known:
+            raise ArtifactError(f"{root} has no engine node {entry.op}: its engine belongs to another artifact")
+        if known[entry.op] != entry.segment_hash:
+            raise ArtifactError(
+                f"{root}: the segment of {entry.op} is not the one that engine {entry.key} was built of"
+            )
+
+
+def _missing(root: Path, content: Manifest, engines: Sequence[StoredEngine]) -> list[StoredEngine]:
+    """Those that the artifact does not hold in good order, each once."""
+    listed = {(entry.op, entry.key): entry for entry in content.engines}
+    missing: dict[str, StoredEngine] = {}
+    for stored in engines:
+        known = listed.get((stored.entry.op, stored.entry.key))
+        names = (stored.entry.file, sidecar_file(stored.entry.file))
+        files = {name: content.files[name] for name in names if name in content.files}
+        whole = known is not None and files.get(known.file) == FileRecord(known.size, known.sha256)
+        if not whole or len(files) < len(names) or examine_files(root, files, check_hashes=True):
+            missing.setdefault(stored.entry.file, stored)
+    return list(missing.values())
+
+
+def _write(root: Path, content: Manifest, added: Sequence[StoredEngine], before: tuple[int, int, bytes] | None) -> bool:
+    """Writes files and manifest; False when the manifest is another one by now, and then nothing is left behind."""
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    placed: list[Path] = []
+    try:
+        records = _prepare(scratch, added)
+        entries = {(s.entry.op, s.entry.key): dataclasses.replace(s.entry, problem="") for s in added}
+        kept = tuple(entry for entry in content.engines if (entry.op, entry.key) not in entries)
+        merged = dataclasses.replace(content, engines=(*kept, *entries.values()), files={**content.files, **records})
+        manifest = scratch / manifests.MANIFEST_FILE
+        write_json(manifest, manifests.manifest_to_json(merged))
+        for name in records:
+            target = root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name not in content.files:
+                placed.append(target)
+            (scratch / name).replace(target)
+        for folder in {(root / name).parent for name in records}:
+            manifests.sync_directory(folder)
+        if state_of(root) != before:
+            _remove(root, placed)
+            return False
+        manifest.replace(root / manifests.MANIFEST_FILE)
+        manifests.sync_directory(root)
+    except BaseException:
+        _remove(root, placed)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def _prepare(scratch: Path, added: Sequence[StoredEngine]) -> dict[str, FileRecord]:
+    """Puts engines and sidecars into the scratch folder, laid out as in the artifact; their records."""
+    records: dict[str, FileRecord] = {}
+    for stored in added:
+        entry = stored.entry
+        place_engine(scratch, entry, stored.path)
+        for name in (engine_file(entry.op, entry.key), sidecar_file(entry.file)):
+            _sync_file(scratch / name)
+            records[name] = manifests.hash_file(scratch / name)
+        if records[entry.file] != FileRecord(entry.size, entry.sha256):
+            raise ArtifactError(
+                f"engine {entry.op} has changed since it was built ({stored.path}): load the artifact and build again"
+            )
+    return records
+
+
+def _sync_file(path: Path) -> None:
+    """Waits until a file is on the disk: the manifest must not get there before it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _remove(root: Path, placed: Sequence[Path]) -> None:
+    """Takes away files of ours that the manifest does not list; none when it cannot be read."""
+    try:
+        listed = json.loads((root / manifests.MANIFEST_FILE).read_text("utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for path in placed:
+        if path.relative_to(root).as_posix() not in listed:
+            path.unlink(missing_ok=True)
