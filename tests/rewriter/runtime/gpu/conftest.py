@@ -33,3 +33,17 @@ def cuda(fake_cuda):
     """An open double; the test fails when something is left in it, or was written out of bounds."""
     with fake_cuda.opened() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def fake_trt():
+    """The module of TensorRT's double: `fake_trt.FakeTrt(cuda)`, `fake_trt.write_engine(path, model, profiles)`."""
+    return load_double("fake_trt")
+
+
+@pytest.fixture
+def trt(fake_trt, cuda):
+    """TensorRT's double; the test fails when it was used wrongly, or an engine or context was left open."""
+    module = fake_trt.FakeTrt(cuda)
+    yield module
+    module.finish()
