@@ -64,7 +64,7 @@ class CudaError(ConversionError):
 
 
 class DeviceMemoryError(CudaError):
-    """The memory of the GPU, or page-locked memory of the host, does not suffice; the message says for how many bytes."""
+    """The GPU, or the host for page-locked memory, has not enough; the message says how much was asked for."""
 
 
 class CaptureError(CudaError):
