@@ -1,8 +1,10 @@
-"""A name for what a segment computes: equal for equal content, whatever the nodes and values are called.
+"""A name for what a segment computes: equal for equal content, whatever the nodes are called and how they are sorted.
 
-The canonical form is a stream of length-prefixed tokens fed to sha256. Values are numbered by first occurrence (so are
-symbolic dimensions), node names, doc strings, metadata and inner value types are left out, attributes are
-sorted by name, bodies are walked in the same way (a captured value keeps its outer number).
+Exporters number their nodes and constants anew in every process, sort independent nodes differently and share equal
+constants or not. So every value gets a digest of what it is computed from, down to the inputs and weights, and the
+segment is the digests of its outputs: names of nodes and inner values, doc strings, metadata, inner value types, the
+order of nodes and the order of inputs and outputs are left out. Inputs are told apart by their place among the sorted
+names of all inputs, and outputs likewise.
 """
 
 from __future__ import annotations
@@ -16,12 +18,23 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 from passes.graph.value_types import spec_of
-from passes.graph.walk import defined_names, iter_graphs, plain_domain
+from passes.graph.walk import iter_graphs, plain_domain
 from passes.model import is_stub
 from passes.segments import TensorSpec
 
 #: Changes whenever the canonical form does, so that old hashes never match new ones.
-FORMAT = b"trt-rewriter segment 1"
+FORMAT = b"trt-rewriter segment 2"
+
+#: What these give differs from node to node, also for equal inputs.
+_RANDOM = (
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
 
 
 class WeightDigests:
@@ -52,107 +65,88 @@ def tensor_digest(tensor: TensorProto) -> bytes:
     return _digest(np.asarray(numpy_helper.to_array(tensor)))
 
 
-class _Canonical:
-    """Feeds the canonical form to sha256."""
+def _token(*parts: object) -> bytes:
+    """The digest of length-prefixed parts."""
+    form = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        form.update(len(data).to_bytes(8, "little"))
+        form.update(data)
+    return form.digest()
+
+
+class _Digester:
+    """Digests of values, each of what it is computed from.
+
+    Attributes:
+        random: digests of the nodes that draw random numbers: two equal ones are not one.
+    """
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._numbers: dict[str, int] = {}
-        self._symbols: dict[str, int] = {}
-        self._fresh = 0
-        self.token(FORMAT)
+        self.random: list[bytes] = []
+        self._depth = 0
 
-    def token(self, *parts: object) -> None:
-        for part in parts:
-            data = part if isinstance(part, bytes) else repr(part).encode()
-            self._hash.update(len(data).to_bytes(8, "little"))
-            self._hash.update(data)
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-    def define(self, name: str) -> int:
-        """A new number for a value that is defined here."""
-        if not name:
-            return -1
-        self._fresh += 1
-        self._numbers[name] = self._fresh
-        return self._fresh
-
-    def number(self, name: str) -> int:
-        """The number of a value that is read: -1 for an optional one left out."""
-        if not name:
-            return -1
-        known = self._numbers.get(name)
-        return self.define(name) if known is None else known
-
-    def spec(self, spec: TensorSpec) -> None:
-        """A dtype and shape; equal symbols stay equal, their names do not matter."""
-        shape = spec.shape
-        self.token(
-            spec.dtype,
-            None if shape is None else [f"s{self._symbol(d)}" if isinstance(d, str) else d for d in shape],
-        )
-
-    def _symbol(self, name: str) -> int:
-        return self._symbols.setdefault(name, len(self._symbols))
-
-    def nodes(self, nodes: Iterable[NodeProto]) -> None:
+    def values(self, nodes: Iterable[NodeProto], known: dict[str, bytes], symbols: dict[str, int]) -> None:
+        """Adds the results of `nodes`, in topological order, to the digests of what they read."""
         for node in nodes:
-            self.token(
-                "node", node.op_type, plain_domain(node.domain), node.overload, [self.number(n) for n in node.input]
-            )
-            for attribute in sorted(node.attribute, key=lambda a: a.name):
-                self.attribute(attribute)
-            self.token([self.define(n) for n in node.output])
+            made = self._node(node, known, symbols)
+            if node.op_type in _RANDOM:
+                self.random.append(made)
+            known.update((name, _token(made, place)) for place, name in enumerate(node.output) if name)
 
-    def attribute(self, attribute: AttributeProto) -> None:
-        self.token("attribute", attribute.name, attribute.type, attribute.ref_attr_name)
+    def _node(self, node: NodeProto, known: dict[str, bytes], symbols: dict[str, int]) -> bytes:
+        attributes = [self._attribute(a, known, symbols) for a in sorted(node.attribute, key=lambda a: a.name)]
+        operator = (node.op_type, plain_domain(node.domain), node.overload)
+        read = [_read(name, known) for name in node.input]
+        return _token("node", *operator, len(read), *read, [bool(name) for name in node.output], *attributes)
+
+    def _attribute(self, attribute: AttributeProto, known: dict[str, bytes], symbols: dict[str, int]) -> bytes:
+        head = ("attribute", attribute.name, attribute.type, attribute.ref_attr_name)
         if attribute.type == AttributeProto.GRAPH:
-            self.body(attribute.g)
-        elif attribute.type == AttributeProto.GRAPHS:
-            self.token(len(attribute.graphs))
-            for graph in attribute.graphs:
-                self.body(graph)
-        elif attribute.type == AttributeProto.TENSOR:
-            self.tensor(attribute.t)
-        elif attribute.type == AttributeProto.TENSORS:
-            self.token(len(attribute.tensors))
-            for tensor in attribute.tensors:
-                self.tensor(tensor)
-        else:
-            plain = AttributeProto()
-            plain.CopyFrom(attribute)
-            plain.ClearField("doc_string")
-            plain.ClearField("name")
-            self.token(plain.SerializeToString(deterministic=True))
+            return _token(*head, self._body(attribute.g, known, symbols))
+        if attribute.type == AttributeProto.GRAPHS:
+            return _token(*head, *(self._body(graph, known, symbols) for graph in attribute.graphs))
+        if attribute.type == AttributeProto.TENSOR:
+            return _token(*head, _tensor(attribute.t))
+        if attribute.type == AttributeProto.TENSORS:
+            return _token(*head, *map(_tensor, attribute.tensors))
+        plain = AttributeProto()
+        plain.CopyFrom(attribute)
+        plain.ClearField("doc_string")
+        plain.ClearField("name")
+        return _token(*head, plain.SerializeToString(deterministic=True))
 
-    def tensor(self, tensor: TensorProto) -> None:
-        self.token("tensor", tensor.data_type, list(tensor.dims), tensor_digest(tensor))
-
-    def body(self, graph: GraphProto) -> None:
-        outer = {name: self._numbers.get(name) for name in defined_names(graph)}
-        self.token("body", len(graph.input), len(graph.initializer), len(graph.node), len(graph.output))
-        for value in graph.input:
-            self.token(self.define(value.name))
-            self.spec(spec_of(value))
-        for tensor in graph.initializer:
-            self.token(self.define(tensor.name))
-            self.tensor(tensor)
+    def _body(self, graph: GraphProto, outer: Mapping[str, bytes], symbols: Mapping[str, int]) -> bytes:
+        """A body: what it captures comes with the digests of the graph around it, and what it defines ends with it."""
+        self._depth += 1
+        known, own = dict(outer), dict(symbols)
+        specs = [_spec(spec_of(value), own) for value in graph.input]
+        known.update((value.name, _token("formal", self._depth, place)) for place, value in enumerate(graph.input))
+        known.update((tensor.name, _tensor(tensor)) for tensor in graph.initializer)
         for sparse in graph.sparse_initializer:
-            self.token("sparse", self.define(sparse.values.name), list(sparse.dims))
-            self.tensor(sparse.values)
-            self.tensor(sparse.indices)
-        self.nodes(graph.node)
-        for value in graph.output:
-            self.token(self.number(value.name))
-            self.spec(spec_of(value))
-        # What the body defined ends with it; captures seen here for the first time keep their numbers.
-        for name, known in outer.items():
-            if known is None:
-                self._numbers.pop(name, None)
-            else:
-                self._numbers[name] = known
+            parts = (list(sparse.dims), _tensor(sparse.values), _tensor(sparse.indices))
+            known[sparse.values.name] = _token("sparse", *parts)
+        self.values(graph.node, known, own)
+        self._depth -= 1
+        results = [_token(_read(value.name, known), _spec(spec_of(value), own)) for value in graph.output]
+        return _token("body", len(specs), *specs, *results)
+
+
+def _read(name: str, known: dict[str, bytes]) -> bytes:
+    """The digest of a value that is read: b"" for an optional one left out; one that comes from nowhere gets a new."""
+    return known.setdefault(name, _token("unknown", len(known))) if name else b""
+
+
+def _tensor(tensor: TensorProto) -> bytes:
+    return _token("tensor", tensor.data_type, list(tensor.dims), tensor_digest(tensor))
+
+
+def _spec(spec: TensorSpec, symbols: dict[str, int]) -> bytes:
+    """A dtype and shape; equal symbols stay equal, their names do not matter."""
+    shape = spec.shape
+    if shape is None:
+        return _token(spec.dtype, None)
+    return _token(spec.dtype, [f"s{symbols.setdefault(d, len(symbols))}" if isinstance(d, str) else d for d in shape])
 
 
 def content_hash(
@@ -165,35 +159,36 @@ def content_hash(
     digests: WeightDigests,
     inline: Mapping[str, bytes],
 ) -> str:
-    """The sha256 (hex) of a stand-alone graph's canonical form.
+    """The hash (hex) of what a stand-alone graph computes.
 
     Args:
         graph: the graph; its initializers are the weights, those that are stubs have their data in `weights`.
         opsets: domain -> version of the model; only domains that the nodes use are hashed.
-        inputs: dtype and shape of the graph inputs, in order.
-        outputs: dtype and shape of the graph outputs, in order.
+        inputs: dtype and shape of the graph inputs, in any order.
+        outputs: dtype and shape of the graph outputs, in any order.
         weights: stub name -> array.
         digests: the memory of arrays that were hashed before.
         inline: digests of inline initializers that are known already, by name.
     """
-    form = _Canonical()
     used = {plain_domain(node.domain) for inner in iter_graphs(graph) for node in inner.node}
-    form.token(sorted((d, v) for d, v in ((plain_domain(k), v) for k, v in opsets.items()) if d in used))
-    form.token(len(inputs), len(graph.initializer), len(graph.node), len(outputs))
-    for spec in inputs:
-        form.token(form.define(spec.tensor))
-        form.spec(spec)
+    versions = sorted((d, v) for d, v in ((plain_domain(k), v) for k, v in opsets.items()) if d in used)
+    symbols: dict[str, int] = {}
+    known: dict[str, bytes] = {}
+    parts: list[object] = [FORMAT, versions, len(inputs), len(outputs)]
+    for place, spec in enumerate(sorted(inputs, key=lambda s: s.tensor)):
+        known[spec.tensor] = _token("input", place)
+        parts.append(_spec(spec, symbols))
     for tensor in graph.initializer:
         if is_stub(tensor):
             digest = digests.of_array(weights[tensor.name])
         else:
             digest = inline.get(tensor.name) or tensor_digest(tensor)
-        form.token(form.define(tensor.name), tensor.data_type, list(tensor.dims), digest)
-    form.nodes(graph.node)
-    for spec in outputs:
-        form.token(form.number(spec.tensor))
-        form.spec(spec)
-    return form.hexdigest()
+        known[tensor.name] = _token("tensor", tensor.data_type, list(tensor.dims), digest)
+    digester = _Digester()
+    digester.values(graph.node, known, symbols)
+    for spec in sorted(outputs, key=lambda s: s.tensor):
+        parts += [_read(spec.tensor, known), _spec(spec, symbols)]
+    return hashlib.sha256(_token(*parts, *sorted(digester.random))).hexdigest()
 
 
 def opset_versions(proto: onnx.ModelProto) -> dict[str, int]:

@@ -246,6 +246,39 @@ def test_large_weights_count_by_content():
     assert Extractor(copied).extract_nodes((), nodes).content_hash != first
 
 
+PAIR = "g (float[N] x, float[N] w) => (float[N] y, float[N] z) "
+
+
+def test_the_order_of_nodes_and_sharing_do_not_matter_to_the_hash():
+    """Two exports of one model: independent nodes sorted anew, equal ones shared or not."""
+    nodes = "[n1] a = Relu(x) [n2] b = Neg(w) [n3] c = Add(a, b) [n4] y = Exp(c) [n5] z = Sub(c, a)"
+    plain = digest(PAIR + "{" + nodes + "}", ["n1", "n2", "n3", "n4", "n5"])
+    other = "[m2] b = Neg(w) [m1] a = Relu(x) [m6] d = Relu(x) [m3] c = Add(d, b) [m5] z = Sub(c, a) [m4] y = Exp(c)"
+    assert digest(PAIR + "{" + other + "}", ["m1", "m2", "m3", "m4", "m5", "m6"]) == plain
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "[n1] y = Sub(w, x) [n2] z = Relu(x)",  # the other input
+        "[n1] z = Sub(x, w) [n2] y = Relu(x)",  # the other output
+        "[n1] y = Sub(x, w) [n2] z = Relu(w)",
+    ],
+)
+def test_inputs_and_outputs_are_told_apart(nodes):
+    assert digest(PAIR + "{" + nodes + "}", ["n1", "n2"]) != digest(
+        PAIR + "{[n1] y = Sub(x, w) [n2] z = Relu(x)}", ["n1", "n2"]
+    )
+
+
+def test_two_random_nodes_are_not_one():
+    one = "[n1] a = RandomNormalLike(x) [n2] y = Sub(a, a) [n3] z = Neg(w)"
+    two = "[n1] a = RandomNormalLike(x) [n0] b = RandomNormalLike(x) [n2] y = Sub(a, b) [n3] z = Neg(w)"
+    assert digest(PAIR + "{" + one + "}", ["n1", "n2", "n3"]) != digest(
+        PAIR + "{" + two + "}", ["n0", "n1", "n2", "n3"]
+    )
+
+
 def test_a_weight_is_hashed_once(monkeypatch):
     from passes.graph import content_hash
 
@@ -268,7 +301,8 @@ def test_attributes_of_every_kind_count():
         return Extractor(model).extract_nodes((), ["n"]).content_hash
 
     tensors = [numpy_helper.from_array(np.float32([i]), name=f"t{i}") for i in range(2)]
-    bodies = [helper.make_graph([helper.make_node(op, ["x"], ["b"])], "b", [], []) for op in ("Relu", "Neg")]
+    result = [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    bodies = [helper.make_graph([helper.make_node(op, ["x"], ["b"])], "b", [], result) for op in ("Relu", "Neg")]
     texts = [helper.make_tensor("s", TensorProto.STRING, [2], s) for s in ([b"a", b"bc"], [b"ab", b"c"])]
     sparse = [
         helper.make_sparse_tensor(
@@ -305,6 +339,18 @@ def test_shadowed_names_are_told_apart():
     other = outer + "{ [n0] q = Neg(x) [n1] a = Abs(x) }" + tail
     assert digest(plain, ["i", "n3"]) != digest(other, ["i", "n3"])
     assert digest(hiding, ["i", "n3"]) != digest(other, ["i", "n3"])
+
+
+def test_the_inputs_of_a_body_and_of_one_inside_it_are_told_apart():
+    """`state` is the second input of both bodies: which of the two is read makes a difference."""
+    inner = "<body = b (int64 j, bool p, float[2] deep) => (bool r, float[2] e) { [n0] r = Not(p) [n1] e = Neg(%s) }>"
+    text = (
+        "g (float[2] x, int64 t, bool c) => (float[2] y) { [l] y = Loop (t, c, x) "
+        "<body = a (int64 i, bool o, float[2] state) => (bool q, float[2] s) { [n2] q = Not(o) [n3] s = Loop "
+        + inner
+        + "(t, c, x) }> }"
+    )
+    assert digest(text % "deep", ["l"]) != digest(text % "state", ["l"])
 
 
 def test_many_isolated_nodes_of_a_large_model():
