@@ -1,0 +1,407 @@
+"""The hybrid executor: engines on TensorRT, the rest on ONNX Runtime, every tensor on the device, one stream."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewriter.errors import (
+    ConversionError,
+    ConverterStateError,
+    CudaError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+)
+from rewriter.runtime.executor import Execution, NativeExecutor
+from rewriter.runtime.gpu.discovery import Discovery, free, reason_of
+from rewriter.runtime.gpu.graphs import make_graph
+from rewriter.runtime.gpu.pieces import Pieces
+from rewriter.runtime.gpu.plan import FixedPlan
+from rewriter.runtime.gpu.transfer import Pending, Staged, device_tensor, stage, view
+from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value
+
+if TYPE_CHECKING:
+    from rewriter.runtime.builds import BackgroundBuilds
+    from rewriter.runtime.gpu.discovery import Trace
+    from rewriter.runtime.runtime_builder import RuntimeBuilder
+    from rewriter.runtime.slots import StoredEngine
+
+_LOG = logging.getLogger(__name__)
+#: Plans kept, the least recently used goes: a plan is small, but its CUDA graph holds memory of the driver.
+MAX_PLANS = 64
+
+#: The shapes of all inputs, in the order of the schedule.
+Key = tuple[tuple[int, ...], ...]
+
+
+class HybridExecutor:
+    """Runs a schedule on one GPU. Thread-safe: calls are enqueued one after the other and waited for side by side.
+
+    A plan's life: the first call at new shapes is a discovery; the second makes a fixed plan and runs it; the third
+    captures it in a CUDA graph; from then on a call is two copies and one launch. With shapes that depend on data
+    every call is a discovery.
+
+    Args:
+        pieces: the schedule with all that runs it; owned by the executor from now on.
+        cpu: makes the executor of last resort, for calls that fail on the GPU.
+        blocked: reason -> engine nodes that run inside native islands for it, with every call.
+        strict: True raises where a node runs natively.
+        builds: builds engines at run time; None where that is not allowed.
+        builder: what `builds` builds with; both are closed with the executor.
+    """
+
+    provider = "cuda"
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        cpu: Callable[[], NativeExecutor],
+        *,
+        blocked: Mapping[str, int] | None = None,
+        strict: bool = False,
+        builds: BackgroundBuilds | None = None,
+        builder: RuntimeBuilder | None = None,
+    ) -> None:
+        self._pieces = pieces
+        self._cuda = pieces.cuda
+        self._discovery = Discovery(pieces)
+        self._make_cpu = cpu
+        self._blocked = dict(blocked or {})
+        self._strict = strict
+        self._builds = builds
+        self._builder = builder
+        self._lock = threading.Lock()
+        self._closed = False
+        self._cpu: NativeExecutor | None = None
+        self._traces: dict[Key, Trace] = {}
+        self._plans: collections.OrderedDict[Key, FixedPlan] = collections.OrderedDict()
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._no_graph: collections.Counter[str] = collections.Counter()
+        self._no_plan: collections.Counter[str] = collections.Counter()
+        self._in_flight: collections.deque[Pending] = collections.deque()
+
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+        """Computes all outputs once.
+
+        Args:
+            feeds: ONNX input name -> array, or a device tensor of the caller's; the caller keeps ownership of them and
+                may change arrays (not device tensors, whose reading is only enqueued) when this returns.
+            on_device: leave the outputs on the device, as `DeviceTensor`; then nothing is waited for.
+
+        Raises:
+            InputError: a device tensor does not fit the signature.
+            ConversionError: `strict`, and an engine node would run natively; or `on_device`, and the GPU failed.
+            ConverterStateError: it is closed.
+        """
+        schedule = self._pieces.schedule
+        staged = stage(schedule.inputs, feeds, self._cuda)
+        pending = Pending(held=[item.memory for item in staged.values() if item.memory is not None])
+        try:
+            with self._lock, self._cuda.current():
+                self._check_open()
+                self._sweep()
+                for spec in schedule.inputs:
+                    if spec.tensor not in staged:
+                        staged[spec.tensor] = view(spec, feeds[spec.tensor], self._cuda)
+                runs, fallbacks = self._enqueue_with_room(staged, pending, on_device)
+                owners = [item.owner for item in staged.values() if item.owner is not None]
+                pending.done = self._cuda.record()
+                if owners:
+                    self._cuda.keep(*owners)
+                if on_device:
+                    self._in_flight.append(pending)
+        except (InputError, ConverterStateError, MissingDependencyError, _StrictError):
+            pending.release()
+            raise
+        except Exception as error:  # noqa: BLE001 -- ONNX Runtime's errors have no common base; the CPU answers, or raises
+            return self._on_cpu(feeds, error, on_device)
+        outputs = dict(pending.arrays)
+        if not on_device:
+            try:
+                outputs = pending.result()
+            except CudaError as error:  # what was enqueued has failed
+                return self._on_cpu(feeds, error, on_device)
+        return Execution(outputs, runs, fallbacks)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this executor.
+
+        Returns:
+            steps, islands: steps of a call, and how many of them ONNX Runtime computes.
+            discoveries: calls that ran step by step with allocations (new shapes, or shapes that depend on data).
+            plans: input shapes that are bound and ready. graphs: those with a CUDA graph.
+            graph_launches: calls that launched a graph.
+            no_plan, no_graph: reason -> calls, and plans, that do without.
+            device_bytes: shared memory of values and activations.
+            slots: engine operator -> counters of its engines (see `EngineSlot.stats`).
+        """
+        with self._lock:
+            steps = self._pieces.schedule.steps
+            slots = self._pieces.slots
+            return {
+                "steps": len(steps),
+                "islands": len(steps) - len(slots),
+                "discoveries": self._counts["discoveries"],
+                "plans": len(self._plans),
+                "graphs": sum(plan.captured for plan in self._plans.values()),
+                "graph_launches": self._counts["graph_launches"],
+                "no_plan": dict(self._no_plan),
+                "no_graph": dict(self._no_graph),
+                "device_bytes": self._pieces.device_bytes,
+                "slots": {op: slot.stats() for op, slot in slots.items()},
+            }
+
+    def wait_for_builds(self) -> None:
+        """Returns when the engines that are being built are ready or have failed."""
+        if self._builds is not None:
+            self._builds.wait()
+
+    def built_engines(self) -> tuple[StoredEngine, ...]:
+        """The engines built at run time so far; their files live as long as the executor."""
+        return tuple(stored for slot in self._pieces.slots.values() for stored in slot.built)
+
+    def close(self) -> None:
+        """Waits for what is enqueued and frees everything; harmless when repeated."""
+        if self._builds is not None:
+            self._builds.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(CudaError):  # a device that has failed: its memory goes with the process
+                self._cuda.synchronize()
+            self._save_runtime_caches()
+            self._sweep(everything=True)
+            self._drop_plans()
+            self._pieces.close()
+            self._cuda.close()
+            if self._cpu is not None:
+                self._cpu.close()
+        if self._builder is not None:
+            self._builder.close()
+
+    # --- one call, under the lock
+
+    def _enqueue_with_room(
+        self, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+    ) -> tuple[int, dict[str, int]]:
+        """Enqueues a call; when memory runs out, once more after everything that can be made again was given up."""
+        try:
+            return self._enqueue(staged, pending, on_device)
+        except DeviceMemoryError as error:
+            _LOG.debug("out of memory, once more with what can be freed: %s", error)
+            self._drop_plans()
+            self._pieces.release()
+            self._cuda.trim()
+            self._counts["memory_retries"] += 1
+            pending.arrays.clear()
+            return self._enqueue(staged, pending, on_device)
+
+    def _enqueue(self, staged: Mapping[str, Staged], pending: Pending, on_device: bool) -> tuple[int, dict[str, int]]:
+        key = tuple(staged[spec.tensor].shape for spec in self._pieces.schedule.inputs)
+        plan = self._plan(key)
+        if plan is not None:
+            try:
+                return self._run_plan(plan, staged, pending, on_device)
+            except EngineError as error:
+                _LOG.debug("the plan of %s fails, its engine is tried once more alone: %s", key, error)
+                self._plans.pop(key).close()
+        return self._discover(key, staged, pending, on_device)
+
+    def _plan(self, key: Key) -> FixedPlan | None:
+        """The plan of these shapes, made when they were met before; None for a discovery."""
+        plan = self._plans.get(key)
+        if plan is not None:
+            if plan.holds():
+                self._plans.move_to_end(key)
+                return plan
+            self._plans.pop(key).close()
+            return None
+        trace = self._traces.pop(key, None)
+        if trace is None:
+            return None
+        try:
+            plan = FixedPlan(self._pieces, trace)
+        except EngineError as error:
+            self._no_plan[reason_of(error)] += 1
+            return None
+        if not plan.holds():
+            plan.close()
+            return None
+        self._plans[key] = plan
+        while len(self._plans) > MAX_PLANS:
+            self._plans.popitem(last=False)[1].close()
+        if plan.no_graph:
+            self._no_graph[plan.no_graph] += 1
+        return plan
+
+    def _run_plan(
+        self, plan: FixedPlan, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+    ) -> tuple[int, dict[str, int]]:
+        fallbacks = self._judge(plan.fallbacks)
+
+        def put() -> None:
+            for name, value in plan.inputs.items():
+                staged[name].put(value.pointer, self._cuda)
+
+        plan.bind()
+        if plan.runs == 1 and not plan.no_graph:
+            if not make_graph(plan, put, self._cuda):
+                self._pieces.reopen_islands()
+                plan.give_up_graph(plan.no_graph)
+            if plan.no_graph:
+                self._no_graph[plan.no_graph] += 1
+                _LOG.info("no CUDA graph: %s", plan.no_graph)
+            self._save_runtime_caches()
+        put()
+        plan.run()
+        self._counts["graph_launches"] += plan.captured
+        self._deliver(plan.outputs, staged, pending, on_device, fresh=False)
+        return plan.engine_runs, fallbacks
+
+    def _discover(
+        self, key: Key, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+    ) -> tuple[int, dict[str, int]]:
+        with self._inputs(staged) as inputs:
+            trace = self._discovery.run(inputs)
+        self._counts["discoveries"] += 1
+        try:
+            fallbacks = self._judge(trace.fallbacks)
+            self._deliver(trace.outputs, staged, pending, on_device, fresh=True)
+        finally:
+            for value in trace.outputs.values():
+                if not on_device:
+                    free(value)
+        if trace.unfixable:
+            self._no_plan[trace.unfixable] += 1
+        else:
+            trace.outputs = {}
+            self._traces[key] = trace
+            while len(self._traces) > MAX_PLANS:
+                del self._traces[next(iter(self._traces))]
+        return len(trace.found), fallbacks
+
+    @contextlib.contextmanager
+    def _inputs(self, staged: Mapping[str, Staged]) -> Iterator[dict[str, Value]]:
+        """The inputs as values of a discovery; memory that was made for them is given back afterwards."""
+        values: dict[str, Value] = {}
+        buffers = []
+        try:
+            for name, item in staged.items():
+                if item.array is not None and (item.memory is None or name in self._pieces.on_host):
+                    values[name] = HostValue(item.array, item.dtype)
+                elif item.memory is None:
+                    values[name] = DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
+                else:
+                    buffers.append(self._cuda.allocate(item.nbytes))
+                    item.put(buffers[-1].pointer, self._cuda)
+                    values[name] = DeviceValue(buffers[-1].pointer, item.shape, item.dtype)
+            yield values
+        finally:
+            for buffer in buffers:
+                buffer.free()
+
+    def _deliver(
+        self,
+        made: Mapping[str, Value],
+        staged: Mapping[str, Staged],
+        pending: Pending,
+        on_device: bool,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Enqueues the way of the outputs to the caller."""
+        schedule = self._pieces.schedule
+        for name in schedule.outputs:
+            value = made.get(name)
+            if value is None:
+                value = self._passed_through(name, staged)
+            if on_device:
+                pending.arrays[name] = device_tensor(value, self._cuda, fresh=fresh and name in made)
+            elif isinstance(value, HostValue):
+                pending.arrays[name] = value.array.copy()
+            else:
+                pending.fetch(name, value, self._cuda)
+
+    def _passed_through(self, name: str, staged: Mapping[str, Staged]) -> Value:
+        """An output that no step makes: an input, or a constant."""
+        schedule = self._pieces.schedule
+        if name in schedule.direct:
+            return HostValue(np.asarray(schedule.direct[name]), schedule.specs[name].dtype)
+        item = staged[name]
+        if item.array is not None:
+            return HostValue(item.array, item.dtype)
+        return DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
+
+    def _judge(self, fallbacks: Mapping[str, int]) -> dict[str, int]:
+        """All fallbacks of a call; with `strict` any of them is an error."""
+        found = {**self._blocked}
+        for reason, count in fallbacks.items():
+            found[reason] = found.get(reason, 0) + count
+        if self._strict and found:
+            raise _StrictError(f"strict: an engine was not used: {next(iter(found))}")
+        return found
+
+    # --- last resorts, and upkeep
+
+    def _on_cpu(self, feeds: Mapping[str, Any], error: Exception, on_device: bool) -> Execution:
+        """The whole call on the CPU, counted; an error of the model itself is raised there again."""
+        reason = f"the call failed on the GPU: {reason_of(error)}"
+        if self._strict or on_device:
+            raise ConversionError(reason) from error
+        device = [name for name, value in feeds.items() if not isinstance(value, np.ndarray)]
+        if device:
+            raise ConversionError(f"{reason}; inputs on the device cannot be computed on the CPU instead") from error
+        _LOG.debug("%s", reason, exc_info=error)
+        with self._lock:
+            self._check_open()
+            if self._cpu is None:
+                self._cpu = self._make_cpu()
+            cpu = self._cpu
+        nodes = len(self._pieces.slots) + sum(self._blocked.values())
+        return Execution(cpu.run(feeds).outputs, 0, {reason: max(nodes, 1)})
+
+    def _sweep(self, *, everything: bool = False) -> None:
+        """Gives back page-locked memory of calls that nobody waited for."""
+        while self._in_flight:
+            pending = self._in_flight[0]
+            if not everything and pending.done is not None and not pending.done.done():
+                return
+            self._in_flight.popleft()
+            pending.release()
+
+    def _drop_plans(self) -> None:
+        self._traces.clear()
+        while self._plans:
+            self._plans.popitem()[1].close()
+
+    def _save_runtime_caches(self) -> None:
+        """Writes what TensorRT compiled for this GPU, where there is a place for it."""
+        for engine in self._pieces.open_engines():
+            engine.save_runtime_cache()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConverterStateError("this function is closed: load the artifact again")
+
+
+class _Borrowed:
+    """Holds a tensor of the caller's, and cannot free it."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+
+
+class _StrictError(ConversionError):
+    """`strict` was asked for, and an engine node would run natively."""
+
+
+__all__ = ["MAX_PLANS", "HybridExecutor"]

@@ -1,0 +1,149 @@
+"""Inputs on their way to the device and outputs on their way back; nothing here waits before the end of a call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from passes.segments import TensorSpec
+from rewriter.errors import InputError
+from rewriter.runtime.gpu.engine_step import to_device
+from rewriter.runtime.gpu.tensors import DeviceTensor, device_view
+from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value, owned_buffer
+from rewriter.runtime.inputs import check_dtype, check_shape
+from rewriter.runtime.native import numpy_dtype
+
+if TYPE_CHECKING:
+    from rewriter.runtime.gpu.cuda import Cuda
+    from rewriter.runtime.gpu.handles import Event
+    from rewriter.runtime.gpu.pinned import HostBuffer
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """One input, ready to be enqueued.
+
+    Attributes:
+        shape: its dims.
+        dtype: onnx.TensorProto data type number.
+        array: it, when the caller gave it in CPU memory; None for a device tensor.
+        memory: page-locked memory that holds it; None for strings and device tensors.
+        pointer: address of a device tensor; 0 for others.
+        owner: the caller's device tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: int
+    array: np.ndarray | None = None
+    memory: HostBuffer | None = None
+    pointer: int = 0
+    owner: object = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor on the device."""
+        return DeviceValue(0, self.shape, self.dtype).nbytes
+
+    def put(self, pointer: int, cuda: Cuda) -> None:
+        """Enqueues the copy to device memory."""
+        if self.memory is not None:
+            cuda.to_device(pointer, self.memory.pointer, self.nbytes)
+        else:
+            cuda.on_device(pointer, self.pointer, self.nbytes)
+
+
+def stage(specs: Sequence[TensorSpec], feeds: Mapping[str, Any], cuda: Cuda) -> dict[str, Staged]:
+    """Brings host inputs into page-locked memory; device tensors are left for `view`, which needs the lock.
+
+    Raises:
+        DeviceMemoryError: the system locks no more memory.
+    """
+    staged: dict[str, Staged] = {}
+    for spec in specs:
+        value = feeds[spec.tensor]
+        if not isinstance(value, np.ndarray):
+            continue
+        shape = tuple(int(size) for size in value.shape)
+        if value.dtype.kind in "OSU":
+            staged[spec.tensor] = Staged(shape, spec.dtype, value)
+            continue
+        memory = cuda.pinned(value.nbytes)
+        copy = memory.array(value.dtype, shape)
+        np.copyto(copy, value)
+        staged[spec.tensor] = Staged(shape, spec.dtype, copy, memory)
+    return staged
+
+
+def view(spec: TensorSpec, value: Any, cuda: Cuda) -> Staged:
+    """A device tensor of the caller's, after all that its own stream still does with it.
+
+    Raises:
+        InputError: it is none, lies on another device, is not contiguous, or does not fit the signature.
+    """
+    found = device_view(value, cuda)
+    if found is None:
+        raise InputError(f"input {spec.name!r} is a {type(value).__name__}, which is no array and no device tensor")
+    check_dtype(found.dtype, spec)
+    check_shape(found.shape, spec)
+    return Staged(tuple(found.shape), spec.dtype, pointer=found.pointer, owner=found)
+
+
+def device_tensor(value: Value, cuda: Cuda, *, fresh: bool) -> DeviceTensor:
+    """An output as the caller's own device tensor.
+
+    Args:
+        value: the output.
+        cuda: where it lies.
+        fresh: True when nobody else uses its memory: then it is handed over, else it is copied.
+    """
+    if isinstance(value, HostValue):
+        buffer = to_device(np.ascontiguousarray(value.array), cuda)
+    elif fresh and (made := owned_buffer(value)) is not None:
+        buffer = made
+    else:
+        buffer = cuda.allocate(value.nbytes)
+        cuda.on_device(buffer.pointer, value.pointer, value.nbytes)
+    return DeviceTensor(cuda, buffer, numpy_dtype(value.dtype), value.shape)
+
+
+@dataclasses.dataclass
+class Pending:
+    """The outputs of a call that is enqueued but not over.
+
+    Attributes:
+        done: happens when they are there; None when nothing is to be waited for.
+        arrays: name -> output that lies in CPU memory already, or stays on the device.
+        fetched: name -> page-locked memory that the stream fills.
+        held: page-locked memory of the inputs, which the stream reads until then.
+    """
+
+    done: Event | None = None
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fetched: dict[str, tuple[HostBuffer, np.ndarray]] = dataclasses.field(default_factory=dict)
+    held: list[HostBuffer] = dataclasses.field(default_factory=list)
+
+    def fetch(self, name: str, value: DeviceValue, cuda: Cuda) -> None:
+        """Enqueues the copy of an output to the host."""
+        memory = cuda.pinned(value.nbytes)
+        cuda.to_host(memory.pointer, value.pointer, value.nbytes)
+        self.fetched[name] = memory, memory.array(numpy_dtype(value.dtype), value.shape)
+
+    def result(self) -> dict[str, Any]:
+        """Waits for the outputs; name -> array of the caller's own."""
+        try:
+            if self.done is not None:
+                self.done.synchronize()
+            return {**self.arrays, **{name: array.copy() for name, (_, array) in self.fetched.items()}}
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Gives the page-locked memory back; the stream must be past it."""
+        for memory, _ in self.fetched.values():
+            memory.release()
+        for memory in self.held:
+            memory.release()
+        self.fetched, self.held = {}, []
