@@ -423,3 +423,32 @@ def test_default_axes_are_found_inside_a_function():
     model = Canonicalize().run(source).model
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 4), np.float32)
     assert_same_results(source, spliced(model), {"x": x})
+
+
+def test_unsplice_leaves_engine_nodes_that_are_to_be_kept():
+    result = spliced(parse(FLAT), 1)
+    ops = [node.op_type for _, node in engine_nodes(result.proto)]
+    assert len(ops) == 2
+    for keep in (ops[:1], ops[1:], ops):
+        partly = unsplice(result, keep=keep)
+        onnx.checker.check_model(partly.proto, full_check=True)
+        assert [node.op_type for _, node in engine_nodes(partly.proto)] == list(keep)
+        assert [f.name for f in partly.proto.functions] == list(keep)
+        assert [o.domain for o in partly.proto.opset_import] == ["", ENGINE_DOMAIN]
+        assert read_engines(partly.proto) == tuple(e for e in read_engines(result.proto) if e[2] in keep)
+        assert_same_results(result, partly, FEEDS)
+        assert nodes_by_name(unsplice(partly)) == nodes_by_name(parse(FLAT))
+
+
+def test_keeping_what_is_not_there_keeps_nothing():
+    result = spliced(parse(FLAT), 1)
+    assert unsplice(result, keep=["TRTEngineOp_009"]).proto == unsplice(result).proto
+
+
+def test_engine_nodes_of_bodies_can_be_kept():
+    result = spliced(parse(CONTROL), 1, bad_ops=("If", "Sin"))
+    inner = [node.op_type for scope, node in engine_nodes(result.proto) if scope]
+    partly = unsplice(result, keep=inner)
+    assert [(bool(s), node.op_type) for s, node in engine_nodes(partly.proto)] == [(True, op) for op in inner]
+    for condition in (True, False):
+        assert_same_results(result, partly, {"x": np.float32([-1, 2]), "c": np.array(condition)})
