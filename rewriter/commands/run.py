@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: engines where they can be used; native: none; emulate: what the engines would compute, on the CPU",
     )
     parser.add_argument("--strict", action="store_true", help="fail when an engine would not be used")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    parser.add_argument("--no-cuda-graph", action="store_true", help="never capture a CUDA graph")
+    parser.add_argument(
+        "--wait-for-builds",
+        action="store_true",
+        help="wait for engines that the artifact lacks for these shapes to be built, instead of running natively",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,9 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     feeds = read_npz(arguments.inputs)
     console = plain_console()
-    options = {"provider": arguments.provider, "strict": arguments.strict, "execution": arguments.execution}
-    with load(arguments.artifact, **options) as function:
-        outputs = function(**feeds)
+    options: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("provider", "strict", "execution", "device", "wait_for_builds")
+    }
+    with load(arguments.artifact, cuda_graph=not arguments.no_cuda_graph, **options) as function:
+        outputs = function.run(feeds)
         stats = function.stats()
     for name, array in outputs.items():
         span = f" {array.min():.6g} .. {array.max():.6g}" if array.size and array.dtype.kind in "iuf" else ""

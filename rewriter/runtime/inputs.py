@@ -310,6 +310,7 @@ class _TensorFlowOnDevice:
 
     def __init__(self, tensor: Any) -> None:
         self._tensor = tensor
+        self.shape = tuple(tensor.shape)
 
     def __dlpack__(self, **options: Any) -> Any:
         """The capsule; TensorFlow has been waited for, so the stream among the options does not matter."""

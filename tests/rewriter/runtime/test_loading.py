@@ -1,0 +1,165 @@
+"""Which executor runs a model, with what, and what is said where it cannot be the GPU."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from passes.precision.recipe import Recipe
+from rewriter import manifest as manifests
+from rewriter.artifact import save_artifact
+from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
+from rewriter.runtime.loading import RUNTIME_CACHE_DIR, Runnable, load, make_function
+from rewriter.runtime.options import RuntimeOptions
+from rewriter.runtime.slots import StoredEngine
+
+PARAMS = {"maximum_cached_engines": 3, "cache_full": "evict", "recipe": Recipe.of("FP16").to_json()}
+
+
+@pytest.fixture
+def saved(spliced, entry, tmp_path):
+    """An artifact with one engine."""
+    source = tmp_path / "e"
+    source.write_bytes(b"vtrt")
+    record = manifests.hash_file(source)
+    entry = dataclasses.replace(entry, size=record.size, sha256=record.sha256)
+    model, signature = spliced
+    engines = [(entry, source)]
+    return save_artifact(tmp_path / "out", model=model, signature=signature, params=PARAMS, engines=engines, report={})
+
+
+@pytest.fixture
+def stored(entry, tmp_path):
+    path = tmp_path / "scratch" / "e.engine"
+    path.parent.mkdir()
+    path.write_bytes(b"vtrt")
+    return StoredEngine(entry, path)
+
+
+def test_a_gpu_gets_all_there_is_to_know(saved, gpu, pair):
+    with load(saved, cuda_graph=False, stream=7, device=1, wait_for_builds=True, engine_cache_dir="cache") as function:
+        assert function.provider == "cuda"
+        function(*pair())
+    (opened,) = gpu.opened
+    (engine,) = opened.engines
+    assert (engine.entry.op, engine.path.read_bytes()) == ("TRTEngineOp_000", b"vtrt")
+    options = opened.options
+    assert (options.cuda_graph, options.stream, options.device, options.wait_for_builds) == (False, 7, 1, True)
+    assert (options.maximum_cached_engines, options.cache_full, options.allow_build_at_runtime) == (3, "evict", True)
+    assert opened.recipe == Recipe.of("FP16")
+    assert opened.folder == saved / RUNTIME_CACHE_DIR
+    assert opened.params["cache_full"] == "evict"
+    assert gpu.made[0].closed == 1
+
+
+def test_what_the_caller_says_goes_before_what_the_artifact_says(saved, gpu):
+    load(saved, allow_build_at_runtime=False, maximum_cached_engines=9, cache_full="native").close()
+    options = gpu.opened[0].options
+    assert (options.allow_build_at_runtime, options.maximum_cached_engines, options.cache_full) == (False, 9, "native")
+
+
+@pytest.mark.parametrize("options", [{"provider": "cpu"}, {"execution": "native"}, {"execution": "emulate"}])
+def test_the_gpu_is_left_alone_where_it_is_not_wanted(saved, gpu, pair, options):
+    with load(saved, **options) as function:
+        function(*pair())
+        assert function.provider == "cpu"
+    assert gpu.opened == []
+
+
+def test_a_gpu_that_cannot_be_used_has_its_reason(saved, gpu, pair):
+    gpu.refuse = "the package cuda-bindings is missing"
+    with load(saved) as function:
+        function(*pair())
+        assert function.stats()["fallbacks"] == {"the package cuda-bindings is missing": 1}
+        assert function.stats()["provider"] == "cpu"
+    with pytest.raises(ConversionError, match="provider 'cuda' cannot be used: the package cuda-bindings is missing"):
+        load(saved, provider="cuda")
+    with pytest.raises(ConversionError, match=r"strict: 1 engine node would not run on TensorRT.*cuda-bindings"):
+        load(saved, strict=True)
+
+
+def test_without_a_gpu_the_one_of_the_gpu_is_not_asked(saved, gpu, no_gpu, pair):
+    with load(saved) as function:
+        function(*pair())
+        assert function.stats()["fallbacks"] == {"no GPU": 1}
+    with pytest.raises(ConversionError, match="provider 'cuda' cannot be used: no GPU; use provider='auto' or 'cpu'"):
+        load(saved, provider="cuda")
+    assert gpu.opened == []
+
+
+def test_options_are_checked_before_the_artifact_is_read(tmp_path):
+    with pytest.raises(InvalidParameterError, match="one of auto, cpu, cuda"):
+        load(tmp_path, provider="gpu")
+    with pytest.raises(ArtifactError):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("recipe", "words"), [(None, "does not hold its recipe"), ({"mode": "FP7"}, "FP7")])
+def test_an_unknown_recipe_matters_to_emulation_only(spliced, tmp_path, no_gpu, pair, recipe, words):
+    model, signature = spliced
+    params = {} if recipe is None else {"recipe": {**PARAMS["recipe"], **recipe}}
+    saved = save_artifact(tmp_path / "out", model=model, signature=signature, params=params, report={})
+    with load(saved) as function:
+        function(*pair())
+    with pytest.raises(ArtifactError, match=f"cannot be emulated: .*{words}.*convert the model again"):
+        load(saved, execution="emulate")
+
+
+def test_lazy_opens_the_gpu_at_the_first_call(spliced, stored, gpu, pair):
+    function = make_function(Runnable(*spliced, (stored,)), lazy=True)
+    assert "not opened yet" in repr(function)
+    assert function.stats()["provider"] == "auto"
+    assert gpu.opened == []
+    function(*pair())
+    function(*pair())
+    assert function.provider == "cuda"
+    assert "cuda" in repr(function)
+    assert len(gpu.opened) == 1
+    function.close()
+    assert (function.provider, function.stats()["provider"]) == ("cuda", "cuda")
+
+
+def test_a_lazy_function_that_is_never_called_opens_nothing(spliced, gpu):
+    with make_function(Runnable(*spliced), lazy=True):
+        pass
+    assert gpu.opened == []
+
+
+def test_lazy_tells_of_a_gpu_that_cannot_be_used_at_the_first_call(spliced, gpu, pair):
+    gpu.refuse = "no TensorRT"
+    function = make_function(Runnable(*spliced), RuntimeOptions(provider="cuda"), lazy=True)
+    with pytest.raises(ConversionError, match="no TensorRT"):
+        function(*pair())
+    gpu.refuse = ""
+    assert function(*pair())["product"].shape == (2, 300)
+
+
+@pytest.mark.parametrize("linkable", [True, False])
+def test_kept_engines_outlive_the_folder_they_came_from(spliced, stored, gpu, monkeypatch, linkable):
+    if not linkable:
+
+        def refuse(*paths):
+            raise OSError("another file system")
+
+        monkeypatch.setattr("os.link", refuse)
+    function = make_function(Runnable(*spliced, (stored,)), lazy=True, keep_engines=True)
+    stored.path.unlink()
+    assert function.provider == "cuda"
+    (engine,) = gpu.opened[0].engines
+    assert engine.path.read_bytes() == b"vtrt"
+    assert engine.entry is stored.entry
+    function.close()
+    assert not engine.path.parent.exists()
+
+
+def test_engines_are_not_kept_where_nothing_will_use_them(spliced, stored, no_gpu):
+    function = make_function(Runnable(*spliced, (stored,)), lazy=True, keep_engines=True)
+    stored.path.unlink()
+    assert function.provider == "cpu"
+
+
+def test_loaded_again_it_computes_the_same(saved, gpu, pair, spliced):
+    x, y = pair(5)
+    with load(saved) as on_gpu, make_function(Runnable(*spliced), RuntimeOptions(provider="cpu")) as on_cpu:
+        for name, array in on_gpu(x, y).items():
+            np.testing.assert_array_equal(array, on_cpu(x, y)[name])
