@@ -136,15 +136,18 @@ def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str]
     wanted = tuple(dict.fromkeys(outputs))
     spliced = prune(work.model, wanted, collect_infos(whole.proto))
     extractor = Extractor(spliced, value_types(whole))
-    digests = WeightDigests()
+    index = extractor.index(())
+    tensors = {t.name: t for t in spliced.proto.graph.initializer}
+    cutter = _Cutter(spliced, extractor, tensors, WeightDigests())
     steps: list[Step] = []
-    for members in _groups(extractor.index(())):
-        first = extractor.index(()).nodes[members[0]]
+    islands = 0
+    for members in _groups(index):
+        first = index.nodes[members[0]]
         if first.domain == ENGINE_DOMAIN:
-            steps.append(_engine_step(first, work.functions[first.op_type], spliced, extractor, digests))
+            steps.append(cutter.engine_step(first, work.functions[first.op_type]))
         else:
-            number = sum(isinstance(step, NativeStep) for step in steps)
-            steps.append(_native_step(f"native_{number:03d}", members, spliced, extractor))
+            steps.append(cutter.native_step(f"native_{islands:03d}", [index.names[member] for member in members]))
+            islands += 1
     inputs = tuple(extractor.spec(value.name) for value in spliced.proto.graph.input)
     names = [spec.tensor for spec in inputs] + [b.value for s in steps for b in (*s.inputs, *s.outputs)]
     specs = {name: extractor.spec(name) for name in (*names, *wanted)}
@@ -154,7 +157,7 @@ def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str]
         inputs,
         wanted,
         specs,
-        _direct(spliced, wanted),
+        _direct(spliced, tensors, wanted),
         sources.fixed.intersection(specs),
         sources.shape_values.intersection(specs),
         work.native,
@@ -177,85 +180,92 @@ def _groups(index: GraphIndex) -> list[tuple[int, ...]]:
     return [groups[group] for group in order]
 
 
-def _native_step(name: str, members: Sequence[int], model: Model, extractor: Extractor) -> NativeStep:
-    index = extractor.index(())
-    island = extractor.extract_nodes((), [index.names[member] for member in members], name, hashed=False)
-    island.model.proto.functions.extend(model.proto.functions)
-    for value in island.model.proto.graph.input:
-        if not value.HasField("type"):
-            raise PassError(f"the type of value {value.name!r} is not known, but it has to be passed to {name!r}")
-    specs = (*island.inputs, *island.outputs)
-    on_host = any(spec.dtype in (TensorProto.STRING, TensorProto.UNDEFINED) for spec in specs)
-    inputs = tuple(Binding(spec.tensor, spec.tensor) for spec in island.inputs)
-    return NativeStep(name, inputs, tuple(Binding(s.tensor, s.tensor) for s in island.outputs), island.model, on_host)
+@dataclasses.dataclass(frozen=True)
+class _Cutter:
+    """Cuts steps out of one model.
 
-
-def _engine_step(
-    node: NodeProto, function: FunctionProto, model: Model, extractor: Extractor, digests: WeightDigests
-) -> EngineStep:
-    """The step of one engine node, its native model under the names that the function, and so the engine, has."""
-    given = read_attributes(node).data_inputs
-    inputs = tuple(Binding(v, t) for v, t in zip(node.input[:given], function.input[:given], strict=True))
-    outputs = tuple(Binding(v, t) for v, t in zip(node.output, function.output, strict=True))
-    weights = dict(zip(function.input[given:], node.input[given:], strict=True))
-    native = _native_model(function, inputs, outputs, weights, model, extractor, digests)
-    return EngineStep(node.name, node.op_type, inputs, outputs, native)
-
-
-def _native_model(
-    function: FunctionProto,
-    inputs: Sequence[Binding],
-    outputs: Sequence[Binding],
-    weights: Mapping[str, str],
-    model: Model,
-    extractor: Extractor,
-    digests: WeightDigests,
-) -> SegmentModel:
-    """The stand-alone model of a function: what `Extractor` would cut, whatever tools renamed since.
-
-    `weights` maps names in the function to initializers of `model`.
+    Attributes:
+        model: the main graph with those engine nodes that are steps.
+        extractor: of that model, with all types that are known.
+        tensors: its initializers by name.
+        digests: of its weights, so that each is hashed once.
     """
-    proto = ModelProto(ir_version=model.proto.ir_version, producer_name=model.proto.producer_name)
-    proto.opset_import.extend(model.proto.opset_import)
-    proto.functions.extend(model.proto.functions)
-    graph = proto.graph
-    graph.name = function.name
-    graph.node.extend(function.node)
-    tensors = {t.name: t for t in model.proto.graph.initializer}
-    arrays: dict[str, np.ndarray] = {}
-    for formal, actual in weights.items():
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(tensors[actual])
-        tensor.name = formal
-        if is_stub(tensor):
-            arrays[formal] = model.weights[actual]
-    for field, bindings in ((graph.input, inputs), (graph.output, outputs)):
-        for binding in bindings:
-            field.append(value_info_of(binding.tensor, extractor.spec(binding.value)))
-    outside = {b.tensor for b in (*inputs, *outputs)}.union(weights)
-    graph.value_info.extend(value for value in function.value_info if value.name not in outside)
-    specs = [
-        tuple(TensorSpec(b.tensor, known.dtype, known.shape) for b in side for known in [extractor.spec(b.value)])
-        for side in (inputs, outputs)
-    ]
-    names = tuple(inner.name for inner in function.node)
-    formals = [tuple(b.tensor for b in side) for side in (inputs, outputs)]
-    segment = Segment(function.name, (), names, formals[0], tuple(weights), formals[1], len(names))
-    digest = content_hash(
-        graph,
-        opsets=opset_versions(proto),
-        inputs=specs[0],
-        outputs=specs[1],
-        weights=arrays,
-        digests=digests,
-        inline={},
-    )
-    return SegmentModel(segment, Model(proto, arrays), specs[0], specs[1], digest)
+
+    model: Model
+    extractor: Extractor
+    tensors: Mapping[str, TensorProto]
+    digests: WeightDigests
+
+    def native_step(self, name: str, nodes: Sequence[str]) -> NativeStep:
+        island = self.extractor.extract_nodes((), nodes, name, hashed=False)
+        island.model.proto.functions.extend(self.model.proto.functions)
+        for value in island.model.proto.graph.input:
+            if not value.HasField("type"):
+                raise PassError(f"the type of value {value.name!r} is not known, but it has to be passed to {name!r}")
+        specs = (*island.inputs, *island.outputs)
+        on_host = any(spec.dtype in (TensorProto.STRING, TensorProto.UNDEFINED) for spec in specs)
+        inputs, outputs = (tuple(Binding(s.tensor, s.tensor) for s in side) for side in (island.inputs, island.outputs))
+        return NativeStep(name, inputs, outputs, island.model, on_host)
+
+    def engine_step(self, node: NodeProto, function: FunctionProto) -> EngineStep:
+        given = read_attributes(node).data_inputs
+        inputs = tuple(Binding(v, t) for v, t in zip(node.input[:given], function.input[:given], strict=True))
+        outputs = tuple(Binding(v, t) for v, t in zip(node.output, function.output, strict=True))
+        weights = dict(zip(function.input[given:], node.input[given:], strict=True))
+        return EngineStep(node.name, node.op_type, inputs, outputs, self._native(function, inputs, outputs, weights))
+
+    def _native(
+        self,
+        function: FunctionProto,
+        inputs: Sequence[Binding],
+        outputs: Sequence[Binding],
+        weights: Mapping[str, str],
+    ) -> SegmentModel:
+        """The stand-alone model of a function under the function's own names, which the engine has too.
+
+        It is what `Extractor` cut when the engine was built, whatever tools renamed since. `weights` maps names in the
+        function to initializers of the model.
+        """
+        proto = ModelProto(ir_version=self.model.proto.ir_version, producer_name=self.model.proto.producer_name)
+        proto.opset_import.extend(self.model.proto.opset_import)
+        proto.functions.extend(self.model.proto.functions)
+        graph = proto.graph
+        graph.name = function.name
+        graph.node.extend(function.node)
+        arrays: dict[str, np.ndarray] = {}
+        for formal, actual in weights.items():
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(self.tensors[actual])
+            tensor.name = formal
+            if is_stub(tensor):
+                arrays[formal] = self.model.weights[actual]
+        ins, outs = self._specs(inputs), self._specs(outputs)
+        graph.input.extend(value_info_of(spec.tensor, spec) for spec in ins)
+        graph.output.extend(value_info_of(spec.tensor, spec) for spec in outs)
+        outside = {spec.tensor for spec in (*ins, *outs)}.union(weights)
+        graph.value_info.extend(value for value in function.value_info if value.name not in outside)
+        digest = content_hash(
+            graph,
+            opsets=opset_versions(proto),
+            inputs=ins,
+            outputs=outs,
+            weights=arrays,
+            digests=self.digests,
+            inline={},
+        )
+        names = tuple(inner.name for inner in function.node)
+        formals = (tuple(b.tensor for b in inputs), tuple(weights), tuple(b.tensor for b in outputs))
+        segment = Segment(function.name, (), names, *formals, len(names))
+        return SegmentModel(segment, Model(proto, arrays), ins, outs, digest)
+
+    def _specs(self, bindings: Sequence[Binding]) -> tuple[TensorSpec, ...]:
+        """What is known of the bound values, under their names inside."""
+        known = ((binding.tensor, self.extractor.spec(binding.value)) for binding in bindings)
+        return tuple(TensorSpec(name, spec.dtype, spec.shape) for name, spec in known)
 
 
-def _direct(model: Model, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def _direct(model: Model, tensors: Mapping[str, TensorProto], wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """The wanted values that are constants."""
-    tensors = {t.name: t for t in model.proto.graph.initializer}
     found: dict[str, np.ndarray] = {}
     for name in wanted:
         if name in tensors:

@@ -31,8 +31,7 @@ def test_inputs_have_a_fixed_shape_and_no_fixed_elements():
 def test_shape_arithmetic_gives_elements():
     found = sources(
         "s = Shape(x) n = Size(x) i = Gather(s, zero) r = Range(one, n, one) c = Concat<axis=0>(s, s) "
-        "f = Cast<to=1>(i) 
-        "z = ConstantOfShape(s) y = NonZero(z)",
+        "f = Cast<to=1>(i) z = ConstantOfShape(s) y = NonZero(z)",
         declared="int64 zero = {0}, int64 one = {1}",
     )
     assert found.shape_values == {*"snircfzy", "zero", "one"}
