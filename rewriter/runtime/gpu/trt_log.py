@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import re
 import threading
 import weakref
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ from rewriter.backends import text
 from rewriter.errors import ConversionError, DeviceMemoryError, EngineError
 
 _LOG = logging.getLogger(__name__)
+#: CUDA's words in a line about it: "... Cuda Runtime (In f at x.cpp:25 (cudaError 35: words))", "Cuda Runtime (words)".
+_CUDA = re.compile(r"cudaError \d+: ([^()]+)|Cuda Runtime \((?!In )([^()]+)")
+_ASSERTION = re.compile(r"^Serialization assertion .+? failed\.\s*(?=\S)")
+_MEMORY = re.compile("out ?of ?memory|bad_alloc", re.IGNORECASE)
 #: Error lines kept for the calls that are under way.
 _KEPT = 256
 #: TensorRT takes one logger per process and ignores every later one, so there is one for each module.
@@ -69,16 +74,20 @@ def log_of(trt: Any) -> TrtLog:
 
 def is_memory(lines: Sequence[str]) -> bool:
     """True when the lines tell of memory that could not be had."""
-    return text.classify(lines) in ("memory", "workspace")
+    return text.classify(lines) in ("memory", "workspace") or any(_MEMORY.search(line) for line in lines)
 
 
 def reason(lines: Sequence[str]) -> str:
-    """The first line that tells something, in one sentence without TensorRT's source files."""
-    words = [cleaned for cleaned in (text.clean(line) for line in lines) if cleaned]
-    if words:
-        return words[0]
-    bare = [line.strip() for line in lines if line.strip()]  # noise is better than nothing
-    return bare[0].splitlines()[0] if bare else "TensorRT gave no reason"
+    """The first line that tells something, in one sentence without TensorRT's source files.
+
+    CUDA's own errors follow most others and explain none, so they count only when there is nothing else.
+    """
+    told = [words for words in (text.clean(line) for line in lines) if words]
+    if told:
+        return _ASSERTION.sub("", told[0])
+    cuda = [match[1] or match[2] for match in map(_CUDA.search, lines) if match]
+    rest = [line.strip().splitlines()[0] for line in lines if line.strip()]
+    return next(iter(cuda or rest), "TensorRT gave no reason")
 
 
 def _make_logger(trt: Any, add: Any) -> Any:

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import ctypes
 import enum
+import functools
 import gc
 import hashlib
 import itertools
@@ -252,9 +253,12 @@ class _Shared:
             {name: InputProfile(*map(tuple, item[:3]), item[3]) for name, item in profile.items()}
             for profile in header["profiles"]
         ] or [{}]
-        self.session = NativeSession(model_module.from_proto(self.proto))
         self.contexts = 0
         self.shapes_seen = {}
+
+    @functools.cached_property
+    def session(self):
+        return NativeSession(model_module.from_proto(self.proto))
 
     def onnx_type(self, name):
         return self.values[name].type.tensor_type.elem_type
@@ -490,9 +494,9 @@ class _ExecutionContext:
             fits = fits and all(a in (-1, d) or a <= d <= b for a, d, b in zip(low, shape, high, strict=True))
             if not fits:
                 trt.say(
-                    "IExecutionContext::setInputShape: Error Code 3: API Usage Error (Parameter check failed, condition: "
-                    f"satisfyProfile. Set dimension {list(shape)} for tensor {name} does not satisfy any optimization "
-                    f"profiles. Valid range for profile {self._profile}: {list(low)}..{list(high)}.)"
+                    "IExecutionContext::setInputShape: Error Code 3: API Usage Error (Parameter check failed, "
+                    f"condition: satisfyProfile. Set dimension {list(shape)} for tensor {name} does not satisfy any "
+                    f"optimization profiles. Valid range for profile {self._profile}: {list(low)}..{list(high)}.)"
                 )
                 return False
             trt.events.append(("set_input_shape", name, tuple(shape)))
@@ -595,9 +599,8 @@ class _ExecutionContext:
             item = self._shared.profiles[self._profile][name]
             fits = all(a <= v <= b for a, v, b in zip(item.minimum, array.ravel(), item.maximum, strict=True))
             if not fits:
-                self._trt.say(
-                    f"Error Code 3: API Usage Error (values {array.tolist()} of {name} are not in the profile)"
-                )
+                line = f"Error Code 3: API Usage Error (values {array.tolist()} of {name} are not in the profile)"
+                self._trt.say(line)
                 raise RuntimeError("shape inference failed")
         return self._shared.output_shapes(self._shapes, values)
 
