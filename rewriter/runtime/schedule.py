@@ -111,7 +111,7 @@ class Schedule:
         return self.fixed.issuperset(self.specs)
 
 
-def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str]) -> Schedule:
+def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str], *, hashed: bool = True) -> Schedule:
     """Cuts a spliced model into engine steps and as few native islands as possible.
 
     1. Engine nodes that are not in `engines`, or cannot be steps (see `Schedule.inner`), become native nodes again.
@@ -126,6 +126,8 @@ def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str]
         outputs: names of values of the main graph.
         engines: operators of the main graph's engine nodes that are to be engine steps; those that lie in bodies of
             control flow are native in any case.
+        hashed: False leaves `content_hash` of the native models empty (`passes.extract.rehash` fills it in later):
+            then no weights are read, which takes about a second a gigabyte and brings mapped weights into memory.
 
     Raises:
         PassError: there is no such output or engine; an engine node has lost its function or its attributes; or the
@@ -138,7 +140,7 @@ def make_schedule(model: Model, outputs: Sequence[str], engines: Collection[str]
     extractor = Extractor(spliced, value_types(whole))
     index = extractor.index(())
     tensors = {t.name: t for t in spliced.proto.graph.initializer}
-    cutter = _Cutter(spliced, extractor, tensors, WeightDigests())
+    cutter = _Cutter(spliced, extractor, tensors, WeightDigests() if hashed else None)
     steps: list[Step] = []
     islands = 0
     for members in _groups(index):
@@ -188,13 +190,13 @@ class _Cutter:
         model: the main graph with those engine nodes that are steps.
         extractor: of that model, with all types that are known.
         tensors: its initializers by name.
-        digests: of its weights, so that each is hashed once.
+        digests: of its weights, so that each is hashed once; None for models without a hash.
     """
 
     model: Model
     extractor: Extractor
     tensors: Mapping[str, TensorProto]
-    digests: WeightDigests
+    digests: WeightDigests | None
 
     def native_step(self, name: str, nodes: Sequence[str]) -> NativeStep:
         island = self.extractor.extract_nodes((), nodes, name, hashed=False)
@@ -244,15 +246,17 @@ class _Cutter:
         graph.output.extend(value_info_of(spec.tensor, spec) for spec in outs)
         outside = {spec.tensor for spec in (*ins, *outs)}.union(weights)
         graph.value_info.extend(value for value in function.value_info if value.name not in outside)
-        digest = content_hash(
-            graph,
-            opsets=opset_versions(proto),
-            inputs=ins,
-            outputs=outs,
-            weights=arrays,
-            digests=self.digests,
-            inline={},
-        )
+        digest = ""
+        if self.digests is not None:
+            digest = content_hash(
+                graph,
+                opsets=opset_versions(proto),
+                inputs=ins,
+                outputs=outs,
+                weights=arrays,
+                digests=self.digests,
+                inline={},
+            )
         names = tuple(inner.name for inner in function.node)
         formals = (tuple(b.tensor for b in inputs), tuple(weights), tuple(b.tensor for b in outputs))
         segment = Segment(function.name, (), names, *formals, len(names))

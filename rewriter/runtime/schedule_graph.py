@@ -161,7 +161,7 @@ def with_types(whole: Model) -> Model:
 
 
 def prune(model: Model, wanted: Sequence[str], infos: Mapping[str, ValueInfoProto]) -> Model:
-    """The model with the wanted outputs and the nodes that they need.
+    """The model with the wanted outputs and the nodes that they need, with the types in `infos`.
 
     The import of the engine nodes' domain and their functions go: no step has use for them.
 
@@ -183,6 +183,10 @@ def prune(model: Model, wanted: Sequence[str], infos: Mapping[str, ValueInfoProt
             needed.add(number)
             stack.extend(index.preds[number])
     replace_nodes(graph, [index.nodes[number] for number in sorted(needed)])
+    # Types that were inferred, sequences among them, and those of former outputs.
+    declared = {value.name for value in graph.value_info}.union(wanted)
+    made = [name for node in graph.node for name in node.output if name not in declared]
+    graph.value_info.extend(infos[name] for name in made if name in infos)
     del graph.output[:]
     graph.output.extend(infos.get(name) or ValueInfoProto(name=name) for name in wanted)
     imports = [o for o in proto.opset_import if o.domain != ENGINE_DOMAIN]

@@ -16,7 +16,7 @@ from passes import testing
 from passes.base import PassError
 from passes.canonicalize import Canonicalize
 from passes.engine_node import engine_nodes
-from passes.extract import Extractor
+from passes.extract import Extractor, rehash
 from passes.graph.random_dags import FAMILIES
 from passes.graph_index import iter_scopes
 from passes.infer_shapes import InferShapes
@@ -135,6 +135,13 @@ def test_native_models_have_the_hash_that_the_node_was_built_with():
     assert {s.op: s.native.content_hash for s in schedule.steps if isinstance(s, EngineStep)} == said
 
 
+def test_hashes_can_wait():
+    spliced = flat()
+    now, later = (make_schedule(spliced, ["y"], engines_of(spliced), hashed=h).steps[0].native for h in (True, False))
+    assert later.content_hash == ""
+    assert rehash(later) == now
+
+
 def test_an_engine_that_is_not_wanted_joins_the_islands():
     spliced = flat()
     assert kinds(assert_right(spliced, FEEDS, engines=["TRTEngineOp_000"])) == "EN"
@@ -222,6 +229,19 @@ def test_data_dependent_shapes():
     assert not schedule.is_fixed
     assert "n" not in schedule.fixed
     assert {"boxes", "b1", "z"} <= schedule.fixed
+
+
+def test_sequences_between_islands_stay_on_the_host():
+    text = """g (float[4] x) => (float[2] y) <int64 zero = {0}, int64 two = {2}> {
+      [s] s1 = Sin(x) [p] p1 = SplitToSequence(s1, two) [at] a1 = SequenceAt(p1, zero) [r] r1 = Relu(a1)
+      [n] n1 = Neg(r1) [i] q1 = SequenceInsert(p1, n1) [l] y = SequenceAt(q1, two) }"""
+    spliced = cut(parse(text), bad_ops=("Sin", "SplitToSequence", "SequenceAt", "SequenceInsert"))
+    schedule = make_schedule(spliced, ["y"], engines_of(spliced))
+    assert kinds(schedule) == "NEN"
+    assert [s.on_host for s in schedule.steps if isinstance(s, NativeStep)] == [True, True]
+    assert not schedule.is_fixed
+    values = run(schedule, {"x": np.float32([1, 2, 3, 4])})
+    np.testing.assert_allclose(values["y"], -np.sin(np.float32([1, 2])), rtol=1e-6)
 
 
 CONTROL = """g (float[2] x, bool c) => (float[2] y, float[2] a1) <float[2] w = {1, 2}, float[2] i1> {
