@@ -15,10 +15,6 @@ import numpy as np
 from _skeleton import MINIMUM, seeded
 from onnx import ModelProto
 
-#: Variances of batch norms are taken this much larger than measured, so that a random network damps differences
-#: (rounding included) as a trained one does, instead of amplifying them layer by layer.
-DAMPING = 1.25
-
 
 class Made(NamedTuple):
     """A model as ONNX, and the seed and shape of each array that its large weights were made from."""
@@ -27,8 +23,12 @@ class Made(NamedTuple):
     known: Mapping[int, tuple[int, ...]]
 
 
-def application(name: str, size: int) -> Made:
-    """A `keras.applications` network that answers with logits: image [N, size, size, 3] in 0..255 -> [N, 1000]."""
+def application(name: str, size: int, damping: float) -> Made:
+    """A `keras.applications` network that answers with logits: image [N, size, size, 3] in 0..255 -> [N, 1000].
+
+    Variances of batch norms are those of `wake_up` times `damping`: above 1 a random network forgets differences
+    (those of its inputs and of rounding alike) layer by layer, below 1 it amplifies them.
+    """
     import keras
     from _zoo_keras import SEED, _images, _layers, wake_up
 
@@ -39,7 +39,7 @@ def application(name: str, size: int) -> Made:
     wake_up(network, _images(size)(8))
     for layer in _layers(network):
         if type(layer).__name__ == "BatchNormalization":
-            layer.moving_variance.assign(DAMPING * np.asarray(layer.moving_variance))
+            layer.moving_variance.assign(damping * np.asarray(layer.moving_variance))
     return Made(_export(network), known)
 
 
@@ -92,7 +92,7 @@ def detector() -> Made:
     anchors = _anchors(16)
     kernels = [tf.constant(_he(rng, shape)) for shape in ((3, 3, 3, 16), (3, 3, 16, 32), (3, 3, 32, 32))]
     to_box = tf.constant(_he(rng, (1, 1, 32, 4)) * 0.3)
-    to_score = tf.constant(_he(rng, (1, 1, 32, 3)) * 1.5)
+    to_score = tf.constant(_he(rng, (1, 1, 32, 3)) * 0.7)
     stages = [tf.constant(_he(rng, shape)) for shape in ((36, 64), (64, 64), (64, 16))]
 
     @tf.function(input_signature=[tf.TensorSpec((None, 64, 64, 3), tf.float32, name="image")])
@@ -106,8 +106,8 @@ def detector() -> Made:
         size = anchors[:, 2:] * tf.exp(0.2 * tf.tanh(offsets[..., 2:]))
         boxes = tf.concat([centre - size / 2, centre + size / 2], axis=-1)
         found = tf.image.combined_non_max_suppression(
-            boxes[:, :, None, :], scores, max_output_size_per_class=10, max_total_size=20, iou_threshold=0.5,
-            score_threshold=0.3,
+            boxes[:, :, None, :], scores, max_output_size_per_class=20, max_total_size=40, iou_threshold=0.5,
+            score_threshold=0.75,
         )  # fmt: skip
         pooled = tf.reduce_mean(x, axis=[1, 2])[:, None, :] + tf.zeros_like(found.nmsed_boxes[:, :, :1])
         regions = tf.concat([found.nmsed_boxes, pooled], axis=-1)

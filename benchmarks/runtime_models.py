@@ -58,18 +58,21 @@ class RuntimeModel:
 
 
 def images(case: Case, rng: np.random.Generator, size: int) -> Feeds:
-    """Seeded images [batch, size, size, 3] in 0..255: smooth waves plus noise, which differ more than noise does."""
+    """Images [batch, size, size, 3] in 0..255: waves of any contrast and colour plus noise: noise alone looks alike."""
     axis = np.linspace(0, np.pi, size, dtype=np.float32)
     waves = rng.uniform(1, 9, (case[0], 2, 3)).astype(np.float32)
     rows, columns = (np.sin(axis[None, :, None] * waves[:, None, part]) for part in (0, 1))
     smooth = rows[:, :, None, :] * columns[:, None, :, :]
     noise = rng.normal(0, 0.2, smooth.shape).astype(np.float32)
-    return {"image": np.clip(127.5 + 100 * (smooth + noise), 0, 255).astype(np.float32)}
+    contrast = rng.uniform(20, 120, (case[0], 1, 1, 3)).astype(np.float32)
+    level = rng.uniform(60, 200, (case[0], 1, 1, 3)).astype(np.float32)
+    return {"image": np.clip(level + contrast * (smooth + noise), 0, 255).astype(np.float32)}
 
 
 def small_images(case: Case, rng: np.random.Generator) -> Feeds:
-    """Standard normal images [batch, 64, 64, 3]."""
-    return {"image": rng.standard_normal((case[0], 64, 64, 3), np.float32)}
+    """Normal images [batch, 64, 64, 3], each of a contrast of its own, so that more or fewer boxes are found."""
+    contrast = rng.uniform(0.2, 1.5, (case[0], 1, 1, 1)).astype(np.float32)
+    return {"image": contrast * rng.standard_normal((case[0], 64, 64, 3), np.float32)}
 
 
 def any_images(case: Case, rng: np.random.Generator) -> Feeds:
@@ -130,15 +133,15 @@ def make_chain() -> Any:
     return Made(model, dict.fromkeys(range(CHAIN_LAYERS), shape))
 
 
-def _image_model(name: str, builds: tuple[Case, ...], checks: tuple[Case, ...]) -> RuntimeModel:
-    made = ("_runtime_tf", "application", (name, 224))
+def _image_model(name: str, damping: float, builds: tuple[Case, ...], checks: tuple[Case, ...]) -> RuntimeModel:
+    made = ("_runtime_tf", "application", (name, 224, damping))
     return RuntimeModel(made, builds, checks, functools.partial(images, size=224))
 
 
 #: Name -> model. The chain's variants are one ONNX file, cut in different ways.
 MODELS: dict[str, RuntimeModel] = {
-    "ResNet50": _image_model("ResNet50", ((1,), (8,), (32,)), ((1,), (8,), (3,), (32,))),
-    "MobileNetV3Small": _image_model("MobileNetV3Small", ((1,), (8,)), ((1,), (4,), (8,))),
+    "ResNet50": _image_model("ResNet50", 1.1, ((1,), (8,), (32,)), ((1,), (3,), (8,))),
+    "MobileNetV3Small": _image_model("MobileNetV3Small", 0.9, ((1,), (8,)), ((1,), (4,), (8,))),
     "bert": RuntimeModel(
         ("_runtime_tf", "encoder", (4, 256, 4, 2000, 256)),
         ((1, 8), (4, 64), (8, 256)), ((1, 8), (2, 77), (8, 256), (5, 31)),

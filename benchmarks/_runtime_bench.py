@@ -1,0 +1,209 @@
+"""What the scripts that measure the runtime share: experiments in processes of their own, and comparing outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import print_table, write_json
+from engine_run import device_name
+
+#: The line of a worker's output that holds its result begins with this.
+MARK = "RESULT "
+#: A box of the other run is the same one when its class is and its corners are at most this far away.
+SAME_BOX = 0.02
+#: Part of the reference's boxes that must be found again: rounding may swap which of two overlapping boxes survives.
+FOUND_AGAIN = 0.9
+
+
+def run_experiments(
+    script: str, experiments: Sequence[Mapping[str, Any]], timeout: float, json_path: Path | None
+) -> list[dict[str, Any]]:
+    """Runs each experiment as `script --worker JSON` in a process of its own, one after the other.
+
+    The results are written to `json_path` after each one, so that nothing is lost when this process is stopped.
+
+    Args:
+        script: path of the script.
+        experiments: what the workers are told; "timeout" in one overrides `timeout`.
+        timeout: seconds for one experiment; a process that takes longer is killed with its children.
+        json_path: where the results go; None: nowhere.
+
+    Returns:
+        {"experiment": ..., "seconds": ..., "rows": [...]} of each, or "failed": why instead of rows.
+    """
+    done: list[dict[str, Any]] = []
+    for experiment in experiments:
+        started = time.perf_counter()
+        result = _run_worker(script, experiment, float(experiment.get("timeout", timeout)))
+        done.append({"experiment": dict(experiment), "seconds": time.perf_counter() - started, **result})
+        label = " ".join(str(value) for key, value in experiment.items() if key != "folder")
+        what = result.get("failed") or "; ".join(_brief(row) for row in result["rows"])
+        print(f"[{done[-1]['seconds']:.0f} s] {label}: {what}"[:1500], file=sys.stderr, flush=True)
+        if json_path is not None:
+            write_json(json_path, {"device": device_name(), "results": done})
+    return done
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    """The plain numbers and words of one row, in one line."""
+    plain = {k: v for k, v in row.items() if isinstance(v, (int, float, str, bool))}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
+
+
+def _run_worker(script: str, experiment: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """One process: its rows, or why there are none."""
+    command = [sys.executable, script, str(experiment["folder"]), "--worker", json.dumps(experiment)]
+    environment = {**os.environ, **experiment.get("environment", {}), "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        out, err = child.communicate()
+        return {"failed": f"no end after {timeout:.0f} s", "rows": [], "stderr": err[-3000:], "stdout": out[-1000:]}
+    lines = [line for line in out.splitlines() if line.startswith(MARK)]
+    if child.returncode == 0 and lines:
+        rows = [row for line in lines for row in json.loads(line.removeprefix(MARK))]
+        return {"rows": rows, "stderr": err[-2000:]}
+    said = [line.strip() for line in err.strip().splitlines() if line.strip() and not line.startswith("  ")]
+    return {
+        "failed": f"exit status {child.returncode}: {' / '.join(said[-2:])}"[:600],
+        "rows": [row for line in lines for row in json.loads(line.removeprefix(MARK))],
+        "stderr": err[-4000:],
+    }
+
+
+def emit(*rows: Mapping[str, Any]) -> None:
+    """A worker's way to hand over rows; rows handed over before a crash are kept."""
+    print(MARK + json.dumps(rows, default=str), flush=True)
+
+
+def report(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Prints all rows, and a line for each experiment that failed."""
+    print(f"\n{title} ({device_name()})\n")
+    rows = [row for result in results for row in result["rows"]]
+    if rows:
+        print_table(rows, columns)
+    for result in results:
+        if "failed" in result:
+            print(f"FAILED {result['experiment']}: {result['failed']}")
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and the 10th and 90th percentile, in microseconds."""
+    low, high = np.percentile(seconds, [10, 90])
+    return {"us": 1e6 * statistics.median(seconds), "p10": 1e6 * float(low), "p90": 1e6 * float(high)}
+
+
+def timed(call: Callable[[], Any], finish: Callable[[], Any], *, warmup: int, runs: int) -> dict[str, float]:
+    """How long a call takes alone, and how long each of many takes when nobody waits between them.
+
+    Args:
+        call: enqueues one execution.
+        finish: waits until the device has done all that was enqueued.
+        warmup: calls before the first measurement.
+        runs: measured calls, half of them one by one and half in rows of 20.
+
+    Returns:
+        us, p10, p90: microseconds of one call with the wait after it (host clock). "stream us": microseconds of a call
+        in a row of 20 with one wait at its end, the median of the rows; what the device needs when the host keeps up.
+    """
+    for _ in range(warmup):
+        call()
+    finish()
+    alone = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        call()
+        finish()
+        alone.append(time.perf_counter() - started)
+    rows = []
+    for _ in range(max(runs // 20, 5)):
+        started = time.perf_counter()
+        for _ in range(20):
+            call()
+        finish()
+        rows.append((time.perf_counter() - started) / 20)
+    return {**spread(alone), "stream us": 1e6 * statistics.median(rows)}
+
+
+def compare(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """How far outputs are from the reference.
+
+    Returns:
+        max: the largest max|difference| / max|reference| of all outputs; rms: likewise of root mean squares. Models
+        with "detection_boxes" are compared box by box, for those that both runs selected: boxes, found: how many of
+        the reference's there are, and how many were found again.
+    """
+    if "detection_boxes" in expected:
+        return _compare_boxes(actual, expected)
+    pairs = [(np.asarray(actual[name]), np.asarray(expected[name])) for name in expected]
+    return {"max": max(max_difference(a, b) for a, b in pairs), "rms": max(rms_difference(a, b) for a, b in pairs)}
+
+
+def max_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """max|difference| / max|expected|; infinite for other shapes or values that are not finite."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if not actual.size:
+        return 0.0
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    found = float(np.abs(a - b).max() / (np.abs(b).max() or 1.0))
+    return found if np.isfinite(found) else float("inf")
+
+
+def rms_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The quotient of root mean squares of difference and reference; infinite as `max_difference`."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if not actual.size:
+        return 0.0
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    found = float(np.sqrt(np.mean((a - b) ** 2)) / (np.sqrt(np.mean(b**2)) or 1.0))
+    return found if np.isfinite(found) else float("inf")
+
+
+def _compare_boxes(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Boxes that both runs selected, image by image; their order may differ."""
+    shapes_differ = any(np.shape(actual[name]) != np.shape(expected[name]) for name in expected)
+    if shapes_differ:
+        return {"max": float("inf"), "rms": float("inf"), "boxes": 0, "found": 0}
+    found: dict[str, tuple[list[Any], list[Any]]] = {name: ([], []) for name in expected if name != "num_detections"}
+    total = 0
+    for image, number in enumerate(np.asarray(expected["num_detections"])):
+        free = list(range(int(np.asarray(actual["num_detections"])[image])))
+        total += int(number)
+        for row in range(int(number)):
+            same = [
+                other
+                for other in free
+                if actual["detection_classes"][image][other] == expected["detection_classes"][image][row]
+                and np.abs(actual["detection_boxes"][image][other] - expected["detection_boxes"][image][row]).max()
+                <= SAME_BOX
+            ]
+            if same:
+                free.remove(same[0])
+                for name, (mine, theirs) in found.items():
+                    mine.append(np.asarray(actual[name])[image, same[0]])
+                    theirs.append(np.asarray(expected[name])[image, row])
+    pairs = [(np.array(mine), np.array(theirs)) for mine, theirs in found.values() if mine]
+    count = len(found["detection_boxes"][0])
+    enough = count >= FOUND_AGAIN * total
+    return {
+        "max": max((max_difference(a, b) for a, b in pairs), default=0.0) if enough else float("inf"),
+        "rms": max((rms_difference(a, b) for a, b in pairs), default=0.0) if enough else float("inf"),
+        "boxes": total,
+        "found": count,
+    }
