@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import sys
 import threading
@@ -21,8 +22,9 @@ from rewriter.source import Signature
 
 logger = logging.getLogger(__name__)
 
-#: Warm-up rounds on a GPU after the builds: shapes become known, addresses are fixed, a graph is captured and launched.
-_WARM_ROUNDS = 4
+#: Runs of a warm-up on a GPU: one asks for the engines that are missing; of those after the builds the first finds the
+#: shapes, the second fixes addresses, the third captures a graph, and the fourth launches it.
+_WARM_ROUNDS = 5
 
 
 class ConvertedFunction:
@@ -156,25 +158,20 @@ class ConvertedFunction:
         """
         from rewriter.runtime.warmup import warmup_samples
 
-        samples = warmup_samples(self.signature, self.engines, shapes)
+        feeds = [to_feeds(self.signature, sample) for sample in warmup_samples(self.signature, self.engines, shapes)]
         executor = self._ready()
         before = executor.stats()
-        rounds = 1 + (_WARM_ROUNDS if executor.provider == "cuda" else 0)
-        runs = 0
-        left: dict[str, int] = {}
+        rounds = _WARM_ROUNDS if executor.provider == "cuda" else 1
+        left: collections.Counter[str] = collections.Counter()
         for number in range(rounds):
             if number == 1:
                 executor.wait_for_builds()
-            for sample in samples:
-                last = number == rounds - 1
-                execution = self._execute(executor, to_feeds(self.signature, sample))
-                runs += 1
-                self._count(execution, warmup=True, final=last)
-                if last:
-                    left = {r: left.get(r, 0) + execution.fallbacks.get(r, 0) for r in (*left, *execution.fallbacks)}
+            for arrays in feeds:
+                left.update(self._warm(executor, arrays, final=number == rounds - 1))
         after = executor.stats()
         built = grown(*(build_totals(stats.get("slots", {}).values()) for stats in (before, after)))
-        return {**grown(before, after), "shapes": len(samples), "runs": runs, "fallbacks": left, "builds": built}
+        ready = {"shapes": len(feeds), "runs": rounds * len(feeds), "fallbacks": dict(left), "builds": built}
+        return {**grown(before, after), **ready}
 
     def as_tf_function(self) -> Any:
         """This function as a `tf.function`, for use in `tf.data.Dataset.map` or in another `tf.function`.
@@ -202,7 +199,7 @@ class ConvertedFunction:
                 model.
 
         Returns:
-            The number of engines built at run time (0 leaves the artifact as it is).
+            The number of engines that were added; 0 when the artifact has all of them already.
 
         Raises:
             ConverterStateError: the function is closed, or came from a converter and no path is given.
@@ -215,12 +212,9 @@ class ConvertedFunction:
             )
         executor = self._ready()
         executor.wait_for_builds()
-        engines = executor.built_engines()
-        if engines:
-            from rewriter.artifact_engines import save_engines
+        from rewriter.artifact_engines import save_engines
 
-            save_engines(target, engines)
-        return len(engines)
+        return len(save_engines(target, executor.built_engines()))
 
     def stats(self) -> dict[str, Any]:
         """Counters since the function was made.
@@ -312,6 +306,17 @@ class ConvertedFunction:
             convert = sys.modules["tensorflow"].convert_to_tensor
             outputs = {name: convert(array) for name, array in outputs.items()}
         return outputs
+
+    def _warm(self, executor: Executor, feeds: Mapping[str, Any], *, final: bool) -> Mapping[str, int]:
+        """One run of `warmup`; its fallbacks, if it is the last one for these inputs."""
+        try:
+            execution = self._execute(executor, feeds)
+        except ConversionError:
+            if final or not self.options.strict:
+                raise
+            return {}  # an engine is not there yet; what is not passing comes back in the last run
+        self._count(execution, warmup=True, final=final)
+        return execution.fallbacks if final else {}
 
     def _execute(self, executor: Executor, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
         try:

@@ -1,5 +1,6 @@
 """Converted functions over an executor on the GPU: device tensors, warm-up, engines built at run time, counters."""
 
+import dataclasses
 import logging
 import sys
 import types
@@ -7,8 +8,10 @@ import types
 import numpy as np
 import pytest
 
+from rewriter import manifest as manifests
+from rewriter.artifact import save_artifact
 from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
-from rewriter.runtime.loading import Runnable, make_function
+from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 
@@ -177,6 +180,24 @@ def test_strict_warmup_bears_builds_but_no_lasting_fallback(make, gpu, pair):
         function.warmup({"x": (5, 4)})
 
 
+def test_strict_warmup_bears_an_executor_that_raises_until_the_engine_is_there(make, gpu, pair):
+    function = make(strict=True)
+    double = gpu.made[0]
+    run = double.run
+
+    def strict_run(feeds, **options):
+        execution = run(feeds, **options)
+        if execution.fallbacks:
+            raise ConversionError("strict: not yet")
+        return execution
+
+    double.run = strict_run
+    assert function.warmup({"x": (2, 4)})["fallbacks"] == {}
+    double.wait_for_builds = lambda: None
+    with pytest.raises(ConversionError, match="strict: not yet"):
+        function.warmup({"x": (3, 4)})
+
+
 def test_warmup_on_the_cpu_runs_once(make, caplog):
     function = make(provider="cpu")
     reason = "provider 'cpu' was asked for"
@@ -192,29 +213,38 @@ def test_warmup_on_the_cpu_runs_once(make, caplog):
 
 
 @pytest.fixture
-def saves(monkeypatch):
-    """What was asked to be written into artifacts."""
-    asked = []
-    module = types.SimpleNamespace(save_engines=lambda path, engines: asked.append((path, engines)))
-    monkeypatch.setitem(sys.modules, "rewriter.artifact_engines", module)
-    return asked
+def built(entry, tmp_path):
+    """An engine as one that was built at run time."""
+    path = tmp_path / "built.engine"
+    path.write_bytes(b"vtrt")
+    record = manifests.hash_file(path)
+    return StoredEngine(
+        dataclasses.replace(entry, key="cd", segment_hash="ab", size=record.size, sha256=record.sha256), path
+    )
 
 
-def test_engines_built_at_run_time_are_saved(spliced, entry, gpu, tmp_path, saves):
-    function = make_function(Runnable(*spliced, artifact=tmp_path / "loaded"))
+def test_engines_built_at_run_time_are_saved(spliced, gpu, tmp_path, built):
+    model, signature = spliced
+    own, other = (
+        save_artifact(tmp_path / name, model=model, signature=signature, params={}, report={}) for name in "ab"
+    )
+    function = load(own)
     assert function.save_engines() == 0
-    assert saves == []
-    gpu.made[0].built = (StoredEngine(entry, tmp_path / "e"),)
+    gpu.made[0].built = (built,)
     assert function.save_engines() == 1
-    assert function.save_engines(tmp_path / "other") == 1
-    assert saves == [(tmp_path / "loaded", gpu.made[0].built), (tmp_path / "other", gpu.made[0].built)]
-    assert gpu.made[0].waits == 3
+    assert function.save_engines() == 0  # it is there already
+    assert function.save_engines(other) == 1
+    assert gpu.made[0].waits == 4  # for builds that are not ready yet
     function.close()
     with pytest.raises(ConverterStateError, match="this function is closed"):
         function.save_engines()
+    for path in (own, other):
+        load(path).close()
+        (engine,) = gpu.opened[-1].engines
+        assert (engine.entry, engine.path.read_bytes()) == (built.entry, b"vtrt")
 
 
-def test_a_function_of_a_converter_needs_the_name_of_an_artifact(make, saves):
+def test_a_function_of_a_converter_needs_the_name_of_an_artifact(make):
     with pytest.raises(ConverterStateError, match=r"belongs to no artifact: save\(\) first, then save_engines\(path\)"):
         make().save_engines()
 
