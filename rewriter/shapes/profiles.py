@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -41,8 +41,10 @@ def make_profiles(
         observations: from `harvest`, of a segmentation that holds the segment.
         strategy: one of `rewriter.params.supported_profile_strategies()`, TF-TRT's own names. "Range": one profile
             from the smallest to the largest dimension seen, tuned for the set of the sample that was named for that
-            (see `Observations`), else for the one seen most often (of equals, the one with most elements). "Optimal": one exact profile for each different input set. "Range+Optimal":
-            both. "ImplicitBatchModeCompatible": as "Range", but dynamic first dimensions begin at 1.
+            (`SegmentObservations.optimum`), else for the one seen most often (of equals, the one with most elements).
+            "Optimal": one exact profile for each different input set. "Range+Optimal": both.
+            "ImplicitBatchModeCompatible": as "Range", but dynamic first dimensions begin at 1, and input sets that
+            differ in anything else have profiles of their own, as implicit batch mode had engines of their own.
 
     Returns:
         At least one profile; or, in one line, why there can be none.
@@ -145,6 +147,17 @@ class _Candidates:
     exact: Sequence[Profile]
     seen: SegmentObservations
 
+    def only(self, members: Sequence[int]) -> _Candidates:
+        """These of the sets, in this order."""
+        best = self.seen.optimum
+        seen = dataclasses.replace(
+            self.seen,
+            sets=tuple(self.seen.sets[i] for i in members),
+            counts=tuple(self.seen.counts[i] for i in members),
+            optimum=members.index(best) if best in members else None,
+        )
+        return _Candidates(self.inputs, [self.exact[i] for i in members], seen)
+
 
 def _range(found: _Candidates) -> list[Profile]:
     best = found.seen.optimum
@@ -176,14 +189,24 @@ def _range_and_optimal(found: _Candidates) -> list[Profile]:
 
 
 def _from_batch_one(found: _Candidates) -> list[Profile]:
-    (profile,) = _range(found)
+    """Engines as implicit batch mode made them: the batch counts from 1, and every other dimension is fixed."""
+    batched = {s.tensor for s in found.inputs if not (s.shape and isinstance(s.shape[0], int))}
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, profile in enumerate(found.exact):
+        fixed = tuple(
+            (name, item.optimum[1:] if name in batched and not item.is_values else item.optimum)
+            for name, item in profile.items()
+        )
+        groups.setdefault(fixed, []).append(number)
+    return [_with_batch_one(_range(found.only(members))[0], batched) for members in groups.values()]
+
+
+def _with_batch_one(profile: Profile, batched: Collection[str]) -> Profile:
     changed = dict(profile)
-    for spec in found.inputs:
-        item = profile[spec.tensor]
-        first = spec.shape[0] if spec.shape else None
-        if item.minimum and not item.is_values and not isinstance(first, int):
-            changed[spec.tensor] = dataclasses.replace(item, minimum=(min(1, item.minimum[0]), *item.minimum[1:]))
-    return [changed]
+    for name, item in profile.items():
+        if name in batched and item.minimum and not item.is_values:
+            changed[name] = dataclasses.replace(item, minimum=(min(1, item.minimum[0]), *item.minimum[1:]))
+    return changed
 
 
 def _elements(seen: InputSet) -> int:

@@ -1,5 +1,7 @@
 """Shapes seen at segment boundaries, and the profiles made of them."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +11,11 @@ from onnx import TensorProto, parser
 
 from passes import model as models
 from passes.extract import Extractor
-from passes.segments import Segment, Segmentation
+from passes.segments import Segment, Segmentation, TensorSpec
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.params import supported_profile_strategies
-from rewriter.shapes.harvest import Observations, Observed, SegmentObservations, _Probe
+from rewriter.shapes.harvest import Observations, Observed, SegmentObservations, _Probe, _read_trace
 from rewriter.shapes.profiles import (
     harvest,
     make_profiles,
@@ -155,7 +157,8 @@ def test_values_are_kept_where_the_type_says_small_integers(main):
 
 def test_a_model_that_onnx_runtime_refuses_is_told():
     model = named(
-        '<ir_version: 10, opset_import: ["": 20, "other": 1]> g (float[1] x) => (float[1] y) { t = other.F(x) y = Relu(t) }'
+        '<ir_version: 10, opset_import: ["": 20, "other": 1]> g (float[1] x) => (float[1] y) '
+        "{ t = other.F(x) y = Relu(t) }"
     )
     part = cut(model, "S", (), ["Relu_y"])
     with pytest.raises(SourceError, match=r"ONNX Runtime refuses the model: .*other:F"):
@@ -276,6 +279,136 @@ def test_a_main_segment_beside_a_body_segment(loop):
     assert found.segments["A"].sets == ({"x": Observed((2, 4))},)
     assert found.segments["B"].sets == ({"wide": Observed((2, 8))},)
     assert found.segments["B"].counts == (2,)
+
+
+NESTED = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[N, 4] x, int64 outer, int64 inner, bool flag) => (float[M, 4] y)
+{
+    cond = Constant<value = bool {1}>()
+    big = Concat<axis = 0>(x, x)
+    y = Loop<body = a (int64 i, bool go, float[K, 4] state) => (bool go_out, float[L, 4] state_out)
+        {
+            go_out = Identity(go)
+            state_out = If<
+                then_branch = t () => (float[P, 4] t_out) {
+                    t_out = Loop<body = b (int64 j, bool on, float[Q, 4] deep) => (bool on_out, float[R, 4] deep_out) {
+                        on_out = Identity(on)
+                        sum = Abs(deep)
+                        deep_out = Concat<axis = 0>(sum, x) }>(inner, cond, state) },
+                else_branch = e () => (float[S, 4] e_out) {
+                    less = Neg(state)
+                    one = Constant<value = int64[1] {1}>()
+                    end = Constant<value = int64[1] {9}>()
+                    zero = Constant<value = int64[1] {0}>()
+                    e_out = Slice(less, one, end, zero) }>(flag)
+        }>(outer, cond, big)
+}
+"""
+LOOP_A, IF_A = "Loop_y/body", "Loop_y.body.If_state_out"
+DEEP = (LOOP_A, f"{IF_A}/then_branch", f"{IF_A}.then_branch.Loop_t_out/body")
+DEEP_PREFIX = f"{IF_A}.then_branch.Loop_t_out.body."
+
+
+def nested_feeds(n, outer, inner, flag):
+    return {
+        "x": np.ones((n, 4), np.float32),
+        "outer": np.array(outer),
+        "inner": np.array(inner),
+        "flag": np.array(flag),
+    }
+
+
+def test_bodies_inside_bodies_are_seen():
+    """The state grows by x with each inner iteration; x itself comes from the main graph."""
+    model = named(NESTED)
+    deep = cut(model, "S", DEEP, [f"{DEEP_PREFIX}Abs_sum", f"{DEEP_PREFIX}Concat_deep_out"])
+    assert deep.inputs == ("deep", "x")
+    less = cut(model, "E", (LOOP_A, f"{IF_A}/else_branch"), [f"{IF_A}.else_branch.Neg_less"])
+    inputs = [nested_feeds(1, 2, 2, True), nested_feeds(3, 2, 0, False), nested_feeds(1, 1, 1, True)]
+    found = harvest(model, segmentation(deep, less), inputs)
+    assert [s["deep"].shape[0] for s in found.segments["S"].sets] == [2, 3, 4, 5]
+    assert {s["x"].shape for s in found.segments["S"].sets} == {(1, 4)}
+    assert found.segments["S"].counts == (2, 1, 1, 1)
+    assert [s["state"].shape[0] for s in found.segments["E"].sets] == [6, 5]
+    never = harvest(model, segmentation(deep, less), [nested_feeds(2, 0, 5, True)])
+    assert {s.reason for s in never.segments.values()} == {
+        "its branch or loop body was not entered by any sample input"
+    }
+
+
+def test_only_the_loop_that_is_watched_runs():
+    """What follows the loop is not needed for it, and what it reads is."""
+    model = named(NESTED)
+    deep = cut(model, "S", DEEP, [f"{DEEP_PREFIX}Abs_sum"])
+    kept = [node.op_type for node in _Probe(model, [deep])._model.proto.graph.node]
+    assert kept == ["Concat", "Loop"]
+
+
+def test_many_iterations_are_counted(loop):
+    inner = cut(loop, "S", ("Loop_y/body",), ["Loop_y.body.Relu_active"])
+    found = harvest(loop, segmentation(inner), [loop_feeds(2, 5000, True), loop_feeds(3, 70, True)])
+    assert found.segments["S"].counts == (5000, 70)
+
+
+def test_a_record_that_ends_too_early_is_a_reason(loop, monkeypatch):
+    """ONNX Runtime's record holds a million events; segments of the main graph do without it."""
+    monkeypatch.setattr("rewriter.shapes.harvest._read_trace", lambda path, runs: None)
+    inner = cut(loop, "S", ("Loop_y/body",), ["Loop_y.body.Relu_active"])
+    outer = cut(loop, "M", (), ["Identity_outer"])
+    found = harvest(loop, segmentation(outer, inner), [loop_feeds(2, 5, True)])
+    assert found.segments["M"].sets == ({"x": Observed((2, 4))},)
+    assert "ran too long" in found.segments["S"].reason
+    assert "ran too long" in make_profiles(Extractor(loop).extract(inner), found)
+
+
+def test_a_record_of_fewer_runs_is_none(tmp_path):
+    run = {"cat": "Session", "name": "model_run"}
+    (tmp_path / "trace").write_text(json.dumps([run, run, {"cat": "Node", "name": "a_kernel_time"}]))
+    assert _read_trace(tmp_path / "trace", 3) is None
+    assert _read_trace(tmp_path / "trace", 2) == [{}, {}]
+
+
+def test_elements_that_decide_shapes_inside_a_body_are_a_reason(loop):
+    """The record has shapes only, and TensorRT wants a range of their values."""
+    proto = loop.copy_proto()
+    body = proto.graph.node[1].attribute[0].g
+    body.node[-1].input[1] = "i_vector"
+    body.node.insert(0, onnx.helper.make_node("Unsqueeze", ["i", "axis0"], ["i_vector"], name="Unsqueeze_i"))
+    body.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "axis0"))
+    model = models.Model(proto)
+    part = cut(model, "S", ("Loop_y/body",), ["Loop_y.body.Relu_active", "Loop_y.body.Slice_state_out"])
+    extracted = Extractor(model, {"i_vector": TensorSpec("i_vector", TensorProto.INT64, (1,))}).extract(part)
+    assert shape_tensors(extracted) == ("i_vector",)
+    found = harvest(model, segmentation(part), [loop_feeds(2, 1, True)])
+    assert found.segments["S"].counts == (1,)
+    assert make_profiles(extracted, found) == (
+        "the elements of 'i_vector' decide shapes in it, and inside 'Loop_y/body' they cannot be observed"
+    )
+
+
+def test_the_named_sample_is_the_optimum(main, pair):
+    part = cut(main, "S", (), ["Relu_a", "Neg_v", "Concat_b"])
+    found = harvest(main, segmentation(part), [feeds(1, 1), feeds(3, 2), feeds(9, 9), feeds(9, 9)], {1})
+    assert found.segments["S"].optimum == 1
+    (profile,) = make_profiles(pair, found)
+    assert profile["x"] == InputProfile((1, 4), (3, 4), (9, 4))
+    groups = make_profiles(pair, found, "ImplicitBatchModeCompatible")
+    assert [p["x"] for p in groups] == [InputProfile((1, 4), (3, 4), (9, 4))]
+
+
+def test_inside_a_loop_the_first_execution_of_the_named_sample_is(loop):
+    inner = cut(loop, "S", ("Loop_y/body",), ["Loop_y.body.Relu_active"])
+    found = harvest(loop, segmentation(inner), [loop_feeds(n, 3, True) for n in (2, 5, 7)], {1})
+    assert found.segments["S"].sets[found.segments["S"].optimum]["wide"].shape == (5, 8)
+
+
+def test_implicit_batch_has_a_profile_for_each_of_the_other_sizes():
+    model = named('<ir_version: 10, opset_import: ["": 20]> g (float[N, L] x) => (float[N, L] y) { y = Relu(x) }')
+    part = Extractor(model).extract(cut(model, "S", (), ["Relu_y"]))
+    sets = [{"x": Observed(shape)} for shape in ((4, 5), (2, 7), (8, 5))]
+    found = make_profiles(part, seen_by(sets), "ImplicitBatchModeCompatible")
+    assert [p["x"] for p in found] == [InputProfile((1, 5), (8, 5), (8, 5)), InputProfile((1, 7), (2, 7), (2, 7))]
 
 
 def test_missing_optional_inputs_do_not_shift_the_record():

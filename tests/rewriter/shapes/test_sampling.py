@@ -4,7 +4,7 @@ from onnx import TensorProto as T
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
-from rewriter.shapes.sampling import batch_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.shapes.sampling import batch_input_fn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 
 TOKENS = TensorSpec("tokens", T.INT32, ("batch", "length"))
@@ -74,3 +74,53 @@ def test_unknown_dimensions_are_told_in_order():
         "dimension 1 (length) of input 'tokens'",
         "dimension 0 (batch) of input 'image'",
     ]
+
+
+def test_three_shapes_are_a_profile():
+    made = profile_input_fn(SIGNATURE, {"tokens": [(1, 2), (4, 8), (16, 64)]})
+    assert made.optimum == 1
+    assert [s["image"] for s in shapes_of(made)] == [(1, 4, 4, 3), (4, 4, 4, 3), (16, 4, 4, 3)]
+
+
+def test_the_optimum_may_be_an_end():
+    for given, number in (([(1, 8), (1, 8), (9, 8)], 0), ([(1, 8), (9, 8), (9, 8)], 1), ([(2, 8)] * 3, 0)):
+        made = profile_input_fn(SIGNATURE, {"tokens": given})
+        assert made.optimum == number
+        assert made.plans[number]["tokens"] == given[1]
+
+
+def test_inputs_with_one_shape_keep_it():
+    made = profile_input_fn(SIGNATURE, {"image": [(2, 4, 4, 3)], "tokens": [(2, 3), (2, 5), (2, 9)]})
+    assert (made.optimum, made.plans[1]) == (1, {"tokens": (2, 5), "image": (2, 4, 4, 3)})
+
+
+def test_other_numbers_of_shapes_are_no_profile():
+    for given in ([(3, 8)], [(9, 8), (1, 8)], [(9, 8), (1, 8), (2, 8), (4, 8)]):
+        assert profile_input_fn(SIGNATURE, {"tokens": given}).optimum is None
+    assert profile_input_fn(SIGNATURE, {}, BASE).optimum is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            {"tokens": [(1, 8), (32, 8), (8, 8)]},
+            "three shapes of an input are its minimum, optimum and maximum, but dimension 0 of input 'tokens' does not "
+            "grow: 1x8, 32x8, 8x8",
+        ),
+        ({"tokens": [(1, 8), (4, 6), (8, 8)]}, "dimension 1 of input 'tokens' does not grow"),
+        ({"tokens": [(1, 8), (4, 8, 1), (8, 8)]}, "shape 4x8x1 does not fit input 'tokens'"),
+        ({"token": [(1, 8), (4, 8), (8, 8)]}, "shapes name the input 'token', the signature has tokens, image"),
+        ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(1, 4, 4, 3)] * 2}, "same number of shapes"),
+        ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(2, 4, 4, 3)]}, "'batch' has two sizes in one sample: 1 and 2"),
+    ],
+)
+def test_wrong_profiles_are_named(shapes, message):
+    with pytest.raises(InvalidParameterError, match=message):
+        profile_input_fn(SIGNATURE, shapes)
+
+
+def test_ranks_of_a_profile_agree():
+    signature = Signature((TensorSpec("any", T.FLOAT, None),), ())
+    with pytest.raises(InvalidParameterError, match="shapes of input 'any' differ in rank: 1, 2x2, 3"):
+        profile_input_fn(signature, {"any": [(1,), (2, 2), (3,)]})
