@@ -103,7 +103,7 @@ class HybridExecutor:
         """
         schedule = self._pieces.schedule
         staged = stage(schedule.inputs, feeds, self._cuda)
-        pending = Pending(held=[item.memory for item in staged.values() if item.memory is not None])
+        pending = Pending(schedule.outputs, held=[item.memory for item in staged.values() if item.memory is not None])
         try:
             with self._lock, self._cuda.current():
                 self._check_open()

@@ -114,12 +114,14 @@ class Pending:
     """The outputs of a call that is enqueued but not over.
 
     Attributes:
+        names: all outputs, in order.
         done: happens when they are there; None when nothing is to be waited for.
         arrays: name -> output that lies in CPU memory already, or stays on the device.
         fetched: name -> page-locked memory that the stream fills.
         held: page-locked memory of the inputs, which the stream reads until then.
     """
 
+    names: tuple[str, ...] = ()
     done: Event | None = None
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
     fetched: dict[str, tuple[HostBuffer, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -136,7 +138,8 @@ class Pending:
         try:
             if self.done is not None:
                 self.done.synchronize()
-            return {**self.arrays, **{name: array.copy() for name, (_, array) in self.fetched.items()}}
+            fetched = {name: array.copy() for name, (_, array) in self.fetched.items()}
+            return {name: fetched[name] if name in fetched else self.arrays[name] for name in self.names}
         finally:
             self.release()
 

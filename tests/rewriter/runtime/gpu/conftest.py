@@ -47,3 +47,9 @@ def trt(fake_trt, cuda):
     module = fake_trt.FakeTrt(cuda)
     yield module
     module.finish()
+
+
+@pytest.fixture(scope="session", name="load_double")
+def _load_double():
+    """Loads another module of this folder by its name."""
+    return load_double

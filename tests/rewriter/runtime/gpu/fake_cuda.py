@@ -189,6 +189,8 @@ def _function(name):
         def call(self, *arguments):
             error = self.failing(name)
             if error:
+                if name == "cudaStreamEndCapture":  # a capture is over in either case
+                    self.captured = None
                 return (error, *([None] * values))
             result = run(self, *arguments)
             return result if isinstance(result, tuple) else (OK,) if result is None else (OK, result)
@@ -274,6 +276,8 @@ def _stream_device(self, stream):
 
 @_function("cudaStreamSynchronize")
 def _synchronize(self, stream):
+    if int(stream) == 2:
+        return None
     if self.captured is not None:
         self.spoilt = True
         return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
@@ -340,8 +344,19 @@ def _memory(self):
     return OK, max(0, self.memory_limit - self.bytes_of("device")), 80 << 30
 
 
+@_function("cudaPointerGetAttributes")
+@_gives
+def _pointer_attributes(self, pointer):
+    self.device(pointer, 0, "a question")
+    return SimpleNamespace(device=0)
+
+
 @_function("cudaMemcpyAsync")
 def _memcpy(self, to, source, nbytes, kind, stream):
+    if int(stream) == 2:  # the thread's own stream is in no capture
+        self.device(source, nbytes, "a read")
+        ctypes.memmove(to, source, nbytes)
+        return None
     ends = {"to_device": (False, True), "to_host": (True, False), "on_device": (False, False)}[kind]
     for pointer, on_host, what in ((to, ends[0], "a write"), (source, ends[1], "a read")):
         if not on_host:
@@ -480,6 +495,7 @@ class FakeCuda(Cuda):
         self.runtime = runtime or FakeRuntime(lazy)
         self.runtime.memory_limit = memory_limit
         super().__init__(stream=stream, device=device, runtime=self.runtime)
+        self.dlpack_device = (1, 0)
 
     @property
     def providers(self):
