@@ -7,12 +7,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from rewriter.errors import CaptureError, ConverterStateError, CudaError, DeviceMemoryError, InvalidParameterError
-from rewriter.runtime.gpu.cudart import LEGACY_STREAM, Calls, load_cudart
+from rewriter.errors import CaptureError, ConverterStateError, CudaError, DeviceMemoryError
+from rewriter.runtime.gpu.capture import capture
+from rewriter.runtime.gpu.cudart import (
+    LEGACY_STREAM,
+    PER_THREAD_STREAM,
+    Calls,
+    check_owner,
+    describe,
+    load_cudart,
+    make_pool,
+)
 from rewriter.runtime.gpu.handles import Current, DeviceBuffer, Event, Graph
 from rewriter.runtime.gpu.pinned import HostBuffer, PinnedPool
-
-KEEP_ALL = (1 << 64) - 1
 
 
 class Cuda:
@@ -30,6 +37,7 @@ class Cuda:
             takes 0 for "none").
         device: Index of the device.
         device_type: What ONNX Runtime's IOBinding calls the device's memory.
+        dlpack_device: What DLPack calls the device: its type and index.
         gpu_name: The device's name.
         compute_capability: Its major and minor number.
         providers: ONNX Runtime's execution providers for sessions that run on this stream.
@@ -54,6 +62,7 @@ class Cuda:
         self._calls = calls = Calls(module)
         self._lock = threading.RLock()  # reentrant: the garbage collector may free a buffer while this thread holds it
         self.device = device
+        self.dlpack_device = (2, device)
         self.closed = False
         self._capturing = False
         self._live = 0
@@ -64,14 +73,14 @@ class Cuda:
         self._stream: Any = None
         self._pool: Any = None
         with self.current():
-            self.gpu_name, self.compute_capability = self._describe()
+            self.gpu_name, self.compute_capability = describe(calls, device)
             if stream is None:
                 self._stream = calls.call("cudaStreamCreateWithFlags", module.cudaStreamNonBlocking)
             else:
                 self._stream = module.cudaStream_t(stream or LEGACY_STREAM)
-                self._check_device_of_stream()
+                check_owner(calls, self._stream, device)
             try:
-                self._pool = self._make_pool()
+                self._pool = make_pool(calls, device)
             except CudaError:
                 self._destroy()
                 raise
@@ -134,6 +143,26 @@ class Cuda:
         """
         self._check_open()
         return self._pinned.take(nbytes)
+
+    def read(self, host: int, pointer: int, nbytes: int) -> None:
+        """Copies device memory to host memory and waits, without using the stream: even in a capture or when closed.
+
+        The caller has seen to it that the memory is written (``Event.synchronize``), and holds its buffer.
+        """
+        calls, module = self._calls, self._calls.module
+        if nbytes:
+            with self.current():
+                stream = module.cudaStream_t(PER_THREAD_STREAM)
+                calls.call("cudaMemcpyAsync", host, pointer, nbytes, self._to_host, stream)
+                calls.call("cudaStreamSynchronize", stream)
+
+    def device_of(self, pointer: int) -> int:
+        """Index of the device on which an address lies.
+
+        Raises:
+            CudaError: CUDA does not know the address.
+        """
+        return int(self._calls.call("cudaPointerGetAttributes", pointer).device)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device. Freed memory that the pool keeps counts as used (see ``trim``)."""
@@ -243,51 +272,11 @@ class Cuda:
             self._capturing = True
         try:
             with self.current():
-                return Graph(self, self._capture(work))
+                return Graph(self, capture(self._calls, self._stream, work))
         finally:
             with self._lock:
                 self._capturing = False
                 self._run_parked()
-
-    def _capture(self, work: Callable[[], None]) -> Any:
-        calls, module = self._calls, self._calls.module
-        (error,) = module.cudaStreamBeginCapture(
-            self._stream, module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
-        if error:
-            raise self._capture_failed("cudaStreamBeginCapture", error)
-        try:
-            work()
-        except BaseException as e:
-            _, graph = module.cudaStreamEndCapture(self._stream)
-            self._drop_graph(graph)
-            if isinstance(e, Exception):
-                raise CaptureError(f"the work could not be captured as a CUDA graph: {e}") from e
-            raise
-        error, graph = module.cudaStreamEndCapture(self._stream)
-        if error:
-            self._drop_graph(graph)
-            raise self._capture_failed("cudaStreamEndCapture", error)
-        error, executable = module.cudaGraphInstantiate(graph, 0)
-        self._drop_graph(graph)
-        if error:
-            raise self._capture_failed("cudaGraphInstantiate", error)
-        error = calls.attempt("cudaGraphUpload", executable, self._stream)  # else the first launch pays for it
-        if error:
-            calls.attempt("cudaGraphExecDestroy", executable)
-            raise CaptureError(f"the CUDA graph cannot be placed on the device: {error}") from error
-        return executable
-
-    def _capture_failed(self, name: str, error: Any) -> CaptureError:
-        reason = self._calls.reason(error)
-        self._calls.module.cudaGetLastError()
-        return CaptureError(f"no CUDA graph: {name} failed: {reason}")
-
-    def _drop_graph(self, graph: Any) -> None:
-        module = self._calls.module
-        if graph is not None and int(graph):
-            module.cudaGraphDestroy(graph)
-        module.cudaGetLastError()
 
     # --- life
 
@@ -346,36 +335,6 @@ class Cuda:
             self._calls.attempt("cudaMemPoolDestroy", pool)
         if self._own_stream and stream is not None:
             self._calls.attempt("cudaStreamDestroy", stream)
-
-    def _describe(self) -> tuple[str, tuple[int, int]]:
-        calls, attributes = self._calls, self._calls.module.cudaDeviceAttr
-        name = bytes(calls.call("cudaGetDeviceProperties", self.device).name).split(b"\0")[0].decode("utf-8", "replace")
-        major = calls.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, self.device)
-        minor = calls.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, self.device)
-        return name, (int(major), int(minor))
-
-    def _check_device_of_stream(self) -> None:
-        if not hasattr(self._calls.module, "cudaStreamGetDevice"):  # older than CUDA 12.8
-            return
-        owner = int(self._calls.call("cudaStreamGetDevice", self._stream))
-        if owner != self.device:
-            raise InvalidParameterError(
-                f"the stream is of device {owner}, but the model runs on device {self.device}: make them the same"
-            )
-
-    def _make_pool(self) -> Any:
-        """A pool of its own: the process-wide one stays as others know it, and close() gives the memory back."""
-        module = self._calls.module
-        wanted = module.cudaMemPoolProps()
-        wanted.allocType = module.cudaMemAllocationType.cudaMemAllocationTypePinned
-        location = module.cudaMemLocation()
-        location.type, location.id = module.cudaMemLocationType.cudaMemLocationTypeDevice, self.device
-        wanted.location = location
-        pool = self._calls.call("cudaMemPoolCreate", wanted)
-        # Freed memory stays in the pool; by default every synchronisation would give it back to the driver.
-        threshold = module.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
-        self._calls.call("cudaMemPoolSetAttribute", pool, threshold, self._calls.unsigned_64(KEEP_ALL))
-        return pool
 
     def _fail_allocation(self, name: str, error: Any, nbytes: int) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NoReturn
 
-from rewriter.errors import ConversionError, CudaError, DeviceMemoryError, missing_dependency
+from rewriter.errors import ConversionError, CudaError, DeviceMemoryError, InvalidParameterError, missing_dependency
 
 LEGACY_STREAM = 1
 """``cudaStreamLegacy``, the default stream. 0 means the same to CUDA, but to ONNX Runtime and DLPack it does not."""
@@ -13,6 +13,7 @@ LEGACY_STREAM = 1
 PER_THREAD_STREAM = 2
 """``cudaStreamPerThread``: a different stream in every thread that says it."""
 
+_KEEP_ALL = (1 << 64) - 1
 _OUT_OF_MEMORY = 2
 _NOT_READY = 600
 
@@ -104,3 +105,42 @@ class Calls:
         except CudaError as e:
             return e
         return None
+
+
+def describe(calls: Calls, device: int) -> tuple[str, tuple[int, int]]:
+    """Name and compute capability of a device."""
+    attributes = calls.module.cudaDeviceAttr
+    name = bytes(calls.call("cudaGetDeviceProperties", device).name).split(b"\0")[0].decode("utf-8", "replace")
+    major = calls.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
+    minor = calls.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
+    return name, (int(major), int(minor))
+
+
+def check_owner(calls: Calls, stream: Any, device: int) -> None:
+    """Refuses a stream of another device.
+
+    Raises:
+        InvalidParameterError: It is one.
+    """
+    if not hasattr(calls.module, "cudaStreamGetDevice"):  # older than CUDA 12.8
+        return
+    owner = int(calls.call("cudaStreamGetDevice", stream))
+    if owner != device:
+        raise InvalidParameterError(
+            f"the stream is of device {owner}, but the model runs on device {device}: make them the same"
+        )
+
+
+def make_pool(calls: Calls, device: int) -> Any:
+    """A pool of its own: the process-wide one stays as others know it, and close() gives the memory back."""
+    module = calls.module
+    wanted = module.cudaMemPoolProps()
+    wanted.allocType = module.cudaMemAllocationType.cudaMemAllocationTypePinned
+    location = module.cudaMemLocation()
+    location.type, location.id = module.cudaMemLocationType.cudaMemLocationTypeDevice, device
+    wanted.location = location
+    pool = calls.call("cudaMemPoolCreate", wanted)
+    # Freed memory stays in the pool; by default every synchronisation would give it back to the driver.
+    threshold = module.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+    calls.call("cudaMemPoolSetAttribute", pool, threshold, calls.unsigned_64(_KEEP_ALL))
+    return pool
