@@ -27,6 +27,12 @@ def installed_gpu_names() -> tuple[str, ...]:
     return _ask_nvml(lambda nvml: tuple(_gpu_name(nvml, index) for index in range(_count(nvml))), ())
 
 
+@functools.lru_cache(maxsize=1)
+def installed_compute_capabilities() -> tuple[tuple[int, int], ...]:
+    """Compute capability, major and minor, of the GPUs in the driver's order; (0, 0) for one that it cannot tell of."""
+    return _ask_nvml(lambda nvml: tuple(_compute_capability(nvml, index) for index in range(_count(nvml))), ())
+
+
 def _ask_nvml(question: Callable[[ctypes.CDLL], _Answer], default: _Answer) -> _Answer:
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
@@ -50,6 +56,15 @@ def _gpu_name(nvml: ctypes.CDLL, index: int) -> str:
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
         return ""
     return name.value.decode("utf-8", "replace") if nvml.nvmlDeviceGetName(handle, name, 96) == 0 else ""
+
+
+def _compute_capability(nvml: ctypes.CDLL, index: int) -> tuple[int, int]:
+    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(0), ctypes.c_int(0)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
+        return 0, 0
+    if nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) != 0:
+        return 0, 0
+    return major.value, minor.value
 
 
 def missing_gpu() -> str:

@@ -6,6 +6,8 @@ import pytest
 
 from rewriter.runtime import device
 
+ASKED = (device.installed_gpus, device.installed_gpu_names, device.installed_compute_capabilities)
+
 
 class Nvml:
     """The few functions of the driver's library that are asked."""
@@ -14,6 +16,7 @@ class Nvml:
         self.count = count
         self.init = init
         self.ended = 0
+        self.tells_capability = True
 
     def nvmlInit_v2(self):  # noqa: N802
         return self.init
@@ -30,16 +33,21 @@ class Nvml:
         buffer.value = b"NVIDIA H100"[: size - 1]
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle, major, minor):  # noqa: N802
+        if self.tells_capability:
+            major._obj.value, minor._obj.value = 9, 0
+        return 0 if self.tells_capability else 3
+
     def nvmlShutdown(self):  # noqa: N802
         self.ended += 1
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    for asked in (device.installed_gpus, device.installed_gpu_names):
+    for asked in ASKED:
         asked.cache_clear()
     yield
-    for asked in (device.installed_gpus, device.installed_gpu_names):
+    for asked in ASKED:
         asked.cache_clear()
 
 
@@ -76,3 +84,12 @@ def test_names_of_gpus(monkeypatch):
     device.installed_gpu_names.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(0, init=9))
     assert device.installed_gpu_names() == ()
+
+
+@pytest.mark.parametrize(("tells", "expected"), [(True, ((9, 0), (0, 0))), (False, ((0, 0), (0, 0)))])
+def test_compute_capabilities_of_gpus(monkeypatch, tells, expected):
+    nvml = Nvml(2)
+    nvml.tells_capability = tells
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    assert device.installed_compute_capabilities() == expected
+    assert nvml.ended == 1
