@@ -102,8 +102,14 @@ class Context:
         self._values[name] = copy
 
     def set_address(self, name: str, pointer: int) -> None:
-        """Tells where a tensor's elements lie: on the device, or in CPU memory when `TensorInfo.on_host`."""
+        """Tells where a tensor's elements lie: on the device, or in CPU memory when `TensorInfo.on_host`.
+
+        An output that had an allocator has none any more.
+        """
         info = self._info(name)
+        if name in self._outlets:
+            self._open().set_output_allocator(name, None)
+            del self._outlets[name], self._allocators[name]
         if info.is_input and info.on_host:  # other values may lie at the same place
             self._forget_shapes()
             self._address(name, pointer)

@@ -15,7 +15,10 @@ from rewriter.errors import ConversionError, DeviceMemoryError, EngineError
 
 _LOG = logging.getLogger(__name__)
 #: CUDA's words in a line about it: "... Cuda Runtime (In f at x.cpp:25 (cudaError 35: words))", "Cuda Runtime (words)".
-_CUDA = re.compile(r"cudaError \d+: ([^()]+)|Cuda Runtime \((?!In )([^()]+)")
+#: TensorRT-RTX 1.4 only says where: "Cuda Runtime (In f at x.cpp:25)".
+_CUDA = re.compile(r"cudaError \d+: ([^()]+)|Cuda Runtime \((?!In )([^()]+)|Cuda Runtime \(In (\w+) at [^(]*\)")
+#: How a truncated engine is refused.
+_CUT = "header.size == blobSize failed"
 _ASSERTION = re.compile(r"^Serialization assertion .+? failed\.\s*(?=\S)")
 _MEMORY = re.compile("out ?of ?memory|bad_alloc", re.IGNORECASE)
 #: Error lines kept for the calls that are under way.
@@ -84,8 +87,10 @@ def reason(lines: Sequence[str]) -> str:
     """
     told = [words for words in (text.clean(line) for line in lines) if words]
     if told:
-        return _ASSERTION.sub("", told[0])
-    cuda = [match[1] or match[2] for match in map(_CUDA.search, lines) if match]
+        return "the file is not whole" if _CUT in told[0] else _ASSERTION.sub("", told[0])
+    found = [match for match in map(_CUDA.search, lines) if match]
+    cuda = [match[1] or match[2] for match in found if match[1] or match[2]]
+    cuda += [f"CUDA failed in {match[3]}" for match in found if match[3]]
     rest = [line.strip().splitlines()[0] for line in lines if line.strip()]
     return next(iter(cuda or rest), "TensorRT gave no reason")
 

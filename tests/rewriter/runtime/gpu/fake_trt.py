@@ -519,6 +519,8 @@ class _ExecutionContext:
 
     def set_output_allocator(self, name, output_allocator):
         with self._alone():
+            if output_allocator is None:
+                return self._allocators.pop(name, None) is not None
             self._trt.need(isinstance(output_allocator, IOutputAllocator), "no IOutputAllocator")
             self._trt.need(output_allocator.ready, "IOutputAllocator.__init__ was not called")
             if name not in self._shared.outputs:

@@ -195,7 +195,7 @@ def test_the_logs_reason_is_in_the_error(load, options, words):
 def test_a_truncated_file_is_refused(load, runtime, fake_trt, tmp_path):
     path = fake_trt.write_engine(tmp_path / "a.engine", double(), [BATCHES])
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(EngineRefusedError, match=r"cannot load it: .*blobSize"):
+    with pytest.raises(EngineRefusedError, match=r"cannot load it: the file is not whole$"):
         runtime.load(path)
 
 
@@ -208,6 +208,7 @@ def test_a_lack_of_memory_is_told_apart(load):
     ("lines", "words"),
     [
         (["[x.cpp::f::1] Error Code 1: Cuda Runtime (In f at /a/x.cpp:1 (cudaError 35: too old))"], "too old"),
+        (["f: Error Code 1: Cuda Runtime (In Scoped at /a/x.cpp:25)"], "CUDA failed in Scoped"),
         (["IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal access)"], "an illegal access"),
         (["Error Code 1: Cuda Runtime (first)", "Error Code 3: API Usage Error (the reason)"], "the reason"),
         (["CUDA initialization failure with error: 35"], "CUDA initialization failure with error: 35"),
@@ -563,6 +564,20 @@ def test_what_an_allocator_raises_is_raised_by_enqueue(load, device):
     assert context.allocated_shape("y") == (1, 2)
 
 
+def test_an_output_with_an_address_has_no_allocator_any_more(load, device, cuda):
+    context = load(double(), [BATCHES]).context(0)
+    x = np.ones((2, 4), np.float32)
+    output = prepare(context, device, x)
+    asked = []
+    context.set_allocator("y", lambda nbytes: asked.append(nbytes) or device(nbytes))
+    context.enqueue()
+    assert asked == [32]
+    context.set_address("y", output)
+    context.enqueue()
+    assert asked == [32]
+    assert (cuda.array(output, np.float32, (2, 4)) == 2).all()
+
+
 # --- capture
 
 
@@ -598,6 +613,34 @@ def test_an_engine_closes_its_contexts_first(load, trt, cuda):
             use()
     with pytest.raises(ConverterStateError, match="this engine is closed"):
         engine.context(0)
+
+
+def test_closing_waits_for_the_work_that_is_under_way(fake_cuda, fake_trt, tmp_path):
+    with fake_cuda.opened(lazy=True) as cuda:
+        trt = fake_trt.FakeTrt(cuda)
+        path = fake_trt.write_engine(tmp_path / "e.engine", double(batch=1), per_element=0)
+        x, y = cuda.allocate(16), cuda.allocate(16)
+        with TrtRuntime(trt, cuda).load(path) as engine:
+            context = engine.context(0)
+            context.set_address("x", x.pointer)
+            context.set_address("y", y.pointer)
+            context.enqueue()
+            assert cuda.runtime.pending
+        assert not cuda.runtime.pending
+        trt.finish()
+        x.free()
+        y.free()
+
+
+def test_an_engine_works_on_a_device_that_is_not_the_current_one(fake_cuda, fake_trt, tmp_path):
+    runtime = fake_cuda.FakeRuntime()
+    runtime.devices = 2
+    with fake_cuda.opened(device=1, runtime=runtime) as cuda:
+        trt = fake_trt.FakeTrt(cuda)
+        path = fake_trt.write_engine(tmp_path / "e.engine", double(batch=1))
+        with TrtRuntime(trt, cuda).load(path) as engine:
+            engine.context(0)
+        trt.finish()
 
 
 def test_an_engine_is_freed_even_when_the_stream_is_broken(load, trt, cuda):
@@ -671,7 +714,7 @@ def test_tensorrt_refuses_an_engine_where_there_is_no_gpu(rtx, cuda, tmp_path):
         runtime.load(built.path)
     assert "_src" not in str(refused.value)
     built.path.write_bytes(built.path.read_bytes()[:100])
-    with pytest.raises(EngineRefusedError, match="cannot load it"):
+    with pytest.raises(EngineRefusedError, match="cannot load it: the file is not whole"):
         runtime.load(built.path)
     built.path.write_bytes(b"something else" * 100)
     with pytest.raises(EngineRefusedError, match="cannot load it: Trying to load an engine created with incompatible"):
