@@ -111,7 +111,6 @@ def test_the_steps_of_a_small_model():
     first, island, last = schedule.steps
     assert (first.name, first.op) == ("TRTEngineOp_000", "TRTEngineOp_000")
     assert first.inputs == (Binding("u", "u"), Binding("x", "x"))
-    # An output of the graph that others read too.
     assert [b.value for b in first.outputs] == ["b1", "c1", "d1"]
     assert (island.name, island.inputs, island.outputs) == (
         "native_000",
@@ -158,6 +157,15 @@ def test_what_no_output_needs_is_dropped():
     assert [b.value for b in schedule.steps[0].outputs] == ["b1", "c1", "d1"]
     assert kinds(assert_right(spliced, FEEDS, outputs=["s1"])) == "EN"
     assert kinds(assert_right(spliced, FEEDS, outputs=["x"])) == ""
+
+
+def test_an_output_that_others_read_too():
+    text = """g (float[N] x) => (float[N] a1, float[N] s1, float[N] y) {
+      [a] a1 = Relu(x) [s] s1 = Sin(a1) [b] b1 = Neg(a1) [e] y = Add(s1, b1) }"""
+    schedule = assert_right(cut(parse(text)), {"x": np.float32([1, -2])})
+    assert kinds(schedule) == "ENE"
+    assert [b.value for b in schedule.steps[0].outputs] == ["a1", "b1"]
+    assert schedule.steps[1].outputs == (Binding("s1", "s1"),)
 
 
 def test_constants_and_inputs_as_outputs():
