@@ -234,9 +234,13 @@ class ConvertedFunction:
             execution: "auto", "native" or "emulate", as it was asked for.
 
             On a GPU also what its executor counts:
+            steps, islands: engines and native islands of a call, and how many of them are islands.
+            discoveries: calls that ran step by step, for shapes that were new or depend on the data.
+            plans, graphs: input shapes that are bound and ready, and those with a CUDA graph.
+            graph_launches: calls that launched one.
+            no_plan, no_graph: why calls, and plans, do without: reason -> number.
+            device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
-            plans, graphs, graph_launches: input shapes prepared, CUDA graphs captured, and launched.
-            device_bytes: memory of the GPU in use by this function, in bytes.
         """
         with self._lock:
             executor, extra, provider = self._executor, self._last_stats, self._provider

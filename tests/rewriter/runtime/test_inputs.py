@@ -13,7 +13,19 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InputError
-from rewriter.runtime.inputs import bind, is_tensorflow, iterate_samples, sample_feeds, to_array, to_feeds
+from rewriter.runtime.inputs import (
+    bind,
+    check_dtype,
+    check_shape,
+    describe,
+    is_on_device,
+    is_tensorflow,
+    iterate_samples,
+    sample_feeds,
+    to_array,
+    to_device_feeds,
+    to_feeds,
+)
 from rewriter.source import Signature
 
 IMAGE = TensorSpec("image", TensorProto.FLOAT, ("batch", 3), "image_1")
@@ -194,6 +206,90 @@ def test_a_tensor_on_a_device_is_told():
     with pytest.raises(InputError, match="this Cuda cannot be read as an array: can't convert cuda:0") as caught:
         to_array(Cuda(), IMAGE)
     assert "\n" not in str(caught.value)
+
+
+def with_device(kind, **more):
+    """A tensor whose DLPack device has this number."""
+    return types.SimpleNamespace(__dlpack_device__=lambda: (kind, 0), __dlpack__=None, **more)
+
+
+class GradientTensor:
+    """PyTorch's, on the CPU: the look at its CUDA array interface raises."""
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad")
+
+
+def raising(error):
+    def ask():
+        raise error
+
+    return types.SimpleNamespace(__dlpack_device__=ask)
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (with_device(2), True),
+        (with_device(1), False),
+        (with_device(3), False),  # page-locked memory of the host
+        (with_device(10), False),
+        (types.SimpleNamespace(__cuda_array_interface__={}), True),
+        (GradientTensor(), False),
+        (raising(BufferError("sparse")), False),
+        (image(), False),
+        (np.float32(1), False),
+        ([1.0], False),
+        (None, False),
+        ("text", False),
+    ],
+)
+def test_what_lies_on_a_device(value, answer):
+    assert is_on_device(value) is answer
+
+
+@pytest.mark.parametrize("value", [with_device(2), types.SimpleNamespace(__cuda_array_interface__={})])
+def test_a_device_tensor_is_refused_where_arrays_are_read(value):
+    words = "input 'image' lies on the GPU, but is read on the CPU here: pass a host array (float32 [batch, 3])"
+    with pytest.raises(InputError, match=re.escape(words)):
+        to_array(value, IMAGE)
+    with pytest.raises(InputError, match=re.escape(f"sample 0: {words}")):
+        next(sample_feeds(ONE, [value]))
+
+
+def test_device_feeds_keep_what_lies_on_the_device():
+    value = with_device(2)
+    feeds = to_device_feeds(TWO, {"image": value, "count": 3})
+    assert feeds["image_1"] is value
+    assert feeds["count"].dtype == np.int64
+    assert bind(TWO, ([value, 3],), {})["image"] is value
+    with pytest.raises(InputError, match="input 'image' has dtype float64"):
+        to_device_feeds(TWO, {"image": np.ones((1, 3)), "count": value})
+
+
+def test_dtype_and_shape_are_checked_without_an_array():
+    check_dtype(np.dtype(np.float32), IMAGE)
+    check_shape((7, 3), IMAGE)
+    check_shape((1, 2, 3), TensorSpec("v", TensorProto.FLOAT, None))
+    with pytest.raises(InputError, match="input 'image' has dtype float16, expected float32: convert it first"):
+        check_dtype(np.dtype(np.float16), IMAGE)
+    with pytest.raises(InputError, match=re.escape("has shape [7, 4], expected [batch, 3]: dimension 1 must be 3")):
+        check_shape((7, 4), IMAGE)
+    with pytest.raises(InputError, match=re.escape("has shape [3], expected rank 2: [batch, 3]")):
+        check_shape((3,), IMAGE)
+
+
+def test_strings_are_called_strings():
+    spec = TensorSpec("s", TensorProto.STRING, ("n",))
+    assert describe(spec) == "string [n]"
+    with pytest.raises(InputError, match="input 's' has dtype float32, expected string"):
+        to_array(np.ones(1, np.float32), spec)
+    with pytest.raises(InputError, match=re.escape("missing input 's' (string [n])")):
+        bind(Signature((spec,), ()), (), {})
 
 
 def test_strings_of_any_spelling():
