@@ -69,6 +69,8 @@ class Context:
         Raises:
             EngineShapeError: it is outside the profile.
         """
+        if self._shapes.get(name) == shape:  # the usual case, and the quick one
+            return
         wanted = tuple(int(size) for size in shape)
         if self._shapes.get(name) == wanted:
             return

@@ -99,10 +99,11 @@ def _make_logger(trt: Any, add: Any) -> Any:
     """A logger that hands error lines on; made here, for its base class belongs to the module."""
     severity = trt.ILogger.Severity
     kept = (severity.ERROR, severity.INTERNAL_ERROR)
+    base = trt.ILogger  # not the module, which would keep itself alive in `_LOGS`
 
-    class Collector(trt.ILogger):  # type: ignore[misc]
+    class Collector(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 needs the explicit call
+            base.__init__(self)  # pybind11 needs the explicit call
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in kept:
