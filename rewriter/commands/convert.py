@@ -45,10 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
+    from rewriter.shapes.sampling import check_profile_shapes
     from rewriter.summary import plain_console, print_report
 
     console = plain_console()
     shapes = parse_shapes(arguments.shapes)
+    check_profile_shapes(shapes)
     for name, value in (("SRC", arguments.source), ("-o", arguments.output)):
         if not value:
             raise InvalidParameterError(f"{name} is an empty path")

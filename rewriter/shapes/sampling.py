@@ -67,14 +67,31 @@ def profile_input_fn(
         InvalidParameterError: as `shaped_input_fn`; or three shapes are not minimum <= optimum <= maximum.
     """
     made = shaped_input_fn(signature, shapes, samples)
-    triples = {name: given for name, given in shapes.items() if len(given) == _TRIPLE}
-    for name, given in triples.items():
-        _check_order(name, given)
-    if not triples:
+    check_profile_shapes(shapes)
+    if all(len(given) != _TRIPLE for given in shapes.values()):
         return made
     wanted = {name: given[1 % len(given)] for name, given in shapes.items()}
     found = (i for i, plan in enumerate(made.plans) if all(plan[name] == shape for name, shape in wanted.items()))
     return dataclasses.replace(made, optimum=next(found))
+
+
+def check_profile_shapes(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    """Checks what can be said of shapes before the model is known (see `profile_input_fn`).
+
+    Raises:
+        InvalidParameterError: numbers of shapes that differ, or three shapes that are no minimum, optimum and maximum.
+    """
+    _check_counts(shapes)
+    for name, given in shapes.items():
+        if len(given) == _TRIPLE:
+            _check_order(name, given)
+
+
+def _check_counts(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    counts = {len(given) for given in shapes.values()} - {1}
+    if 0 in counts or len(counts) > 1:
+        text = ", ".join(f"{name!r} has {len(given)}" for name, given in shapes.items())
+        raise InvalidParameterError(f"inputs must have the same number of shapes (or one): {text}")
 
 
 def _check_order(name: str, given: Sequence[tuple[int, ...]]) -> None:
@@ -116,11 +133,9 @@ def shaped_input_fn(
             raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(specs)}")
         for shape in given:
             _check_fits(specs[name], shape)
-    counts = {len(given) for given in shapes.values()} - {1}
-    if len(counts) > 1:
-        raise InvalidParameterError(f"inputs must have the same number of shapes (or one): {sorted(counts)} are given")
+    _check_counts(shapes)
     base = dict(samples[0]) if samples else {}
-    batches = (None,) * max(counts, default=1) if shapes else DEFAULT_BATCHES
+    batches = (None,) * max(map(len, shapes.values())) if shapes else DEFAULT_BATCHES
     plans = [
         _resolve(signature, {n: g[i % len(g)] for n, g in shapes.items()}, base, batch)
         for i, batch in enumerate(batches)

@@ -90,9 +90,37 @@ def test_default_shapes_are_batches_one_and_eight(onnx_file, tmp_path, capsys):
 
 
 @pytest.mark.rtx
+def test_three_shapes_are_minimum_optimum_and_maximum(onnx_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["convert", str(onnx_file), "-o", str(out), "--shapes", "x:2x4,3x4,9x4"]) == 0
+    for engine in json.loads((out / "manifest.json").read_text())["engines"]:
+        ((profile,),) = [p.values() for p in engine["profiles"]]
+        assert [profile[key] for key in ("min", "opt", "max")] == [[2, 4], [3, 4], [9, 4]]
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["x:1x4,9x4,3x4"], "three shapes of an input are its minimum, optimum and maximum, but dimension 0"),
+        (["x:1x4,3x4x1,9x4"], "the shapes of input 'x' differ in rank: 1x4, 3x4x1, 9x4"),
+        (["x:1x4x1,3x4x1,9x4x1"], "shape 1x4x1 does not fit input 'x' (batchx4)"),
+        (["z:1x4,3x4,9x4"], "shapes name the input 'z', the signature has x"),
+        (["x:1x4,3x4,9x4", "z:1x4,2x4"], "inputs must have the same number of shapes (or one): 'x' has 3, 'z' has 2"),
+    ],
+)
+def test_wrong_shapes_are_one_line(onnx_file, tmp_path, capsys, shapes, message):
+    options = [word for text in shapes for word in ("--shapes", text)]
+    assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in one_line_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", "MODEL", "-o", "OUT", "--engine-cache-max-bytes", "9"], "needs engine_cache_dir"),
         (["convert", "GONE.onnx", "-o", "OUT"], "GONE.onnx"),
         (
             ["convert", "MODEL", "-o", "OUT", "--precision-mode", "FP64"],

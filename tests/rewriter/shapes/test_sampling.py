@@ -110,6 +110,8 @@ def test_other_numbers_of_shapes_are_no_profile():
         ),
         ({"tokens": [(1, 8), (4, 6), (8, 8)]}, "dimension 1 of input 'tokens' does not grow"),
         ({"tokens": [(1, 8), (4, 8, 1), (8, 8)]}, "shape 4x8x1 does not fit input 'tokens'"),
+        ({"tokens": [], "image": [(1, 4, 4, 3)]}, "same number of shapes"),
+        ({"tokens": []}, "same number of shapes .or one.: 'tokens' has 0"),
         ({"token": [(1, 8), (4, 8), (8, 8)]}, "shapes name the input 'token', the signature has tokens, image"),
         ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(1, 4, 4, 3)] * 2}, "same number of shapes"),
         ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(2, 4, 4, 3)]}, "'batch' has two sizes in one sample: 1 and 2"),
