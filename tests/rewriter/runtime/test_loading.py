@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from onnx import parser
 
 from passes.precision.recipe import Recipe
 from rewriter import manifest as manifests
 from rewriter.artifact import save_artifact
+from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
 from rewriter.runtime.loading import RUNTIME_CACHE_DIR, Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions
@@ -163,3 +165,35 @@ def test_loaded_again_it_computes_the_same(saved, gpu, pair, spliced):
     with load(saved) as on_gpu, make_function(Runnable(*spliced), RuntimeOptions(provider="cpu")) as on_cpu:
         for name, array in on_gpu(x, y).items():
             np.testing.assert_array_equal(array, on_cpu(x, y)[name])
+
+
+@pytest.mark.rtx
+def test_a_converters_function_uses_what_has_been_built(rtx, gpu):
+    text = """
+    <ir_version: 10, opset_import: ["": 18]>
+    g (float[batch, 4] x) => (float[batch, 4] y) { a = Relu(x) b = Neg(a) y = Exp(b) }
+    """
+    x = np.ones((2, 4), np.float32)
+    params = {"maximum_cached_engines": 2, "cache_full": "evict"}
+    with Converter(model=parser.parse_model(text), backend=rtx, progress=False, **params) as converter:
+        early = converter.convert()
+        converter.build(lambda: [x])
+        late = converter.function()
+        plain = converter.function("native")
+    # The converter's folder is gone by now; the functions open the GPU at their first call.
+    assert (early.engines, gpu.opened) == ((), [])
+    for function in (early, late, plain):
+        np.testing.assert_allclose(function(x)["y"], np.full((2, 4), np.exp(-1), np.float32), rtol=1e-6)
+    assert [(function.provider, len(function.engines)) for function in (early, late, plain)] == [
+        ("cuda", 0),
+        ("cuda", 1),
+        ("cpu", 1),
+    ]
+    first, second = gpu.opened
+    assert first.engines == ()
+    assert second.engines[0].path.stat().st_size == second.engines[0].entry.size > 0
+    assert (second.options.maximum_cached_engines, second.options.cache_full) == (2, "evict")
+    assert (second.recipe.mode, second.folder) == ("FP32", None)
+    assert late.warmup()["shapes"] == 1  # the shape that was built for
+    late.close()
+    assert not second.engines[0].path.exists()
