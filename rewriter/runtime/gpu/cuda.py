@@ -17,6 +17,7 @@ from rewriter.runtime.gpu.cudart import (
     describe,
     load_cudart,
     make_pool,
+    order,
 )
 from rewriter.runtime.gpu.handles import Current, DeviceBuffer, Event, Graph
 from rewriter.runtime.gpu.pinned import HostBuffer, PinnedPool
@@ -86,9 +87,9 @@ class Cuda:
                 raise
         self.stream = int(self._stream)
         self._pinned = PinnedPool(self._lock_pages, self._unlock_pages)
-        kinds = module.cudaMemcpyKind
-        self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
-        self._on_device = kinds.cudaMemcpyDeviceToDevice
+        self._to_device = module.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._to_host = module.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._on_device = module.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._copy, self._record_event = module.cudaMemcpyAsync, module.cudaEventRecord
 
     @property
@@ -110,8 +111,6 @@ class Cuda:
             "cudnn_conv_algo_search": "EXHAUSTIVE",
         }
         return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
-
-    # --- memory
 
     def allocate(self, nbytes: int) -> DeviceBuffer:
         """Memory on the device for work that is enqueued from now on. Its contents are undefined.
@@ -176,8 +175,6 @@ class Cuda:
         self.synchronize()
         self._calls.call("cudaMemPoolTrimTo", self._pool, 0)
 
-    # --- work on the stream
-
     def to_device(self, pointer: int, host: int, nbytes: int) -> None:
         """Enqueues a copy from host memory; only page-locked memory is copied without waiting, and can be captured."""
         self._copy_bytes(pointer, host, nbytes, self._to_device)
@@ -228,19 +225,9 @@ class Cuda:
     def follow(self, stream: int) -> None:
         """Makes this stream wait for what was enqueued on another one so far: a producer's, whose data is read next."""
         self._check_open()
-        if stream == self.stream:
-            return
-        self._follow(stream)
-
-    def _follow(self, stream: int) -> None:
-        calls = self._calls
-        with self.current():
-            event = calls.call("cudaEventCreateWithFlags", calls.module.cudaEventDisableTiming)
-        try:
-            calls.call("cudaEventRecord", event, calls.module.cudaStream_t(stream))
-            calls.call("cudaStreamWaitEvent", self._stream, event, 0)
-        finally:
-            calls.attempt("cudaEventDestroy", event)  # CUDA keeps it until the wait is over
+        if stream != self.stream:
+            with self.current():
+                order(self._calls, stream, self._stream)
 
     def keep(self, *things: object) -> None:
         """Keeps objects alive until all that is enqueued so far is done: a caller's device tensors, say."""
@@ -277,8 +264,6 @@ class Cuda:
             with self._lock:
                 self._capturing = False
                 self._run_parked()
-
-    # --- life
 
     def current(self) -> Current:
         """A context in which this device is the calling thread's current one; the thread's own comes back afterwards.
@@ -341,8 +326,8 @@ class Cuda:
             self._calls.fail(name, error, f"{nbytes} bytes")
         except DeviceMemoryError as e:
             free, total = self.memory()
-            hint = "smaller batches or fewer engines need less"
-            raise DeviceMemoryError(f"{e}; {free} of {total} bytes of {self.gpu_name} are free: {hint}") from e
+            said = f"{e}; {free} of {total} bytes of {self.gpu_name} are free"
+            raise DeviceMemoryError(f"{said}: smaller batches or fewer engines need less") from e
 
     def _lock_pages(self, nbytes: int) -> int:
         module = self._calls.module
@@ -357,21 +342,33 @@ class Cuda:
 
     def _free(self, pointer: int, readers: frozenset[int]) -> None:
         """Frees a buffer, in stream order, after what other streams do with it."""
-        self._when_not_capturing(lambda: self._free_now(pointer, readers))
+        with self._lock:
+            if self._capturing:
+                self._parked.append(lambda: self._free_now(pointer, readers))
+            else:
+                self._run_parked()
+                self._free_now(pointer, readers)
 
     def _free_now(self, pointer: int, readers: frozenset[int]) -> None:
-        if readers - {self.stream, LEGACY_STREAM}:
-            # The handle of a foreign stream may be gone by now, so there is nothing to wait for but the whole device.
-            with self.current():
-                self._calls.call("cudaDeviceSynchronize")
-        elif LEGACY_STREAM in readers and self.stream != LEGACY_STREAM:
-            self._follow(LEGACY_STREAM)
+        if readers and not self._readers_are_done(readers):
+            self._parked.append(lambda: self._free_now(pointer, readers))
+            return
         (error,) = self._calls.module.cudaFreeAsync(pointer, self._stream)
         if error:
             self._calls.fail("cudaFreeAsync", error)
         self._live -= 1
         if self.closed and not self._live:
             self._destroy()
+
+    def _readers_are_done(self, readers: frozenset[int]) -> bool:
+        """Orders the stream after other streams' reads; False: not now, for something else in the process captures."""
+        with self.current():
+            if readers - {self.stream, LEGACY_STREAM}:
+                # The handle of a foreign stream may be gone by now: there is nothing to wait for but the whole device.
+                return self._calls.attempt("cudaDeviceSynchronize") is None
+            if self.stream not in readers or len(readers) > 1:
+                order(self._calls, LEGACY_STREAM, self._stream)
+        return True
 
     def _when_not_capturing(self, action: Callable[[], None]) -> None:
         """Now, or once the open capture is over: inside it, freeing would become a part of the graph and spoil it."""
@@ -382,7 +379,7 @@ class Cuda:
                 action()
 
     def _run_parked(self) -> None:
-        while self._parked:
+        for _ in range(len(self._parked)):  # an action may park itself again
             self._parked.popleft()()
 
     def _launch(self, executable: Any, stream: Any) -> Any:

@@ -144,3 +144,13 @@ def make_pool(calls: Calls, device: int) -> Any:
     threshold = module.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
     calls.call("cudaMemPoolSetAttribute", pool, threshold, calls.unsigned_64(_KEEP_ALL))
     return pool
+
+
+def order(calls: Calls, first: int, then: Any) -> None:
+    """Makes the stream ``then`` wait for what was enqueued on ``first`` so far, both of the current device."""
+    event = calls.call("cudaEventCreateWithFlags", calls.module.cudaEventDisableTiming)
+    try:
+        calls.call("cudaEventRecord", event, calls.module.cudaStream_t(first))
+        calls.call("cudaStreamWaitEvent", then, event, 0)
+    finally:
+        calls.attempt("cudaEventDestroy", event)  # CUDA keeps it until the wait is over

@@ -295,6 +295,16 @@ def test_a_reader_on_another_stream_is_waited_for(cuda):
     assert cuda.runtime.calls[-2:] == ["cudaDeviceSynchronize", "cudaFreeAsync"]
 
 
+def test_a_reader_that_cannot_be_waited_for_now(cuda):
+    buffer = cuda.allocate(8)
+    buffer.read_on(99)
+    cuda.fail_next("cudaDeviceSynchronize", "cudaErrorStreamCaptureUnsupported")
+    buffer.free()
+    assert cuda.live_bytes == 8
+    cuda.synchronize()
+    assert cuda.live_bytes == 0
+
+
 class TestPinned:
     def test_size_classes_and_reuse(self, cuda):
         first = cuda.pinned(5000)
