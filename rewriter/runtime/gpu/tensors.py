@@ -205,7 +205,7 @@ class DeviceTensor:
 
         Naming our own would let a consumer record events on it in the middle of a capture.
         """
-        if self.dtype.isbuiltin != 1 or self._cuda.device_type != "cuda":
+        if self.dtype.isbuiltin != 1:
             raise AttributeError(f"__cuda_array_interface__ has no name for {self.dtype}: use DLPack")
         self._order(LEGACY_STREAM)
         self._buffer.read_on(UNKNOWN_STREAM)
