@@ -352,8 +352,9 @@ def test_threads_see_no_more_engines_than_allowed():
     assert stats["loads"] - stats["evictions"] == 3
 
 
-SIZES = st.integers(0, 5)
-RANGES = st.tuples(SIZES, SIZES).map(lambda pair: tuple(sorted(pair)))
+SIZES = st.integers(0, 3)
+RANGES = st.tuples(SIZES, st.sampled_from([0, 0, 0, 1])).map(lambda pair: (pair[0], pair[0] + pair[1]))
+STATES = st.sampled_from(["good", "good", "good", "refused", "damaged"])
 
 
 class SlotMachine(RuleBasedStateMachine):
@@ -363,7 +364,7 @@ class SlotMachine(RuleBasedStateMachine):
         maximum=st.integers(1, 3),
         cache_full=st.sampled_from(["native", "evict"]),
         builds=st.booleans(),
-        engines=st.lists(st.tuples(RANGES, st.sampled_from(["good", "refused", "damaged"])), max_size=4),
+        engines=st.lists(st.tuples(RANGES, STATES), max_size=6),
     )
     def begin(self, maximum, cache_full, builds, engines):
         self.maximum, self.evicts = maximum, cache_full == "evict"
@@ -390,34 +391,36 @@ class SlotMachine(RuleBasedStateMachine):
         return stored(key, span, problem="damaged" if state == "damaged" else "")
 
     def expected(self, size):
-        """The engine's key, or the reason, and what happens to the reference's memory."""
+        """The engine's key, or the reason, after what a lookup does to the reference's memory."""
         fits = [key for key, (low, high) in self.stored if low <= size <= high]
-        for key in self.opened:
-            if key in fits:
-                return self.use(key)
-        reasons = []
+        open_ones = [key for key in self.opened if key in fits]
+        if open_ones:
+            return self.use(open_ones[0])
         for key in fits:
-            if key not in self.bad:
-                if len(self.opened) == self.maximum:
-                    if not self.evicts:
-                        return slots.FULL
-                    oldest = self.recent.pop(0)
-                    self.opened.remove(oldest)
-                    self.closings += 1
-                if key not in self.opener.refuses:
-                    self.opened.append(key)
-                    self.recent.append(key)
-                    return self.use(key)
-                self.bad[key] = f"{key} is refused"
-            reasons.append(self.bad[key])
-        room = len(self.opened) < self.maximum or self.evicts
-        if self.builds is not None and size not in self.asked and room:
-            self.asked[size] = slots.BUILDING
-        if self.asked.get(size):
-            return self.asked[size]
-        if reasons:
-            return reasons[0]
-        if self.builds is not None and not room:
+            if key in self.bad:
+                continue
+            if not self.room:
+                return slots.FULL
+            if len(self.opened) == self.maximum:
+                self.opened.remove(self.recent.pop(0))
+                self.closings += 1
+            if key not in self.opener.refuses:
+                self.opened.append(key)
+                self.recent.append(key)
+                return self.use(key)
+            self.bad[key] = f"{key} is refused"
+        return self.reason(size, [self.bad[key] for key in fits])
+
+    @property
+    def room(self):
+        return len(self.opened) < self.maximum or self.evicts
+
+    def reason(self, size, refusals):
+        if self.builds is not None and self.room:
+            self.asked.setdefault(size, slots.BUILDING)
+        if self.asked.get(size) or refusals:
+            return self.asked.get(size) or refusals[0]
+        if self.builds is not None and not self.room:
             return slots.FULL
         return slots.OUTSIDE if self.stored else slots.NO_ENGINE
 
@@ -451,7 +454,7 @@ class SlotMachine(RuleBasedStateMachine):
                 assert not answer.engine.closed
                 assert self.use(answer.stored.entry.key) == text
 
-    @rule(span=RANGES, state=st.sampled_from(["good", "refused"]))
+    @rule(span=RANGES, state=STATES)
     def add(self, span, state):
         self.slot.add(self.new(span, state))
 
