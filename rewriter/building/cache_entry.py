@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -57,10 +58,32 @@ def read_entry(entry: Path, key: str, output: Path) -> dict[str, Any] | None:
         DamagedError: it is not what it should be; then `output` is gone.
         OSError: it cannot be read, or `output` not written.
     """
-    if not os.path.lexists(entry):
+    while (before := _identity(entry)) is not None:
+        try:
+            return _read_files(entry, key, output)
+        except DamagedError:
+            if _identity(entry) == before:
+                raise
+            # Another process removed or replaced it meanwhile, and its files were not all of one entry.
+    return None
+
+
+def _identity(entry: Path) -> tuple[int, int] | None:
+    """What a folder of the same name that is made later has not; None for an entry that is gone.
+
+    Raises:
+        DamagedError: there is something else than a folder.
+    """
+    try:
+        found = entry.lstat()
+    except FileNotFoundError:
         return None
-    if not entry.is_dir() or entry.is_symlink():
+    if not stat.S_ISDIR(found.st_mode):
         raise DamagedError("not a folder")
+    return found.st_ino, found.st_ctime_ns
+
+
+def _read_files(entry: Path, key: str, output: Path) -> dict[str, Any]:
     try:
         facts = _checked(_read_json(entry / SIDECAR_FILE), key)
         with (entry / ENGINE_FILE).open("rb") as source:
@@ -71,8 +94,6 @@ def read_entry(entry: Path, key: str, output: Path) -> dict[str, Any] | None:
         missing = Path(error.filename or "")
         if missing.parent != entry:  # the fault lies with `output`
             raise
-        if not entry.is_dir():  # another process removed it just now
-            return None
         raise DamagedError(f"no file {missing.name}") from error
     if copied != FileRecord(facts["size"], facts["sha256"]):
         output.unlink(missing_ok=True)

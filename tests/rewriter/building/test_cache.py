@@ -304,6 +304,60 @@ def test_two_processes_store_at_once(tmp_path):
     assert reader.stats.damaged == {}
 
 
+def read(folder, scratch, barrier, stop):
+    """Another process: asks for every key again and again; writes what it counted."""
+    cache = EngineCache(folder, max_bytes=30_000)
+    barrier.wait(60)
+    while not stop.is_set():
+        for key in range(40):
+            found = cache.get(f"{key:032x}", Path(scratch) / "read")
+            assert found is None or found.path.stat().st_size == 4000
+    stats = cache.stats
+    (Path(scratch) / "read.json").write_text(json.dumps([stats.hits, dict(stats.damaged), dict(stats.refused)]))
+
+
+def test_one_process_reads_while_another_removes(tmp_path):
+    """An entry that goes while it is read is a hit or a plain miss, never a damaged one."""
+    context = multiprocessing.get_context("spawn")
+    barrier, stop = context.Barrier(2), context.Event()
+    cache = EngineCache(tmp_path / "c", max_bytes=30_000)
+    cache.put(f"{0:032x}", engine(tmp_path, bytes(4000)), {})
+    reader = context.Process(target=read, args=(tmp_path / "c", tmp_path, barrier, stop))
+    reader.start()
+    barrier.wait(60)
+    try:
+        for number in range(200):
+            cache.put(f"{number % 40:032x}", engine(tmp_path, bytes(4000)), {})
+    finally:
+        stop.set()
+        reader.join(120)
+    assert reader.exitcode == 0
+    hits, damaged, refused = json.loads((tmp_path / "read.json").read_text())
+    assert hits > 0
+    assert (damaged, refused) == ({}, {})
+    assert cache.stats.removed > 0
+    assert cache.stats.damaged == {}
+
+
+def test_an_entry_that_is_replaced_while_it_is_read_is_read_again(cache, tmp_path, monkeypatch):
+    """Two builds of one key differ in their bytes: the sidecar of one does not fit the engine of the other."""
+    from rewriter.building import cache_entry
+
+    cache.put(KEY, engine(tmp_path, b"first"), {})
+    real = cache_entry._read_json
+
+    def replaced(path):
+        found = real(path)
+        monkeypatch.setattr(cache_entry, "_read_json", real)
+        (cache.directory / KEY).rename(tmp_path / "gone")
+        cache.put(KEY, engine(tmp_path, b"second build"), {})
+        return found
+
+    monkeypatch.setattr(cache_entry, "_read_json", replaced)
+    assert cache.get(KEY, tmp_path / "out").path.read_bytes() == b"second build"
+    assert cache.stats.damaged == {}
+
+
 def test_threads_count_right(cache, tmp_path):
     cache.put(KEY, engine(tmp_path), {})
 
