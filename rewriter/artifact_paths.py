@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,9 @@ from rewriter.errors import ArtifactError
 
 #: Files of every artifact, whatever its manifest lists.
 _OWN_FILES = (manifests.MANIFEST_FILE, manifests.MODEL_FILE, manifests.WEIGHTS_FILE, manifests.REPORT_FILE)
+#: Folder in which TensorRT-RTX keeps what it compiled for the GPUs at hand; not listed, for runs make it.
+RUNTIME_CACHE_DIR = "runtime_cache"
+_RUNTIME_CACHE_FILE = re.compile(rf"{RUNTIME_CACHE_DIR}/[0-9a-f]{{32}}\.(cache|json)")
 #: Unlisted files that a message names, and characters of a path in a message about the path itself.
 _NAMED, _SHOWN = 3, 100
 
@@ -121,7 +125,7 @@ def _unlisted(root: Path, raw: Mapping[str, Any]) -> list[str]:
     files = raw.get("files")
     listed = {*_OWN_FILES, *(files if isinstance(files, Mapping) else ())}
     listed |= {manifests.sidecar_file(name) for name in listed if name.endswith(".engine")}
-    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
+    folders = {RUNTIME_CACHE_DIR, *(str(parent) for name in listed for parent in PurePosixPath(name).parents)}
 
     def fail(error: OSError) -> None:
         raise error
@@ -133,7 +137,8 @@ def _unlisted(root: Path, raw: Mapping[str, Any]) -> list[str]:
         strange = [name for name in inner if (base / name).as_posix() not in folders | listed]
         found += [f"{(base / name).as_posix()}/" for name in strange]
         inner[:] = [name for name in inner if name not in strange]
-        found += [path for path in ((base / name).as_posix() for name in names) if path not in listed]
+        paths = [(base / name).as_posix() for name in names]
+        found += [path for path in paths if path not in listed and not _RUNTIME_CACHE_FILE.fullmatch(path)]
     return sorted(name if name.isprintable() else ascii(name) for name in found)
 
 

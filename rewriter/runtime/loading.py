@@ -16,6 +16,7 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from rewriter.artifact import Artifact, load_artifact
+from rewriter.artifact_paths import RUNTIME_CACHE_DIR
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
 from rewriter.runtime import device
 from rewriter.runtime.executor import EmulatedExecutor, Executor, NativeExecutor
@@ -23,9 +24,6 @@ from rewriter.runtime.function import ConvertedFunction, counted
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 from rewriter.source import Signature
-
-#: Folder of an artifact in which TensorRT-RTX keeps what it compiled for the GPUs at hand.
-RUNTIME_CACHE_DIR = "runtime_cache"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,22 @@ def test_files_of_others_are_not_overwritten(save, out, strange, told):
     assert operator(load_artifact(out)) == "Relu"
 
 
+def test_the_runtime_cache_of_an_artifact_goes_with_it(save, out):
+    """It is not in the manifest, for it is made by the runs of the artifact."""
+    save()
+    cache = out / "runtime_cache"
+    cache.mkdir()
+    for suffix in ("cache", "json"):
+        (cache / f"{'0123456789abcdef' * 2}.{suffix}").write_bytes(b"kernels")
+    save("Neg")
+    assert operator(load_artifact(out)) == "Neg"
+    assert not cache.exists()
+    cache.mkdir()
+    (cache / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"no part of it: runtime_cache/notes\.txt;"):
+        save()
+
+
 def test_a_link_to_a_folder_is_somebodys_too(save, out, tmp_path):
     save()
     (out / "elsewhere").symlink_to(tmp_path)

@@ -11,7 +11,7 @@ from rewriter import manifest as manifests
 from rewriter.artifact import save_artifact
 from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
-from rewriter.runtime.loading import RUNTIME_CACHE_DIR, Runnable, load, make_function
+from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 
@@ -49,7 +49,7 @@ def test_a_gpu_gets_all_there_is_to_know(saved, gpu, pair):
     assert (options.cuda_graph, options.stream, options.device, options.wait_for_builds) == (False, 7, 1, True)
     assert (options.maximum_cached_engines, options.cache_full, options.allow_build_at_runtime) == (3, "evict", True)
     assert opened.recipe == Recipe.of("FP16")
-    assert opened.folder == saved / RUNTIME_CACHE_DIR
+    assert opened.folder == saved / "runtime_cache"
     assert opened.params["cache_full"] == "evict"
     assert gpu.made[0].closed == 1
 
