@@ -152,7 +152,12 @@ class EngineSlot:
                 also = self._neighbours(wanted)
         if ask and self._builds is not None and self._segment is not None:
             # Outside the lock: the request may wait for the build, whose end needs the lock.
-            self._builds.request(self.op, self._segment, wanted, also=also, done=self._on_build)
+            try:
+                self._builds.request(self.op, self._segment, wanted, also=also, done=self._on_build)
+            except ConversionError:  # closed in another thread: nothing is being built
+                with self._lock:
+                    self._asked.pop(key, None)
+                raise
         with self._lock:
             if ask:
                 answer = self._search(key, shapes, values)

@@ -161,7 +161,7 @@ def test_whatever_fails_the_artifact_is_what_it_was(artifact, tmp_path, monkeypa
         return replace(self, target)
 
     monkeypatch.setattr(type(artifact), "replace", failing)
-    with pytest.raises(ArtifactError, match="cannot write the artifact .*No space left on device"):
+    with pytest.raises(ArtifactError, match=r"cannot write the artifact .*No space left on device"):
         save_engines(artifact, [stored(tmp_path, "a"), stored(tmp_path, "b")])
     monkeypatch.undo()
     assert files_of(artifact) == before

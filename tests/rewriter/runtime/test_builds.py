@@ -489,3 +489,33 @@ def test_a_node_that_cannot_be_built_is_the_answer(rtx):
         failure = builder.build(broken, [batch(2)])
     assert isinstance(failure, BuildFailure)
     assert failure.kind == "unsupported"
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("mode", ["FP32", "FP16"])
+def test_an_artifact_gets_the_engines_that_were_built_at_run_time(rtx, tmp_path, mode):
+    """From conversion to conversion's own key: the artifact alone tells how to build."""
+    from rewriter.artifact import load_artifact
+    from rewriter.artifact_engines import save_engines
+    from rewriter.converter import Converter
+    from rewriter.runtime.schedule import EngineStep, make_schedule
+
+    source = segment_of().model.proto
+    with Converter(model=source, backend=rtx, progress=False, precision_mode=mode) as converter:
+        converter.convert()
+        empty = converter.save(tmp_path / "empty")
+        converter.build(lambda: ({"x": np.zeros((size, 4), np.float32)} for size in (2, 8)))
+        full = converter.save(tmp_path / "full")
+    (expected,) = load_artifact(full).engines
+    artifact = load_artifact(empty)
+    schedule = make_schedule(artifact.model, [spec.tensor for spec in artifact.signature.outputs], [OP])
+    (step,) = [item for item in schedule.steps if isinstance(item, EngineStep)]
+    recipe = Recipe.from_json(artifact.params["recipe"])
+    with RuntimeBuilder(recipe=recipe, ranges=artifact.ranges, params=artifact.params, backend=rtx) as builder:
+        built = builder.build(step.native, [batch(2), batch(8)])
+        assert built.entry == dataclasses.replace(expected, size=built.entry.size, sha256=built.entry.sha256)
+        (saved,) = save_engines(empty, [built])
+        assert save_engines(full, [built]) == ()
+    (entry,) = load_artifact(empty).engines
+    assert entry.usable
+    assert saved.path.is_file()
