@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +25,21 @@ from rewriter.errors import (
 from rewriter.runtime.executor import Execution, NativeExecutor
 from rewriter.runtime.gpu.discovery import Discovery, free, reason_of
 from rewriter.runtime.gpu.graphs import make_graph
+from rewriter.runtime.gpu.island import absorb_capture_error
 from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
+from rewriter.runtime.gpu.plan_table import Key, PlanTable
 from rewriter.runtime.gpu.transfer import Pending, Staged, device_tensor, stage, view
 from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value
 
 if TYPE_CHECKING:
     from rewriter.runtime.builds import BackgroundBuilds
-    from rewriter.runtime.gpu.discovery import Trace
     from rewriter.runtime.runtime_builder import RuntimeBuilder
     from rewriter.runtime.slots import StoredEngine
 
 _LOG = logging.getLogger(__name__)
-#: Plans kept, the least recently used goes: a plan is small, but its CUDA graph holds memory of the driver.
-MAX_PLANS = 64
-
-#: The shapes of all inputs, in the order of the schedule.
-Key = tuple[tuple[int, ...], ...]
+#: Closed when the process ends: CUDA is gone when the objects of a process are, and ONNX Runtime aborts over that.
+_OPEN: weakref.WeakSet[HybridExecutor] = weakref.WeakSet()
 
 
 class HybridExecutor:
@@ -81,12 +81,10 @@ class HybridExecutor:
         self._lock = threading.Lock()
         self._closed = False
         self._cpu: NativeExecutor | None = None
-        self._traces: dict[Key, Trace] = {}
-        self._plans: collections.OrderedDict[Key, FixedPlan] = collections.OrderedDict()
+        self._plans = PlanTable(pieces)
         self._counts: collections.Counter[str] = collections.Counter()
-        self._no_graph: collections.Counter[str] = collections.Counter()
-        self._no_plan: collections.Counter[str] = collections.Counter()
         self._in_flight: collections.deque[Pending] = collections.deque()
+        _OPEN.add(self)
 
     def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
         """Computes all outputs once.
@@ -150,11 +148,8 @@ class HybridExecutor:
                 "steps": len(steps),
                 "islands": len(steps) - len(slots),
                 "discoveries": self._counts["discoveries"],
-                "plans": len(self._plans),
-                "graphs": sum(plan.captured for plan in self._plans.values()),
+                **self._plans.stats(),
                 "graph_launches": self._counts["graph_launches"],
-                "no_plan": dict(self._no_plan),
-                "no_graph": dict(self._no_graph),
                 "device_bytes": self._pieces.device_bytes,
                 "slots": {op: slot.stats() for op, slot in slots.items()},
             }
@@ -177,10 +172,11 @@ class HybridExecutor:
                 return
             self._closed = True
             with contextlib.suppress(CudaError):  # a device that has failed: its memory goes with the process
-                self._cuda.synchronize()
+                if not self._cuda.closed:
+                    self._cuda.synchronize()
             self._save_runtime_caches()
             self._sweep(everything=True)
-            self._drop_plans()
+            self._plans.clear()
             self._pieces.close()
             self._cuda.close()
             if self._cpu is not None:
@@ -198,7 +194,7 @@ class HybridExecutor:
             return self._enqueue(staged, pending, on_device)
         except DeviceMemoryError as error:
             _LOG.debug("out of memory, once more with what can be freed: %s", error)
-            self._drop_plans()
+            self._plans.clear()
             self._pieces.release()
             self._cuda.trim()
             self._counts["memory_retries"] += 1
@@ -207,41 +203,14 @@ class HybridExecutor:
 
     def _enqueue(self, staged: Mapping[str, Staged], pending: Pending, on_device: bool) -> tuple[int, dict[str, int]]:
         key = tuple(staged[spec.tensor].shape for spec in self._pieces.schedule.inputs)
-        plan = self._plan(key)
+        plan = self._plans.get(key)
         if plan is not None:
             try:
                 return self._run_plan(plan, staged, pending, on_device)
             except EngineError as error:
                 _LOG.debug("the plan of %s fails, its engine is tried once more alone: %s", key, error)
-                self._plans.pop(key).close()
+                self._plans.drop(key)
         return self._discover(key, staged, pending, on_device)
-
-    def _plan(self, key: Key) -> FixedPlan | None:
-        """The plan of these shapes, made when they were met before; None for a discovery."""
-        plan = self._plans.get(key)
-        if plan is not None:
-            if plan.holds():
-                self._plans.move_to_end(key)
-                return plan
-            self._plans.pop(key).close()
-            return None
-        trace = self._traces.pop(key, None)
-        if trace is None:
-            return None
-        try:
-            plan = FixedPlan(self._pieces, trace)
-        except EngineError as error:
-            self._no_plan[reason_of(error)] += 1
-            return None
-        if not plan.holds():
-            plan.close()
-            return None
-        self._plans[key] = plan
-        while len(self._plans) > MAX_PLANS:
-            self._plans.popitem(last=False)[1].close()
-        if plan.no_graph:
-            self._no_graph[plan.no_graph] += 1
-        return plan
 
     def _run_plan(
         self, plan: FixedPlan, staged: Mapping[str, Staged], pending: Pending, on_device: bool
@@ -255,11 +224,8 @@ class HybridExecutor:
         plan.bind()
         if plan.runs == 1 and not plan.no_graph:
             if not make_graph(plan, put, self._cuda):
-                self._pieces.reopen_islands()
-                plan.give_up_graph(plan.no_graph)
-            if plan.no_graph:
-                self._no_graph[plan.no_graph] += 1
-                _LOG.info("no CUDA graph: %s", plan.no_graph)
+                absorb_capture_error(self._cuda)
+            self._plans.count_graph(plan)
             self._save_runtime_caches()
         put()
         plan.run()
@@ -280,13 +246,7 @@ class HybridExecutor:
             for value in trace.outputs.values():
                 if not on_device:
                     free(value)
-        if trace.unfixable:
-            self._no_plan[trace.unfixable] += 1
-        else:
-            trace.outputs = {}
-            self._traces[key] = trace
-            while len(self._traces) > MAX_PLANS:
-                del self._traces[next(iter(self._traces))]
+        self._plans.remember(key, trace)
         return len(trace.found), fallbacks
 
     @contextlib.contextmanager
@@ -378,11 +338,6 @@ class HybridExecutor:
             self._in_flight.popleft()
             pending.release()
 
-    def _drop_plans(self) -> None:
-        self._traces.clear()
-        while self._plans:
-            self._plans.popitem()[1].close()
-
     def _save_runtime_caches(self) -> None:
         """Writes what TensorRT compiled for this GPU, where there is a place for it."""
         for engine in self._pieces.open_engines():
@@ -391,6 +346,20 @@ class HybridExecutor:
     def _check_open(self) -> None:
         if self._closed:
             raise ConverterStateError("this function is closed: load the artifact again")
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+
+@atexit.register
+def _close_open() -> None:
+    """Closes the executors that nobody closed."""
+    for executor in tuple(_OPEN):
+        try:
+            executor.close()
+        except ConversionError as error:
+            _LOG.warning("%s", error)
 
 
 class _Borrowed:
@@ -402,6 +371,3 @@ class _Borrowed:
 
 class _StrictError(ConversionError):
     """`strict` was asked for, and an engine node would run natively."""
-
-
-__all__ = ["MAX_PLANS", "HybridExecutor"]

@@ -38,7 +38,7 @@ def make_graph(plan: FixedPlan, put: Callable[[], None], cuda: Cuda) -> bool:
         cuda: where it runs.
 
     Returns:
-        False when a failed capture may have left ONNX Runtime's sessions spoilt.
+        False when a failed capture may have left an error in ONNX Runtime (see `absorb_capture_error`).
     """
     try:
         plan.use_own_contexts()

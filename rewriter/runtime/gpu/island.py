@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,12 @@ from rewriter.runtime.schedule import Binding
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.cuda import Cuda
 
+_LOG = logging.getLogger(__name__)
 #: Without it ONNX Runtime waits for the stream at the end of every run, and a run cannot be captured.
 _NO_WAITING = "disable_synchronize_execution_providers"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+#: Types of outputs that have no bytes to be shared: sequences and other things that are no tensor, and strings.
+_NOT_BINARY = (TensorProto.UNDEFINED, TensorProto.STRING)
 
 
 class Island:
@@ -111,8 +116,11 @@ class Island:
             binding.bind_output(
                 item.tensor, self._cuda.device_type, self._cuda.device, value.dtype, list(value.shape), value.pointer
             )
-        run, options = self._session.run_with_iobinding, self._run_options
-        return lambda: run(binding, options)
+        run, enqueue = (
+            functools.partial(self._session.run_with_iobinding, binding, self._run_options),
+            self._cuda.enqueue,
+        )
+        return lambda: enqueue(run)
 
     def host_nodes(self) -> tuple[str, ...] | None:
         """Names of the nodes that ONNX Runtime put on the CPU; None when this version does not tell.
@@ -149,11 +157,6 @@ class Island:
             self._run_options = ort.RunOptions()
             self._run_options.add_run_config_entry(_NO_WAITING, "1")
 
-    def reopen(self) -> None:
-        """Drops the session; the next use makes a new one."""
-        with self._lock:
-            self._session = self._keep = None
-
     def close(self) -> None:
         """Drops session and model; harmless when repeated."""
         with self._lock:
@@ -162,14 +165,14 @@ class Island:
     def _run_on_host(self, values: Mapping[str, Value]) -> dict[str, Value]:
         feeds = {item.tensor: to_host(values[item.value], self._cuda) for item in self.inputs}
         names = [item.tensor for item in self.outputs]
-        strings = any(array.dtype.kind in "OU" for array in feeds.values())
-        if strings or any(self._dtypes[name] == TensorProto.STRING for name in names):
-            results = self._session.run(names, feeds)
-        else:
+        plain = all(self._dtypes[name] not in _NOT_BINARY for name in names)
+        if plain and all(isinstance(v, np.ndarray) and v.dtype.kind not in "OSU" for v in feeds.values()):
             given = {name: to_ort_value(array) for name, array in feeds.items()}
             results = [from_ort_value(value) for value in self._session.run_with_ort_values(names, given)]
+        else:
+            results = self._session.run(names, feeds)
         return {
-            item.value: HostValue(np.asarray(result), self._dtypes[item.tensor])
+            item.value: HostValue(result, self._dtypes[item.tensor])
             for item, result in zip(self.outputs, results, strict=True)
         }
 
@@ -192,8 +195,8 @@ class Island:
         return DeviceValue(result.data_ptr(), shape, self._dtypes[item.tensor], result)
 
 
-def to_host(value: Value, cuda: Cuda) -> np.ndarray:
-    """The tensor in CPU memory; for one on the device the host waits until it is there."""
+def to_host(value: Value, cuda: Cuda) -> Any:
+    """The tensor (or sequence) in CPU memory; for one on the device the host waits until it is there."""
     if isinstance(value, HostValue):
         return value.array
     memory = cuda.pinned(value.nbytes)
@@ -222,6 +225,22 @@ def cuda_provider_problem(cuda: Cuda) -> str:
     if session.get_providers()[0] != "CUDAExecutionProvider":
         return "ONNX Runtime's CUDA provider cannot be loaded: are its CUDA and cuDNN libraries installed?"
     return ""
+
+
+def absorb_capture_error(cuda: Cuda) -> None:
+    """Lets ONNX Runtime find the error of a failed capture now, where it harms nobody.
+
+    It has a CUDA runtime of its own, which keeps that error until somebody asks: the next kernel that looks takes it
+    for its own failure (seen with 1.31 on an H100), and all is well afterwards.
+    """
+    if cuda.device_type == "cpu":
+        return
+    session, _ = open_session(_tiny_model(), session_options(), cuda.providers)
+    for _ in range(2):
+        try:
+            session.run(None, {"x": np.zeros(1, np.float32)})
+        except Exception as error:  # noqa: BLE001 -- that is what it is run for
+            _LOG.debug("the error of a failed capture is taken off: %s", first_line(error))
 
 
 def _tiny_model() -> Model:

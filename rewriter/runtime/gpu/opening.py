@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passes.base import PassError
 from passes.engine_node import engine_nodes
 from passes.model import Model
 from passes.precision.ranges import RangeTable
@@ -76,7 +77,10 @@ def open_gpu_executor(
     opener = Opener(cuda, runtime_cache_folder)
     with contextlib.ExitStack() as undo:
         undo.callback(cuda.close)
-        made = assemble(model, outputs, engines, options, params, recipe, ranges, opener)
+        try:
+            made = assemble(model, outputs, engines, options, params, recipe, ranges, opener)
+        except PassError as error:
+            raise ConversionError(f"the model cannot be cut into engines and native parts: {error}") from error
         if not isinstance(made, str):
             undo.pop_all()
         return made

@@ -109,11 +109,6 @@ class Pieces:
                     return hazard
         return ""
 
-    def reopen_islands(self) -> None:
-        """Makes all ONNX Runtime sessions anew: a failed capture may have spoilt them."""
-        for island in self._islands.values():
-            island.reopen()
-
     def release(self) -> None:
         """Gives the shared memory back; it is taken again when it is needed."""
         self.arena.release()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from rewriter.runtime.native import numpy_dtype
 
@@ -38,20 +36,20 @@ class DeviceValue:
 
 @dataclasses.dataclass(frozen=True)
 class HostValue:
-    """A tensor in CPU memory: of strings, or one whose elements TensorRT wants to read itself.
+    """A value in CPU memory: strings, what is no tensor, or a tensor whose elements TensorRT wants to read itself.
 
     Attributes:
-        array: the tensor; nobody writes to it.
-        dtype: onnx.TensorProto data type number.
+        array: the tensor; nobody writes to it. A list for a sequence, None for an optional without a value.
+        dtype: onnx.TensorProto data type number; 0 for what is no tensor.
     """
 
-    array: np.ndarray
+    array: Any
     dtype: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dims."""
-        return tuple(int(size) for size in self.array.shape)
+        """Its dims; () for what is no tensor."""
+        return tuple(int(size) for size in getattr(self.array, "shape", ()))
 
 
 Value = DeviceValue | HostValue

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewriter.errors import ConversionError, ConverterStateError
-from rewriter.runtime.gpu.executor import MAX_PLANS
+from rewriter.runtime.gpu.plan_table import MAX_PLANS
 
 pytestmark = pytest.mark.usefixtures("islands")
 
@@ -149,7 +149,9 @@ def test_a_refused_engine_becomes_native_nodes(make, hybrid):
 
 
 def test_strict_refuses_to_open_with_a_refused_engine(make):
-    with pytest.raises(ConversionError, match="strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: .*GPU"):
+    with pytest.raises(
+        ConversionError, match="strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: .*GPU"
+    ):
         make(per_op={"TRTEngineOp_000": {"refuse": "The engine cannot run on this GPU"}}, options={"strict": True})
 
 
@@ -314,7 +316,7 @@ def test_several_inputs_outputs_and_types(make, hybrid):
 
 
 def test_strings_run_on_the_host(make, hybrid):
-    case, executor = make(
+    _, executor = make(
         """
         g (string[N] s, float[N] x) => (float[N] y, string[N] t) {
             e = Equal(s, word)

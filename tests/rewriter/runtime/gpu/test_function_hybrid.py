@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto
 
 from passes.segments import TensorSpec
-from rewriter.errors import ConversionError
+from rewriter.errors import ConversionError, InputError
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.source import Signature
@@ -115,6 +115,20 @@ def test_outputs_on_the_device_go_in_again(make):
         assert isinstance(second, np.ndarray)
         np.testing.assert_allclose(second, twice, rtol=1e-5, atol=1e-6)
         del first
+
+
+def test_a_device_tensor_that_does_not_fit_is_told(make):
+    _, function = make()
+    on_device = function.run(image(2), device_outputs=True)["result"]
+
+    class Wrong:
+        """The same memory as another shape."""
+
+        def __init__(self, of):
+            self.__cuda_array_interface__ = {**of.__cuda_array_interface__, "shape": (4, 2), "strides": None}
+
+    with pytest.raises(InputError, match=r"input 'x' has shape \[4, 2\], expected \[N, 4\]: dimension 1 must be 4"):
+        function(Wrong(on_device))
 
 
 def test_shapes_outside_the_profiles_run_natively(make, caplog):
