@@ -288,6 +288,9 @@ class ConvertedFunction:
 
     def _ready(self) -> Executor:
         """The executor, made now if it is not there yet."""
+        executor = self._executor
+        if executor is not None:
+            return executor  # without the lock, which every call of every thread would take
         with self._lock:
             if self._executor is None and self._open is not None and not self._closed:
                 self._executor = self._open()
@@ -306,8 +309,9 @@ class ConvertedFunction:
         execution = self._execute(executor, feeds, on_device=device_outputs)
         self._count(execution)
         outputs = {spec.name: execution.outputs[spec.tensor] for spec in self.signature.outputs}
-        if not device_outputs and any(is_tensorflow(value) for value in values.values()):
-            convert = sys.modules["tensorflow"].convert_to_tensor
+        tensorflow = None if device_outputs else sys.modules.get("tensorflow")
+        if tensorflow is not None and any(is_tensorflow(value) for value in values.values()):
+            convert = tensorflow.convert_to_tensor
             outputs = {name: convert(array) for name, array in outputs.items()}
         return outputs
 
@@ -340,6 +344,8 @@ class ConvertedFunction:
             final: False for one that is only to get things going: its fallbacks are of no interest.
         """
         news = self._counters.add(execution, warmup=warmup, final=final)
+        if not execution.fallbacks:
+            return
         level = logging.INFO if self.execution == "native" else logging.WARNING  # what was asked for needs no warning
         for reason in news:
             count, verb = execution.fallbacks[reason], "runs" if execution.fallbacks[reason] == 1 else "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes)
+_numpy_dtype = functools.cache(numpy_dtype)  # every call of a converted function asks for the same few
 #: DLPack's number for memory of a CUDA device.
 _DLPACK_CUDA = 2
 
@@ -49,6 +51,8 @@ def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         InputError: too many, missing, unknown or repeated inputs; the message names them.
     """
     names = [spec.name for spec in signature.inputs]
+    if len(args) == len(names) and not kwargs and not any(isinstance(value, (Mapping, list, tuple)) for value in args):
+        return dict(zip(names, args, strict=True))  # nothing to find out: the way of the hot loop
     given: Mapping[str, Any] = {}
     if len(args) == 1 and isinstance(args[0], Mapping) and (names or not args[0]):
         given, args = args[0], ()
@@ -91,12 +95,14 @@ def to_device_feeds(signature: Signature, values: Mapping[str, Any]) -> dict[str
         InputError: a value does not fit; see `to_array`.
     """
     feeds: dict[str, Any] = {}
+    wait = False
     for spec in signature.inputs:
         value = values[spec.name]
         if _is_tensorflow_on_device(value):
             value = _TensorFlowOnDevice(value)
+            wait = True
         feeds[spec.tensor] = value if is_on_device(value) else to_array(value, spec)
-    if any(isinstance(value, _TensorFlowOnDevice) for value in feeds.values()):
+    if wait:
         sys.modules["tensorflow"].test.experimental.sync_devices()
     return feeds
 
@@ -143,8 +149,12 @@ def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
         InputError: wrong dtype, rank or static dimension, a tensor in the memory of a GPU (but TensorFlow's are
             copied), or nothing that an array can be made of.
     """
-    python = isinstance(value, (*_PLAIN, list, tuple)) and not isinstance(value, np.generic)
-    array = _from_python(value, spec) if python else _from_tensor(value, spec)
+    if type(value) is np.ndarray and value.dtype.kind not in "SUO" and value.dtype.isnative:
+        array = value
+    elif isinstance(value, (*_PLAIN, list, tuple)) and not isinstance(value, np.generic):
+        array = _from_python(value, spec)
+    else:
+        array = _from_tensor(value, spec)
     check_dtype(array.dtype, spec)
     check_shape(array.shape, spec)
     return array
@@ -156,7 +166,7 @@ def check_dtype(dtype: np.dtype[Any], spec: TensorSpec) -> None:
     Raises:
         InputError: it names the input and what is expected.
     """
-    wanted = numpy_dtype(spec.dtype)
+    wanted = _numpy_dtype(spec.dtype)
     if dtype == wanted or (wanted.kind == "O" and dtype.kind in "OU"):
         return
     raise InputError(
@@ -178,7 +188,7 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
             f"input {spec.name!r} has shape {list(shape)}, expected rank {len(spec.shape)}: {describe_shape(spec)}"
         )
     for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
-        if isinstance(wanted, int) and size != wanted:
+        if size != wanted and isinstance(wanted, int):
             raise InputError(
                 f"input {spec.name!r} has shape {list(shape)}, expected {describe_shape(spec)}: dimension {axis} "
                 f"must be {wanted}"

@@ -38,7 +38,10 @@ class CallCounters:
             else:
                 self._calls += 1
                 self._engine_calls += execution.engine_runs > 0
-                self._fallbacks.update(execution.fallbacks)
+                if execution.fallbacks:
+                    self._fallbacks.update(execution.fallbacks)
+            if not execution.fallbacks:
+                return []
             news = [reason for reason in execution.fallbacks if final and reason not in self._said]
             self._said.update(news)
             return news

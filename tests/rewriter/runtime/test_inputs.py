@@ -83,6 +83,11 @@ def test_all_ways_to_give_one_input(args):
     np.testing.assert_array_equal(to_feeds(ONE, bind(ONE, args, {}))["image_1"], image(1))
 
 
+def test_any_mapping_is_one():
+    inputs = types.MappingProxyType({"image": image(1)})
+    np.testing.assert_array_equal(bind(ONE, (inputs,), {})["image"], image(1))
+
+
 def test_a_list_of_arrays_is_no_data_for_one_input():
     with pytest.raises(InputError, match="2 inputs were given, the signature has 'image'"):
         bind(ONE, ([image(), image()],), {})
