@@ -7,13 +7,15 @@ import shutil
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests run on the CPU wherever they are; those of the GPU ask for it: CUDA_VISIBLE_DEVICES=0 python -m pytest -m gpu
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+_GPU = shutil.which("nvidia-smi") is not None and os.environ["CUDA_VISIBLE_DEVICES"] not in ("", "-1")
 
 #: marker -> (is it there?, reason of the skip)
 NEEDS = {
     "tensorflow": (importlib.util.find_spec("tensorflow") is not None, "TensorFlow is not installed: the [tf] extra"),
     "rtx": (importlib.util.find_spec("tensorrt_rtx") is not None, "TensorRT-RTX is not installed: the [rtx] extra"),
-    "gpu": (shutil.which("nvidia-smi") is not None, "no NVIDIA GPU on this machine"),
+    "gpu": (_GPU, "no NVIDIA GPU on this machine, or CUDA_VISIBLE_DEVICES=0 is not set"),
 }
 
 
