@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from passes.extract import rehash
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
@@ -102,6 +103,8 @@ class RuntimeBuilder:
         if not self._finalizer.alive:
             raise ConverterStateError("the builder of engines is closed: load the artifact again")
         builder = self._ready()
+        if not segment.content_hash:  # left out when the model was loaded, for it reads all weights
+            segment = rehash(segment)
         lowered = self._lowering.apply(segment)
         profiles = self._profiles(segment, sets, counts or [1] * len(sets))
         build = builder.build(lowered, profiles, progress)

@@ -154,7 +154,8 @@ def assemble(
         for op, stored in own.items():
             if not nodes[op] and builds is None and not any(item.entry.usable for item in stored):
                 blocked[op] = stored[0].entry.problem if stored else "it has no engine"
-        schedule = make_schedule(model, outputs, [op for op, scope in nodes.items() if not scope and op not in blocked])
+        wanted = [op for op, scope in nodes.items() if not scope and op not in blocked]
+        schedule = make_schedule(model, outputs, wanted, hashed=False)
         slots = _slots(schedule, own, options, builds, opener)
         undo.callback(_close_all, slots)
         refused = _preload(slots) if builds is None else _preload_all(slots)
@@ -162,7 +163,7 @@ def assemble(
             blocked.update(refused)
             for op in refused:
                 slots.pop(op).close()
-            schedule = make_schedule(model, outputs, sorted(slots))
+            schedule = make_schedule(model, outputs, sorted(slots), hashed=False)
             slots = {step.op: slots[step.op] for step in schedule.steps if isinstance(step, EngineStep)}
         blocked.update((op, reason) for op, reason in schedule.inner.items() if op not in blocked)
         _tell(blocked, options)

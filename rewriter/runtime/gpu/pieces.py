@@ -9,7 +9,7 @@ from rewriter.runtime.gpu.capture_rules import capture_hazard
 from rewriter.runtime.gpu.island import Island
 from rewriter.runtime.gpu.memory import SharedMemory
 from rewriter.runtime.schedule import EngineStep, NativeStep, Schedule
-from rewriter.runtime.slots import EngineSlot, Found
+from rewriter.runtime.slots import EngineSlot, Found, Miss
 from rewriter.shapes.profiles import shape_tensors
 
 if TYPE_CHECKING:
@@ -92,6 +92,15 @@ class Pieces:
         engine = cast("LoadedEngine", answer.engine)
         self._engines[id(engine)] = engine
         return engine
+
+    def still_hold(self, answers: Mapping[int, Found | Miss]) -> bool:
+        """True while every slot would answer as it did: number of the engine step -> answer. Nothing is counted."""
+        steps = self.schedule.steps
+        return all(
+            answer.version == self.slots[step.op].version
+            for number, answer in answers.items()
+            if isinstance(step := steps[number], EngineStep)
+        )
 
     def open_engines(self) -> tuple[LoadedEngine, ...]:
         """The engines that were used and are still open."""

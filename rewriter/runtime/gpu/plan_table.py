@@ -90,12 +90,14 @@ class PlanTable:
         }
 
     def _make(self, key: Key, trace: Trace) -> FixedPlan | None:
+        if not self._pieces.still_hold(trace.answers):  # an engine is closed by now, or a better one is there
+            return None
         try:
             plan = FixedPlan(self._pieces, trace)
         except EngineError as error:
             self._no_plan[reason_of(error)] += 1
             return None
-        if not plan.holds():
+        if not plan.holds():  # a build ended just now
             plan.close()
             return None
         self._plans[key] = plan

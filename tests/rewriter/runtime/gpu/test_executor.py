@@ -150,7 +150,7 @@ def test_a_refused_engine_becomes_native_nodes(make, hybrid):
 
 def test_strict_refuses_to_open_with_a_refused_engine(make):
     with pytest.raises(
-        ConversionError, match="strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: .*GPU"
+        ConversionError, match=r"strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: .*GPU"
     ):
         make(per_op={"TRTEngineOp_000": {"refuse": "The engine cannot run on this GPU"}}, options={"strict": True})
 
