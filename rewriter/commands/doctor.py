@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rewriter.backends.base import Backend
+
 #: (distribution, extra that brings it, what it is for)
 PACKAGES = (
     ("onnx", "", "the graph"),
@@ -23,6 +25,7 @@ PACKAGES = (
     ("tensorrt", "trt", "TensorRT, builds on the GPU"),
     ("onnxruntime", "cpu", "native execution"),
     ("onnxruntime-gpu", "gpu", "native execution on the GPU"),
+    ("cuda-bindings", "gpu", "execution on the GPU"),
     ("polygraphy", "compare", "comparison runs"),
 )
 
@@ -50,32 +53,47 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - every command t
         )
     console.print(table, soft_wrap=False)
     console.print(f"GPU: {_gpus()}")
-    problems = _problems(console)
+    problems, on_gpu = _try_out(console)
     for problem in problems:
         print(f"trt-rewriter: {problem}", file=sys.stderr)
     if not problems:
-        console.print("Ready: models can be converted, and run natively.")
+        console.print(f"Ready: models can be converted, and run {'on the GPU' if on_gpu else 'natively'}.")
     return 2 if problems else 0
 
 
-def _problems(console: Console) -> list[str]:
-    """What stands in the way, one line each; prints the TensorRT that would be used."""
+def _try_out(console: Console) -> tuple[list[str], bool]:
+    """(What stands in the way of converting, one line each; whether engines run on a GPU); prints what was tried."""
     from rewriter.backends import open_backend
     from rewriter.errors import ConversionError
     from rewriter.runtime.native import import_onnxruntime
 
     problems = []
+    on_gpu = False
     try:
         with open_backend("auto") as backend:
             targets = " ".join(backend.default_targets) or "the GPU of this machine"
             console.print(f"TensorRT: {backend.flavour} {backend.version}, builds for {targets}")
+            on_gpu = _try_gpu(console, backend)
     except ConversionError as error:
         problems.append(str(error))
     try:
         import_onnxruntime()
     except ConversionError as error:
         problems.append(str(error))
-    return problems
+    return problems, on_gpu
+
+
+def _try_gpu(console: Console, backend: Backend) -> bool:
+    """Prints what of the road over the GPU works; True when all of it does."""
+    from rewriter.runtime import device
+    from rewriter.runtime.gpu.readiness import gpu_readiness
+
+    if device.missing_gpu():
+        return False
+    tried = gpu_readiness(backend)
+    for what, outcome, works in tried:
+        console.print(f"  {what}: {'' if works else 'NOT READY: '}{outcome}", soft_wrap=True)
+    return all(works for _, _, works in tried)
 
 
 def _gpus() -> str:
