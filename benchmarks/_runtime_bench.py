@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,32 +28,41 @@ FOUND_AGAIN = 0.9
 
 
 def run_experiments(
-    script: str, experiments: Sequence[Mapping[str, Any]], timeout: float, json_path: Path | None
+    script: str, experiments: Sequence[Mapping[str, Any]], timeout: float, json_path: Path | None, jobs: int = 1
 ) -> list[dict[str, Any]]:
-    """Runs each experiment as `script --worker JSON` in a process of its own, one after the other.
+    """Runs each experiment as `script --worker JSON` in a process of its own.
 
     The results are written to `json_path` after each one, so that nothing is lost when this process is stopped.
 
     Args:
         script: path of the script.
-        experiments: what the workers are told; "timeout" in one overrides `timeout`.
+        experiments: what the workers are told; "environment" in one is added to its environment variables.
         timeout: seconds for one experiment; a process that takes longer is killed with its children.
         json_path: where the results go; None: nowhere.
+        jobs: processes at a time; more than one only where nothing is timed.
 
     Returns:
-        {"experiment": ..., "seconds": ..., "rows": [...]} of each, or "failed": why instead of rows.
+        {"experiment": ..., "seconds": ..., "rows": [...]} of each in order, and "failed": why, when one did.
     """
-    done: list[dict[str, Any]] = []
-    for experiment in experiments:
+    done: dict[int, dict[str, Any]] = {}
+    lock = threading.Lock()
+
+    def run(index: int) -> None:
+        experiment = experiments[index]
         started = time.perf_counter()
-        result = _run_worker(script, experiment, float(experiment.get("timeout", timeout)))
-        done.append({"experiment": dict(experiment), "seconds": time.perf_counter() - started, **result})
-        label = " ".join(str(value) for key, value in experiment.items() if key != "folder")
-        what = result.get("failed") or "; ".join(_brief(row) for row in result["rows"])
-        print(f"[{done[-1]['seconds']:.0f} s] {label}: {what}"[:1500], file=sys.stderr, flush=True)
-        if json_path is not None:
-            write_json(json_path, {"device": device_name(), "results": done})
-    return done
+        result = _run_worker(script, experiment, timeout)
+        seconds = time.perf_counter() - started
+        label = " ".join(str(value) for key, value in experiment.items() if key not in ("folder", "environment"))
+        said = [_brief(row) for row in result["rows"]] + ([result["failed"]] if "failed" in result else [])
+        with lock:
+            done[index] = {"experiment": dict(experiment), "seconds": seconds, **result}
+            print(f"[{seconds:.0f} s] {label}: {'; '.join(said)}"[:1500], file=sys.stderr, flush=True)
+            if json_path is not None:
+                write_json(json_path, {"device": device_name(), "results": [done[key] for key in sorted(done)]})
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, range(len(experiments))))
+    return [done[key] for key in sorted(done)]
 
 
 def _brief(row: Mapping[str, Any]) -> str:
@@ -101,42 +112,54 @@ def report(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[s
             print(f"FAILED {result['experiment']}: {result['failed']}")
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and the 10th and 90th percentile, in microseconds."""
-    low, high = np.percentile(seconds, [10, 90])
-    return {"us": 1e6 * statistics.median(seconds), "p10": 1e6 * float(low), "p90": 1e6 * float(high)}
-
-
-def timed(call: Callable[[], Any], finish: Callable[[], Any], *, warmup: int, runs: int) -> dict[str, float]:
-    """How long a call takes alone, and how long each of many takes when nobody waits between them.
+def interleaved(
+    systems: Mapping[str, Callable[[], Any]], finish: Callable[[], Any], *, rounds: int = 5, runs: int = 40
+) -> dict[str, dict[str, float]]:
+    """How long calls of several systems take, measured in turns, so that the machine's moods meet all alike.
 
     Args:
-        call: enqueues one execution.
+        systems: name -> enqueues one execution.
         finish: waits until the device has done all that was enqueued.
-        warmup: calls before the first measurement.
-        runs: measured calls, half of them one by one and half in rows of 20.
+        rounds: turns of each system.
+        runs: calls a turn that are waited for one by one; as many again are enqueued without a wait between them.
 
     Returns:
-        us, p10, p90: microseconds of one call with the wait after it (host clock). "stream us": microseconds of a call
-        in a row of 20 with one wait at its end, the median of the rows; what the device needs when the host keeps up.
+        For each system, in microseconds (host clock): us, p10, p90: one call and the wait for its end. "stream us": one
+        of `runs` calls in a row with one wait at the end, the median of the rounds: what the device takes for a call
+        when the host keeps up with it, else what the host takes.
     """
-    for _ in range(warmup):
-        call()
-    finish()
-    alone = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        call()
-        finish()
-        alone.append(time.perf_counter() - started)
-    rows = []
-    for _ in range(max(runs // 20, 5)):
-        started = time.perf_counter()
-        for _ in range(20):
+    for call in systems.values():
+        for _ in range(10):
             call()
         finish()
-        rows.append((time.perf_counter() - started) / 20)
-    return {**spread(alone), "stream us": 1e6 * statistics.median(rows)}
+    alone: dict[str, list[float]] = {name: [] for name in systems}
+    rows: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in range(rounds):
+        names = list(systems)[:: -1 if turn % 2 else 1]
+        for name in names:
+            call = systems[name]
+            for _ in range(5):
+                call()
+            finish()
+            for _ in range(runs):
+                started = time.perf_counter()
+                call()
+                finish()
+                alone[name].append(1e6 * (time.perf_counter() - started))
+            started = time.perf_counter()
+            for _ in range(runs):
+                call()
+            finish()
+            rows[name].append(1e6 * (time.perf_counter() - started) / runs)
+    return {
+        name: {
+            "us": statistics.median(times),
+            "p10": float(np.percentile(times, 10)),
+            "p90": float(np.percentile(times, 90)),
+            "stream us": statistics.median(rows[name]),
+        }
+        for name, times in alone.items()
+    }
 
 
 def compare(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:

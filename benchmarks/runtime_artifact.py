@@ -56,7 +56,11 @@ def main() -> int:
         make(options.folder)
         return 0
     experiments = [
-        {"folder": str(options.folder), "name": str(path.parent.relative_to(options.folder)), "provider": options.provider}
+        {
+            "folder": str(options.folder),
+            "name": str(path.parent.relative_to(options.folder)),
+            "provider": options.provider,
+        }
         for path in sorted(options.folder.glob("*/*/data.npz"))
     ]
     results = run_experiments(__file__, experiments, options.timeout, options.json)
@@ -66,7 +70,7 @@ def main() -> int:
 
 
 def network() -> ModelProto:
-    """x [batch, 16, 16, 16] through two times four convolutions with a Softsign between them that stays native."""
+    """Input x [batch, 16, 16, 16] through two times four convolutions; the Softsign between them stays native."""
     nodes, weights, value = [], [], "x"
     scale = np.float32((2 / (CHANNELS * 9)) ** 0.5)
     for layer in range(2 * LAYERS):
@@ -148,7 +152,7 @@ def compared(function: Any, data: Mapping[str, np.ndarray], batch: int) -> float
 
 
 def strictly(path: Path, provider: str, data: Mapping[str, np.ndarray]) -> str:
-    """ "passes", or with which words strict=True refuses."""
+    """Whether strict=True "passes", or with which words it refuses."""
     import rewriter
 
     try:

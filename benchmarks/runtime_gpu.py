@@ -1,6 +1,6 @@
 """Do engines and native islands on the GPU compute what the native model computes on the CPU?
 
-    python benchmarks/runtime_gpu.py FOLDER [--only NAME...] [--precision FP32 FP16] [--json PATH] [--timeout SECONDS]
+    python benchmarks/runtime_gpu.py FOLDER [--only NAME...] [--precision FP32 FP16] [--jobs N] [--json PATH]
 
 FOLDER holds the skeletons of `runtime_models.py`; models are filled, converted and built here when they are not yet.
 Each model and precision runs in a process of its own. Every call has inputs of its own, so that a buffer which is not
@@ -37,8 +37,8 @@ DEFAULT = ("ResNet50", "MobileNetV3Small", "bert", "unet", "detector", "detector
 #: Calls at each shape, one after the other, before the shapes alternate.
 CALLS = 4
 COLUMNS = (
-    "model", "precision", "shapes", "engines", "calls", "engine calls", "first", "second", "later", "alternating",
-    "eager", "device", "rms", "boxes", "alike", "strict", "status",
+    "model", "precision", "shapes", "steps", "islands", "plans", "graphs", "launches", "calls", "first", "second",
+    "later", "alternating", "eager", "device", "rms", "boxes", "alike", "strict", "status",
 )  # fmt: skip
 
 
@@ -52,12 +52,13 @@ def main() -> int:
         for name in options.only
         for precision in options.precision
     ]
-    results = run_experiments(__file__, experiments, options.timeout, options.json)
+    results = run_experiments(__file__, experiments, options.timeout, options.json, options.jobs)
     report("Hybrid execution against native execution", results, COLUMNS)
     for result in results:
         for row in result["rows"]:
-            if row["status"] != "ok" or row["fallbacks"]:
-                print(f"{row['model']} {row['precision']}: {row['status']}; fallbacks {row['fallbacks']}")
+            told = {key: row["stats"].get(key) for key in ("fallbacks", "no_plan", "no_graph") if row["stats"].get(key)}
+            if row["status"] != "ok" or told:
+                print(f"{row['model']} {row['precision']}: {row['status']}; {told}")
     good = all("failed" not in r and all(row["status"] == "ok" for row in r["rows"]) for r in results)
     return 0 if results and good else 1
 
@@ -121,7 +122,7 @@ def on_device(function: Any, name: str, references: Mapping[Any, Mapping[str, np
 
 
 def strictly(path: Path, name: str, provider: str, references: Mapping[Any, Any], differences: dict[str, Any]) -> str:
-    """ "ok", or why strict=True refused; its outputs are compared as well."""
+    """Whether strict=True passes: "ok", or why it refused; its outputs are compared as well."""
     import rewriter
 
     if provider != "cuda":
@@ -154,8 +155,8 @@ def judged(
         **worst,
         "rms": max(found["rms"] for found in every),
         "boxes": f"{sum(b['found'] for b in boxes)}/{sum(b['boxes'] for b in boxes)}" if boxes else "",
-        "engine calls": stats.get("engine_calls"),
-        "fallbacks": stats.get("fallbacks"),
+        **{key: stats.get(key) for key in ("steps", "islands", "plans", "graphs")},
+        "launches": stats.get("graph_launches"),
         "tolerance": tolerance,
         "status": "; ".join(faults) or "ok",
     }
@@ -167,7 +168,9 @@ def least_spread(references: Mapping[Any, Mapping[str, np.ndarray]]) -> float:
     previous: dict[Any, Mapping[str, np.ndarray]] = {}
     for (case, _), outputs in references.items():
         if case in previous:
-            pairs = [(np.asarray(outputs[key], np.float64), np.asarray(previous[case][key], np.float64)) for key in outputs]
+            pairs = [
+                (np.asarray(outputs[key], np.float64), np.asarray(previous[case][key], np.float64)) for key in outputs
+            ]
             pairs = [(a, b) for a, b in pairs if a.shape == b.shape and a.size]
             found.append(max(float(np.abs(a - b).max() / (np.abs(a).max() or 1.0)) for a, b in pairs))
         previous[case] = outputs
@@ -181,7 +184,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
     parser.add_argument("--provider", default="cuda", help="cpu tries the script where there is no GPU")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one experiment (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one experiment (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=4, help="models at a time (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,20 +1,21 @@
 """The models that the runtime is measured with: made with TensorFlow on one machine, filled on another.
 
-    python benchmarks/runtime_models.py FOLDER [--only NAME...]            makes skeletons, FOLDER/NAME.skeleton (needs TensorFlow)
-    python benchmarks/runtime_models.py FOLDER --fill [--only NAME...]     makes FOLDER/NAME.onnx of them
-    python benchmarks/runtime_models.py FOLDER --convert PRECISION...      converts and builds them, FOLDER/NAME.PRECISION
+    python benchmarks/runtime_models.py FOLDER [--only NAME...] [--fill | --convert PRECISION...]
 
-A skeleton is the exported ONNX model whose large weights are named by their seeds (`_skeleton.py`), so that all models
-together take a few megabytes. Filling and converting need neither TensorFlow nor a GPU. `artifact` does what is not
-done yet, so the other scripts need no steps before them.
-"""  # noqa: W505 - usage lines are not wrapped
+Without an option it makes skeletons, FOLDER/NAME.skeleton (needs TensorFlow); --fill makes FOLDER/NAME.onnx of them;
+--convert converts and builds these, FOLDER/NAME.PRECISION. A skeleton is the exported ONNX model whose large weights
+are named by their seeds (`_skeleton.py`), so that all models together take two megabytes. Filling and converting need
+neither TensorFlow nor a GPU. `artifact` does what is not done yet, so the other scripts need no steps before them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ class RuntimeModel:
         checks: the cases that are compared.
         feeds: inputs of a case from a generator.
         denied: patterns of the nodes that stay native.
+        samples: inputs of each case that engines are built for: more than one where values decide shapes.
     """
 
     maker: tuple[str, str, tuple[Any, ...]]
@@ -55,6 +57,7 @@ class RuntimeModel:
     checks: tuple[Case, ...]
     feeds: Callable[[Case, np.random.Generator], Feeds]
     denied: tuple[str, ...] = ()
+    samples: int = 1
 
 
 def images(case: Case, rng: np.random.Generator, size: int) -> Feeds:
@@ -104,7 +107,7 @@ def feature_maps(case: Case, rng: np.random.Generator) -> Feeds:
 def chain_pieces(steps: int) -> list[range]:
     """The layers of each of `steps` pieces."""
     bounds = np.linspace(0, CHAIN_LAYERS, steps + 1).round().astype(int)
-    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def chain_denied(steps: int) -> tuple[str, ...]:
@@ -152,10 +155,10 @@ MODELS: dict[str, RuntimeModel] = {
         ((1, 32, 32), (2, 128, 128)), ((1, 32, 48), (2, 64, 96), (1, 128, 128)), any_images,
     ),
     "detector": RuntimeModel(
-        ("_runtime_tf", "detector", ()), ((1,), (4,)), ((1,), (2,), (4,)), small_images,
+        ("_runtime_tf", "detector", ()), ((1,), (2,), (4,)), ((1,), (2,), (4,)), small_images, samples=40,
     ),
     "detector_nms": RuntimeModel(
-        ("_runtime_tf", "zoo", ("detector_nms",)), ((1,), (4,)), ((1,), (2,), (4,)), small_images,
+        ("_runtime_tf", "zoo", ("detector_nms",)), ((1,), (2,), (4,)), ((1,), (2,), (4,)), small_images, samples=40,
     ),
     "lstm": RuntimeModel(
         ("_runtime_tf", "zoo", ("lstm",)), ((1, 4), (8, 40)), ((1, 4), (3, 17), (8, 40)), series,
@@ -205,7 +208,7 @@ def filled(name: str, folder: Path) -> Path:
     path = folder / f"{file_of(name)}.onnx"
     if not path.exists():
         skeleton = ModelProto.FromString((folder / f"{file_of(name)}.skeleton").read_bytes())
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may come at once
         onnx.save(fill(skeleton), str(temporary))
         temporary.rename(path)
     return path
@@ -214,7 +217,7 @@ def filled(name: str, folder: Path) -> Path:
 def artifact(name: str, precision: str, folder: Path) -> Path:
     """The artifact of a model in one precision, converted and built when it is not there yet.
 
-    `conversion.json` beside it (NAME.PRECISION.json) holds what the conversion took and gave.
+    NAME.PRECISION.json beside it holds what the conversion took and gave.
     """
     from rewriter import Converter
 
@@ -224,7 +227,7 @@ def artifact(name: str, precision: str, folder: Path) -> Path:
         return out
     model = MODELS[name]
     path = filled(name, folder)
-    samples = [feeds_of(name, case, 0) for case in model.build]
+    samples = [feeds_of(name, case, 1000 + number) for number in range(model.samples) for case in model.build]
     started = time.perf_counter()
     with Converter(
         model=str(path),
