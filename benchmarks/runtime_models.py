@@ -74,7 +74,7 @@ def images(case: Case, rng: np.random.Generator, size: int) -> Feeds:
 
 def small_images(case: Case, rng: np.random.Generator) -> Feeds:
     """Normal images [batch, 64, 64, 3], each of a contrast of its own, so that more or fewer boxes are found."""
-    contrast = rng.uniform(0.2, 1.5, (case[0], 1, 1, 1)).astype(np.float32)
+    contrast = rng.uniform(0.4, 1.5, (case[0], 1, 1, 1)).astype(np.float32)
     return {"image": contrast * rng.standard_normal((case[0], 64, 64, 3), np.float32)}
 
 
@@ -155,10 +155,10 @@ MODELS: dict[str, RuntimeModel] = {
         ((1, 32, 32), (2, 128, 128)), ((1, 32, 48), (2, 64, 96), (1, 128, 128)), any_images,
     ),
     "detector": RuntimeModel(
-        ("_runtime_tf", "detector", ()), ((1,), (2,), (4,)), ((1,), (2,), (4,)), small_images, samples=40,
+        ("_runtime_tf", "detector", ()), ((1,), (2,), (6,)), ((1,), (2,), (4,)), small_images, samples=20,
     ),
     "detector_nms": RuntimeModel(
-        ("_runtime_tf", "zoo", ("detector_nms",)), ((1,), (2,), (4,)), ((1,), (2,), (4,)), small_images, samples=40,
+        ("_runtime_tf", "zoo", ("detector_nms",)), ((1,), (2,), (6,)), ((1,), (2,), (4,)), small_images, samples=20,
     ),
     "lstm": RuntimeModel(
         ("_runtime_tf", "zoo", ("lstm",)), ((1, 4), (8, 40)), ((1, 4), (3, 17), (8, 40)), series,
