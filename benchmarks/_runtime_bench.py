@@ -28,7 +28,13 @@ FOUND_AGAIN = 0.9
 
 
 def run_experiments(
-    script: str, experiments: Sequence[Mapping[str, Any]], timeout: float, json_path: Path | None, jobs: int = 1
+    script: str,
+    experiments: Sequence[Mapping[str, Any]],
+    timeout: float,
+    json_path: Path | None,
+    *,
+    jobs: int = 1,
+    budget: float = 3600.0,
 ) -> list[dict[str, Any]]:
     """Runs each experiment as `script --worker JSON` in a process of its own.
 
@@ -40,17 +46,22 @@ def run_experiments(
         timeout: seconds for one experiment; a process that takes longer is killed with its children.
         json_path: where the results go; None: nowhere.
         jobs: processes at a time; more than one only where nothing is timed.
+        budget: seconds for all of them: what has not begun by then fails, what runs then is ended.
 
     Returns:
         {"experiment": ..., "seconds": ..., "rows": [...]} of each in order, and "failed": why, when one did.
     """
     done: dict[int, dict[str, Any]] = {}
     lock = threading.Lock()
+    end = time.perf_counter() + budget
 
     def run(index: int) -> None:
         experiment = experiments[index]
         started = time.perf_counter()
-        result = _run_worker(script, experiment, timeout)
+        if started < end:
+            result = _run_worker(script, experiment, min(timeout, end - started))
+        else:
+            result = {"failed": f"not begun: the {budget:.0f} s for all were over", "rows": []}
         seconds = time.perf_counter() - started
         label = " ".join(str(value) for key, value in experiment.items() if key not in ("folder", "environment"))
         said = [_brief(row) for row in result["rows"]] + ([result["failed"]] if "failed" in result else [])

@@ -55,7 +55,7 @@ def main() -> int:
         getattr(_runtime_workers, experiment["work"])(**arguments)
         return 0
     everything = [e for name in options.only for e in experiments(name, options.folder, options.quick)]
-    results = run_experiments(__file__, everything, options.timeout, options.json)
+    results = run_experiments(__file__, everything, options.timeout, options.json, budget=options.budget)
     of = {name: [r for r in results if r["experiment"]["about"] == name] for name in options.only}
     for name, title, columns in (
         ("resnet", "ResNet50, device-resident", SPEED_COLUMNS),
@@ -224,6 +224,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer calls, to try the script")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one experiment (default %(default)s)")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
