@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 
 class BareEngine:
-    """One TensorRT-RTX context with fixed device buffers.
+    """One TensorRT-RTX context with fixed device buffers and kernels for exactly these shapes.
 
     Args:
         path: an engine file.
@@ -30,7 +30,11 @@ class BareEngine:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise RuntimeError(f"Error: this TensorRT or GPU refuses {path.name}")
-        self._context = self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        # By default kernels for a shape are compiled in the background, and a graph would keep their stand-ins.
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        self._context = self._engine.create_execution_context(config)
         self._graph: Any = None
         self.tensors: dict[str, Any] = {}
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]

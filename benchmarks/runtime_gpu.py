@@ -96,7 +96,10 @@ def check(name: str, precision: str, folder: str, provider: str) -> None:
             if index == 0:
                 row["first_call_seconds"] = time.perf_counter() - started
         if provider == "cuda":
-            differences["device"] = on_device(function, name, references)
+            try:
+                differences["device"] = on_device(function, name, references)
+            except Exception as error:  # noqa: BLE001 - told, and the other ways are still compared
+                row["device_error"] = f"{type(error).__name__}: {error}"[:300]
         row["stats"] = function.stats()
     if provider == "cuda":
         with rewriter.load(path, provider=provider, cuda_graph=False) as function:
@@ -150,6 +153,8 @@ def judged(
         faults.append("no engine ran")
     if engine and stats["fallbacks"]:
         faults.append(f"engine nodes ran natively: {stats['fallbacks']}")
+    if "device_error" in row:
+        faults.append(f"device tensors: {row['device_error']}")
     if row["strict"].startswith("refused"):
         faults.append(f"strict {row['strict']}")
     boxes = [found for found in every if "boxes" in found]
