@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--make", action="store_true")
-    parser.add_argument("--provider", default="cuda", help="auto tries the script where there is no GPU")
+    parser.add_argument("--provider", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one artifact (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
