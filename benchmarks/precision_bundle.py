@@ -1,274 +1,234 @@
-"""Makes engines of every precision, with inputs and expected outputs, for `precision_gpu.py` on a machine with a GPU.
+"""Makes what `precision_gpu.py` needs on a machine with a GPU: artifacts of every precision, and what must come out.
 
-    python benchmarks/precision_bundle.py FOLDER [--cache FOLDER] [--models NAME...] [--modes MODE...]
-                                          [--python PYTHON] [--part-mb SIZE]
+    .venv/bin/python benchmarks/precision_bundle.py FOLDER [--cache FOLDER] [--python PYTHON] [--skeletons FOLDER]
+                                                           [--models NAME...] [--images]
 
 Two machines take part, and nothing need be installed from a network on the second:
 
-1. Here, with no GPU. Each model is lowered whole, as one segment, in every mode, and what TensorRT gets is what the
-   emulation runs. PYTHON is the interpreter of an environment with this project and the TensorRT-RTX that the GPU
-   needs, for an engine runs only with the version that built it (Hopper: 1.4.0.76); default: this one. It builds the
-   engine; where it cannot (1.4 builds nothing quantised without a GPU), the lowered model itself goes into the bundle,
-   and step 2 builds it there. Beside each lie the inputs, what the native FP32 model makes of them, and what the
-   emulation does. FOLDER gets parts `part-00`, `part-01`, ... of at most SIZE MB (default 52), each complete in
-   itself; all of them together are below 200 MB.
-2. Carry `benchmarks/precision_gpu.py`, `benchmarks/engine_run.py` and any number of parts over; there, in an
-   environment with numpy, torch and that TensorRT-RTX:
+1. Here, with no GPU. Needs TensorFlow, scikit-learn and ONNX Runtime; PYTHON is the interpreter of an environment with
+   this project and the TensorRT-RTX that the GPU needs, for an engine runs only with the version that built it
+   (Hopper: 1.4.0.76; default: this interpreter). The trained networks (`precision_models.py`, trained when --cache does
+   not hold them) are exported, converted in every mode and emulated on all 10 000 test images. Artifacts with engines
+   are saved where TensorRT can build without a GPU; 1.4 can build nothing quantised, so for INT8 and FP8 the ranges
+   travel, and step 2 converts the exported network with them. ResNet50 travels as its skeleton (`runtime_models.py`,
+   from --skeletons when it is there), with ranges.
 
-       python benchmarks/precision_gpu.py FOLDER/part-00 [FOLDER/part-01 ...] [--json PATH]
+       .venv/bin/python benchmarks/precision_bundle.py .gpu-precision --python .venv-rtx14/bin/python
 
-   It prints one line an engine. Parts may be run one after the other, in any order.
+2. Carry FOLDER and the repository over; there, in an environment with numpy, onnx, onnx-graphsurgeon, torch,
+   onnxruntime-gpu and that TensorRT-RTX:
 
-The ResNet50 has seeded weights of few different values (`precision_models.resnet50_to_carry`), so that gzip makes its
-engines small; the others are the trained ones, with 2 000 of their test images. Exit status 1: a mode gave neither
-engine nor model.
+       python benchmarks/precision_gpu.py .gpu-precision --json $OUT/precision.json --table $OUT/precision.md
+
+The folder takes about 25 MB: the test images are drawn again there, from the 1797 digits that they are made of, and
+checked by their SHA-256; --images carries them instead (28 MB more). Exit status 1: a mode could not be made.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import gzip
-import hashlib
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _common import add_project_to_path, print_table
+from _precision_carry import (
+    BATCHES,
+    LOGITS,
+    MODELS,
+    MODES_OF,
+    QUANTISED_MODES,
+    RESNET,
+    arithmetic_text,
+    batches_of,
+    convert,
+    digest,
+    draw_test_images,
+    ranges_file,
+    samples_of,
+    source_of,
+)  # fmt: skip
 from engine_bundle import open_builder
-from precision_models import QUANTISED, TRAINED, Subject, default_cache, ensure_trained, load_subject, resnet50_to_carry
-from precision_table import MODES, QUANTISED_MODES, compare, conversion, run_all
+from precision_models import (
+    BATCH,
+    QUANTISED,
+    TRAINED,
+    Subject,
+    default_cache,
+    ensure_trained,
+    load_subject,
+    versioned,
+)  # fmt: skip
 
-RESNET = "ResNet50"
-RESNET_BATCH = 8
-IMAGES, IMAGES_BATCH = 2000, 100
-PART_MB = 52.0
-#: Best compression that is still quick; engines of noise-like weights gain nothing from more.
-GZIP_LEVEL = 6
-
-
-class NotWholeError(RuntimeError):
-    """A model did not become one engine; the message says what stayed native."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """One engine in a folder of its own; `data` lies beside the units.
-
-    The folder holds `engine.gz` or, to be built on the GPU, `model.onnx.gz`, and `emulated.npz` and `unit.json`.
-    """
-
-    folder: Path
-    data: Path
-
-    @property
-    def size(self) -> int:
-        """Bytes without the data."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
+#: Calibration batches of ResNet50.
+RESNET_CALIBRATION = 4
 
 
 def main() -> int:
     options = _parse()
     add_project_to_path()
-    ensure_trained(options.cache, options.models)
-    lines, units = [], []
+    ensure_trained(options.cache, [name for name in options.models if name in TRAINED])
+    options.folder.mkdir(parents=True, exist_ok=True)
+    write_digits(options.folder, options.cache, images=options.images)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="precision-bundle-") as scratch, open_builder(options.python) as backend:
         for name in options.models:
-            modes = [mode for mode in options.modes if name not in QUANTISED or mode in QUANTISED_MODES]
-            for mode, made in make_units(name, modes, options.cache, Path(scratch), backend):
-                lines.append({"model": name, "mode": mode, **line(made)})
-                print(f"{name} {mode}: {lines[-1]['status']}", file=sys.stderr, flush=True)
-                if isinstance(made, Unit):
-                    units.append(made)
-        parts = pack(units, options.folder, options.part_mb)
-    print_table(lines, ("model", "mode", "engine MB", "carried MB", "rms rel diff", "status"))
-    for part, size in parts.items():
-        print(f"{part}: {size / 1e6:.1f} MB")
-    return 0 if all("carried MB" in entry for entry in lines) else 1
+            if name == RESNET:
+                rows += resnet(options.folder, options.skeletons, Path(scratch), backend)
+            else:
+                subject = load_subject(name, options.cache, Path(scratch))
+                rows += trained(subject, options.folder, Path(scratch), backend)
+        facts = {"backend": backend.flavour, "version": backend.version, "rows": rows}
+    (options.folder / "bundle.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print_table(rows, ("model", "mode", "engine", "arithmetic", "native top-1", "emulated top-1", "flips", "status"))
+    size = sum(file.stat().st_size for file in options.folder.rglob("*") if file.is_file())
+    print(f"{options.folder}: {size / 1e6:.1f} MB")
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
-def make_units(
-    name: str, modes: Sequence[str], cache: Path, scratch: Path, backend: Any
-) -> Iterator[tuple[str, Unit | Exception]]:
-    """The engines of one model; a mode that fails gives its exception."""
-    subject = resnet50_to_carry(RESNET_BATCH) if name == RESNET else few_images(load_subject(name, cache, scratch))
-    data = scratch / f"{name}.npz"
-    for mode in modes:
-        try:
-            yield mode, make_unit(subject, mode, data, scratch / f"{name}.{mode}", backend)
-        except Exception as error:  # noqa: BLE001 - whatever happens is this engine's line
-            yield mode, error
-
-
-def few_images(subject: Subject) -> Subject:
-    """A trained model with its first `IMAGES` test images in batches of `IMAGES_BATCH`, the engine's only shape."""
-    images = np.concatenate([feed["image"] for feed in subject.checks])[:IMAGES]
-    checks = tuple({"image": images[i : i + IMAGES_BATCH]} for i in range(0, IMAGES, IMAGES_BATCH))
+def trained(subject: Subject, folder: Path, scratch: Path, backend: Any) -> list[dict[str, Any]]:
+    """Exports one trained network and converts and emulates it in each of its modes; a line each."""
+    source = export(subject, folder)
     assert subject.labels is not None
-    return dataclasses.replace(subject, samples=checks[:1], checks=checks, labels=subject.labels[:IMAGES])
+    images = np.concatenate([feed["image"] for feed in subject.checks])
+    expected: dict[str, np.ndarray] = {"labels": subject.labels.astype(np.uint8)}
+    rows = []
+    for mode in MODES_OF[subject.name]:
+        try:
+            rows.append(trained_mode(subject, mode, source, images, expected, scratch, backend, folder))
+        except Exception as error:  # noqa: BLE001 - whatever happens is this mode's line
+            rows.append({"model": subject.name, "mode": mode, "status": _one_line(error)})
+        print(f"{subject.name} {mode}: {rows[-1]['status']}", file=sys.stderr, flush=True)
+    np.savez_compressed(folder / f"{subject.name}.expected.npz", **expected)
+    return rows
 
 
-def make_unit(subject: Subject, mode: str, data: Path, folder: Path, backend: Any) -> Unit:
-    """Converts, and writes the engine with what must come out of it; writes `data` if it is not there yet.
+def trained_mode(
+    subject: Subject,
+    mode: str,
+    source: Path,
+    images: np.ndarray,
+    expected: dict[str, np.ndarray],
+    scratch: Path,
+    backend: Any,
+    folder: Path,
+) -> dict[str, Any]:
+    """One mode: what travels goes into `folder`, what must come out into `expected`; returns the table's line."""
+    name, quantised = subject.name, mode in QUANTISED_MODES
+    # With engines the artifact itself travels; without them only what `ready` cannot find out on the other machine.
+    out = (scratch if quantised else folder) / f"{name}.{mode}"
+    inputs = () if name in QUANTISED or not quantised else subject.calibration
+    facts = convert(
+        source, mode, out, samples=() if quantised else samples_of(name), inputs=inputs, backend=backend
+    )  # fmt: skip
+    if quantised and (out / "calibration.json").is_file():
+        shutil.copyfile(out / "calibration.json", ranges_file(folder, name, mode))
+    if "native" not in expected:
+        expected |= answers("native", run_all(out, "native", images))
+    expected |= answers(mode, run_all(out, "emulate", images))
+    labels = expected["labels"]
+    whole = quantised or facts["built_coverage"] == 1
+    return {
+        "model": name,
+        "mode": mode,
+        "engine": "to be built there" if quantised else f"{facts['engine_bytes'] / 1e6:.2f} MB",
+        "arithmetic": facts["precision"] if quantised else arithmetic_text(facts),
+        "native top-1": f"{100 * np.mean(expected['native'] == labels):.2f}",
+        "emulated top-1": f"{100 * np.mean(expected[mode] == labels):.2f}",
+        "flips": int(np.count_nonzero(expected[mode] != expected["native"])),
+        "status": "ok" if whole else f"partly built: {'; '.join(facts['not_built'] or facts['native'])}"[:200],
+    }
 
-    Raises:
-        NotWholeError: something stayed native.
-    """
+
+def run_all(artifact: Path, execution: str, images: np.ndarray) -> np.ndarray:
+    """Logits of all images, [N, 10], computed on the CPU."""
     from rewriter import load
 
-    artifact = folder / "artifact"
-    with conversion(subject, mode, quantize_ops=_quantised_ops(mode, backend)) as converter:
-        check_whole(converter.report)
-        converter.save(artifact)
-        facts = write_engine(converter, mode, folder, backend)
-    with load(artifact, execution="native") as function:
-        native = run_all(function, subject.checks)
-    with load(artifact, execution="emulate") as function:
-        emulated = run_all(function, subject.checks)
-    shutil.rmtree(artifact)
-    if not data.is_file():
-        write_data(data, subject, native)
-    np.savez_compressed(folder / "emulated.npz", **joined(emulated))
-    facts |= {"model": subject.name, "mode": mode, "cpu": compare(subject, native, emulated)}
-    facts["batch"] = len(subject.samples[0]["image"])
-    (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return Unit(folder, data)
+    with load(artifact, execution=execution) as function:
+        return np.concatenate([np.asarray(function(image=part)["logits"]) for part in batches_of(images, BATCH)])
 
 
-def _quantised_ops(mode: str, backend: Any) -> tuple[str, ...]:
-    """What the TensorRT that builds can quantise; the one that lowers here may be another."""
-    from passes.precision.recipe import Recipe
-    from rewriter.precision.workarounds import avoid_faults
-
-    return avoid_faults(Recipe.of(MODES[mode][0]), backend.flavour, backend.version)[0].quantize_ops
+def answers(key: str, logits: np.ndarray) -> dict[str, np.ndarray]:
+    """What travels of the logits: the answers, and the first `LOGITS` of them whole."""
+    return {key: logits.argmax(-1).astype(np.uint8), f"{key}.logits": logits[:LOGITS].astype(np.float32)}
 
 
-def write_engine(converter: Any, mode: str, folder: Path, backend: Any) -> dict[str, Any]:
-    """Writes the engine of the only segment, or its lowered model; returns what the GPU's side must know of it.
+def export(subject: Subject, folder: Path) -> Path:
+    """The network as an ONNX file, in which its signature's names are those of inputs and outputs."""
+    import onnx
 
-    Raises:
-        NotWholeError: the engine's inputs and outputs are not the model's.
-    """
     from passes.model import to_proto
-    from rewriter.backends.base import BuildOptions, BuiltEngine
-    from rewriter.manifest import profile_to_json
-    from rewriter.precision.options import narrowed_targets
+    from rewriter.frontend import load_source
 
-    (build,) = converter._converted("the bundle").result.builds.values()
-    signature, boundary = converter.signature, converter.report.engines[0]
-    facts: dict[str, Any] = {
-        "precision": boundary.precision,
-        "backend": backend.flavour,
-        "version": backend.version,
-        # Public name -> the engine's own.
-        "inputs": {spec.name: spec.tensor for spec in signature.inputs},
-        "outputs": {spec.name: spec.tensor for spec in signature.outputs},
-        "profiles": [profile_to_json(profile) for profile in build.profiles],
-    }
-    own = {spec.tensor for spec in (*boundary.inputs, *boundary.outputs)}
-    if own != {*facts["inputs"].values(), *facts["outputs"].values()}:
-        raise NotWholeError(f"the engine's tensors {sorted(own)} are not those of the signature")
-    model = build.lowered.segment.model
-    options = BuildOptions(targets=narrowed_targets(MODES[mode][0], backend), tf32=mode == "TF32")
-    outcome = backend.build(model, build.profiles, options, folder / "engine")
-    if isinstance(outcome, BuiltEngine):
-        content, name = outcome.path.read_bytes(), "engine.gz"
-        outcome.path.unlink()
-        facts |= {"build_seconds": outcome.seconds, "bytes": outcome.size}
+    source = load_source(subject.model)
+    for spec in (*source.signature.inputs, *source.signature.outputs):
+        assert spec.name == spec.tensor, f"{spec.name} is called {spec.tensor} in ONNX"
+    path = folder / f"{subject.name}.onnx"
+    onnx.save(to_proto(source.model), str(path))
+    return path
+
+
+def resnet(folder: Path, skeletons: Path | None, scratch: Path, backend: Any) -> list[dict[str, Any]]:
+    """The skeleton of ResNet50 and its ranges; everything else is made on the GPU's machine."""
+    from runtime_models import feeds_of, file_of, make
+
+    name = f"{file_of(RESNET)}.skeleton"
+    if skeletons is not None and (skeletons / name).is_file():
+        shutil.copyfile(skeletons / name, folder / name)
     else:
-        content, name = to_proto(model).SerializeToString(), "model.onnx.gz"
-        facts |= {"not_built": outcome.reason, "bytes": 0}
-    facts |= {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / name).write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0))
-    return facts
+        make(RESNET, folder)
+    shutil.copyfile(folder / name, scratch / name)
+    source = source_of(scratch, RESNET)
+    inputs = [feeds_of(RESNET, (max(BATCHES) // 4,), 100 + number) for number in range(RESNET_CALIBRATION)]
+    rows = []
+    for mode in MODES_OF[RESNET]:
+        row: dict[str, Any] = {"model": RESNET, "mode": mode, "engine": "to be built there", "status": "ok"}
+        if mode in QUANTISED_MODES:
+            try:
+                row["arithmetic"] = convert(source, mode, scratch / mode, inputs=inputs, backend=backend)["precision"]
+                shutil.copyfile(scratch / mode / "calibration.json", ranges_file(folder, RESNET, mode))
+            except Exception as error:  # noqa: BLE001 - whatever happens is this mode's line
+                row["status"] = _one_line(error)
+            shutil.rmtree(scratch / mode, ignore_errors=True)
+        rows.append(row)
+        print(f"{RESNET} {mode}: {row['status']}", file=sys.stderr, flush=True)
+    return rows
 
 
-def check_whole(report: Any) -> None:
-    """Refuses a conversion that is not one engine for everything.
-
-    Raises:
-        NotWholeError: it is not; the message has the first reason.
-    """
-    if len(report.engines) == 1 and report.engines[0].built and not report.native:
-        return
-    reasons = [f"{engine.name}: {engine.reason}" for engine in report.engines if not engine.built]
-    reasons += [f"{verdict.node} ({verdict.op_type}): {verdict.reason}" for verdict in report.native]
-    raise NotWholeError(f"{len(report.engines)} engines instead of one; {reasons[0] if reasons else 'no reason known'}")
-
-
-def write_data(path: Path, subject: Subject, native: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Inputs as bytes with their divisor, the native outputs ("native.NAME"), and the labels if there are any."""
-    images = np.concatenate([feed["image"] for feed in subject.checks])
-    divisor = np.float32(255 if images.max() <= 1 else 1)
-    stored = np.rint(images * divisor).astype(np.uint8)
-    assert np.array_equal(stored.astype(np.float32) / divisor, images), "these images are not whole numbers of 0..255"
-    arrays = {"image": stored, "divisor": divisor, **{f"native.{n}": value for n, value in joined(native).items()}}
-    if subject.labels is not None:
-        arrays["labels"] = subject.labels
-    np.savez_compressed(path, **arrays)
-
-
-def joined(outputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Outputs of several calls, one after the other along the batch."""
-    return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
-
-
-def pack(units: Sequence[Unit], folder: Path, part_mb: float) -> dict[Path, int]:
-    """Distributes units over parts in their order; returns part -> bytes.
+def write_digits(folder: Path, cache: Path, *, images: bool) -> None:
+    """What the test images are drawn from, or they themselves, and their digest.
 
     Raises:
-        ValueError: one engine with its data is larger than a part.
+        AssertionError: drawing again does not give the images of the cache.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("part-[0-9][0-9]"):
-        shutil.rmtree(old)
-    limit = part_mb * 1e6
-    sizes: dict[Path, int] = {}
-    part, there = folder / "part-00", set[Path]()
-    for unit in units:
-        cost = unit.size + (0 if unit.data in there else unit.data.stat().st_size)
-        if sizes.get(part, 0) + cost > limit and part in sizes:
-            part, there = folder / f"part-{len(sizes):02}", set()
-            cost = unit.size + unit.data.stat().st_size
-        if cost > limit:
-            raise ValueError(f"{unit.folder.name} takes {cost / 1e6:.1f} MB: give --part-mb more, or leave it out")
-        part.mkdir(exist_ok=True)
-        shutil.copytree(unit.folder, part / unit.folder.name)
-        if unit.data not in there:
-            shutil.copyfile(unit.data, part / unit.data.name)
-            there.add(unit.data)
-        sizes[part] = sizes.get(part, 0) + cost
-    return sizes
+    from sklearn.datasets import load_digits
+
+    originals = load_digits().images.astype(np.uint8)
+    with np.load(versioned(cache) / "digits.npz") as file:
+        wanted = file["test_images"]
+    drawn: Mapping[str, np.ndarray] = {"images": wanted} if images else {"originals": originals}
+    assert images or np.array_equal(draw_test_images(originals), wanted), "the images come out otherwise: use --images"
+    np.savez_compressed(folder / "digits.npz", sha256=np.array(digest(wanted)), **drawn)
 
 
-def line(made: Unit | Exception) -> dict[str, Any]:
-    """The table's cells for one engine."""
-    if not isinstance(made, Unit):
-        return {"status": f"{type(made).__name__}: {' '.join(str(made).split())}"[:200]}
-    facts = json.loads((made.folder / "unit.json").read_text(encoding="utf-8"))
-    return {
-        "engine MB": f"{facts['bytes'] / 1e6:.2f}",
-        "carried MB": f"{made.size / 1e6:.2f}",
-        "rms rel diff": f"{facts['cpu']['rms_rel_diff']:.1e}",
-        "status": f"to be built there ({facts['not_built'][:90]})" if "not_built" in facts else "ok",
-    }
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [RESNET, *TRAINED]
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cache", type=Path, default=default_cache(), help="of trained models; default %(default)s")
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--part-mb", type=float, default=PART_MB)
-    return parser.parse_args()
+    parser.add_argument("--skeletons", type=Path, help="folder of runtime_models.py that may hold ResNet50's")
+    parser.add_argument("--images", action="store_true", help="carry the test images themselves")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

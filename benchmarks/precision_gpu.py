@@ -1,264 +1,257 @@
-"""Runs the engines of `precision_bundle.py` on this machine's GPU and compares them with native FP32 and emulation.
+"""Top-1 and latency of every precision, from artifacts that are executed on this machine's GPU.
 
-    python benchmarks/precision_gpu.py PART... [--only TEXT] [--json PATH] [--timeout SECONDS]
+    python benchmarks/precision_gpu.py FOLDER [--json PATH] [--table PATH] [--models NAME...] [--modes MODE...]
+                                       [--parts accuracy latency] [--timeout SECONDS] [--budget SECONDS] [--jobs N]
 
-Each PART is a folder that `precision_bundle.py` made; its docstring has the steps. Needs numpy, torch (for device
-memory and timing) and the TensorRT-RTX that built the engines; models that it cannot build without a GPU are built
-here. Each engine runs in a process of its own; one that cannot be built, deserialised, run or finished is a line with
-the reason.
+FOLDER is one that `precision_bundle.py` made; its docstring has the steps. Needs numpy, onnx, onnx-graphsurgeon, torch,
+onnxruntime-gpu and the TensorRT-RTX that the bundle was made with. Each model in each mode runs in a process of its
+own:
 
-Printed per engine: the difference from the emulated arithmetic and from native FP32, as max|difference| / max|expected|
-and as quotient of root mean squares (trained models: of the logits); for trained models the top-1 and its distance
-from native FP32 in points; the median latency of one enqueue in microseconds, for information only. Status "ok": the
-engine differs from the emulation by no more than the mode's limit, and its top-1 from that of native FP32 by no more
-than 0.2 (FP16, BF16) or 0.5 points (INT8, FP8). The exit status is 1 when any engine is not ok.
+    accuracy   The artifact is loaded (first converted here, where its engines can only be built on a GPU), warmed up,
+               and run on all 10 000 test images at batch 32. Top-1 is compared with that of native FP32 and with
+               what emulation predicted on the other machine; the logits of the first 1000 images with the emulated
+               ones. ResNet50 has seeded weights, thus no top-1: its outputs are compared with an emulation here.
+               Several at a time (--jobs), for nothing is timed.
+    latency    Microseconds of one call with device-resident inputs and outputs and CUDA graphs at batch 1, 8, 32, one
+               process at a time: the median of 200 calls, each with the wait for its end, and ("in a row") of a call
+               among 40 without a wait between them.
+
+Two Markdown tables are printed, and a line for each criterion. A row is "ok" when every call used all engines and none
+fell back (else it says how many, and why), the whole graph is in engines, and |top-1 executed - top-1 emulated| is at
+most 0.2 points. "nodes in" is what the engines' nodes really compute in, which may be less than was asked for. The
+exit status is 1 when a row is not ok or is missing. --provider cpu tries the script where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
+import contextlib
+import importlib.metadata
 import json
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_run import device_name, difference, execute
+from _common import add_project_to_path, write_json
+from _precision_carry import (
+    BATCHES,
+    LOGITS,
+    MODELS,
+    MODES,
+    MODES_OF,
+    RESNET,
+    SIZES,
+    DrawnOtherwiseError,
+    arithmetic_text,
+    batches_of,
+    ready,
+    test_images,
+)  # fmt: skip
+from _precision_report import judge, judge_latency, render, top1_row
+from _runtime_bench import compare, emit, interleaved, rms_difference, run_experiments
+from engine_run import device_name
 
-#: Largest difference of root mean squares from the emulation. A fused kernel rounds less often than emulation does,
-#: and one that sums in another order moves a value across a rounding border of 8 bits now and then. FP32 runs in TF32.
-DIFFERENCE = {
-    "FP32": 1e-2, "TF32": 1e-2, "FP16": 1e-2, "BF16": 3e-2, "INT8": 5e-2, "FP8": 0.1, "FP16+INT4": 5e-3,
-}  # fmt: skip
-#: Largest loss of top-1 against native FP32, points.
-POINTS = {"FP32": 0.2, "TF32": 0.2, "FP16": 0.2, "BF16": 0.2, "INT8": 0.5, "FP8": 0.5}
-WARMUP, TIMED = 20, 100
-TIMEOUT = 300.0
+add_project_to_path()
+
+PARTS = ("accuracy", "latency")
+#: Rounds of calls, and calls a round, that are timed.
+ROUNDS, RUNS = 5, 40
 
 
 def main() -> int:
     options = _parse()
     if options.worker:
-        print(json.dumps(run_unit(options.worker)))
+        told = json.loads(options.worker)
+        {"accuracy": accuracy, "latency": latency}[told.pop("part")](**told)
         return 0
-    rows = []
-    for folder in sorted(path.parent for part in options.parts for path in part.glob("*/unit.json")):
-        if options.only is None or options.only in folder.name:
-            rows.append(run_in_child(folder, options.timeout))
-            print(text(rows[-1]), file=sys.stderr, flush=True)
-    head = {"device": device_name(), "versions": sorted({row["version"] for row in rows})}
-    print(f"{head['device']}; engines of {', '.join(head['versions'])}")
-    print("| model | mode | built | MB | emulated: max | rms | native: max | rms | top-1 | points | us | status |")
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
-    for row in rows:
-        print(text(row))
-    if options.json:
-        options.json.write_text(json.dumps({**head, "engines": rows}, indent=1) + "\n", encoding="utf-8")
-    return 0 if rows and all(row["status"] == "ok" for row in rows) else 1
-
-
-def run_in_child(folder: Path, timeout: float) -> dict[str, Any]:
-    """One engine in its own process; a crash, a hang or an error is a row with the reason."""
-    facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-    known = {
-        "model": facts["model"],
-        "mode": facts["mode"],
-        "version": f"{facts['backend']} {facts['version']}",
-        "bytes": facts["bytes"],
-        "cpu": facts["cpu"],
-    }
-    command = [sys.executable, __file__, "--worker", str(folder)]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {**known, "status": f"no end after {timeout:.0f} s"}
-    lines = child.stdout.strip().splitlines()
-    if child.returncode == 0 and lines:
-        return {**known, **json.loads(lines[-1])}
-    # TensorRT's own error lines come before the traceback's end; both say what happened.
-    said = [line for line in child.stderr.strip().splitlines() if "Error" in line and not line.startswith(" ")]
-    return {**known, "status": f"exit status {child.returncode}: {'; '.join(said[-3:])}"[:500].replace("|", "/")}
-
-
-def run_unit(folder: Path) -> dict[str, Any]:
-    """Runs one engine over all its images.
-
-    Raises:
-        RuntimeError: the engine is damaged, refused by this TensorRT or GPU, or cannot be run.
-    """
-    import tensorrt_rtx as trt
-
-    facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-    content = gzip.decompress((folder / facts["file"]).read_bytes())
-    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        raise RuntimeError(f"{facts['file']} was damaged on its way")
-    if not facts["version"].startswith(trt.__version__):
-        raise RuntimeError(f"the engine was built by {facts['version']}, this is TensorRT-RTX {trt.__version__}")
-    logger = trt.Logger(trt.Logger.ERROR)
     started = time.perf_counter()
-    plan = content if facts["file"] == "engine.gz" else build(trt, logger, content, facts["profiles"])
-    seconds = facts.get("build_seconds", time.perf_counter() - started)
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise RuntimeError("Error: this TensorRT or GPU refuses the engine")
-    context = engine.create_execution_context()
-    (public, tensor), *others = facts["inputs"].items()
-    assert public == "image"
-    assert not others
-    with np.load(folder.parent / f"{facts['model']}.npz") as data, np.load(folder / "emulated.npz") as emulated:
-        images = data["image"].astype(np.float32) / data["divisor"]
-        native = {name: data[f"native.{name}"] for name in facts["outputs"]}
-        expected = {name: emulated[name] for name in facts["outputs"]}
-        labels = data.get("labels")
-    outputs = run_batches(lambda feeds: execute(trt, engine, context, feeds)[0], images, tensor, facts)
-    telling = ["logits"] if labels is not None else list(outputs)
-    row = {"microseconds": latency(context), "bytes": len(plan), "build_seconds": seconds}
-    row["built"] = "there" if facts["file"] == "engine.gz" else "here"
-    for kind, reference in (("emulated", expected), ("native", native)):
-        row[f"max_{kind}"] = max(difference(outputs[name], reference[name]) for name in telling)
-        row[f"rms_{kind}"] = max(rms_difference(outputs[name], reference[name]) for name in telling)
-    if labels is not None:
-        row |= top1_of(outputs["logits"], native["logits"], expected["logits"], labels)
-    return {**row, "status": judge(facts, row)}
+    try:
+        test_images(options.folder)  # once, before the workers all do it
+    except DrawnOtherwiseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    chosen = [(model, mode) for model in options.models for mode in MODES_OF[model] if mode in options.modes]
+    results: list[dict[str, Any]] = []
+    if "accuracy" in options.parts:
+        # ResNet50 first: it takes longest.
+        order = sorted(chosen, key=lambda case: case[0] != RESNET)
+        cases = [experiment("accuracy", *case, options) for case in order]
+        results += run_experiments(__file__, cases, options.timeout, None, jobs=options.jobs, budget=options.budget)
+        keep(options, results)
+    for case in chosen if "latency" in options.parts else ():
+        left = max(options.budget - (time.perf_counter() - started), 0.0)
+        results += run_experiments(
+            __file__, [experiment("latency", *case, options)], options.timeout, None, budget=left
+        )
+        keep(options, results)
+    text, good = render(results, machine(), chosen, options.parts)
+    print(text)
+    if options.table:
+        options.table.write_text(text + "\n", encoding="utf-8")
+    print(f"{time.perf_counter() - started:.0f} s in all", file=sys.stderr)
+    return 0 if good else 1
 
 
-def build(trt: Any, logger: Any, model: bytes, profiles: list[Mapping[str, Any]]) -> bytes:
-    """Builds a lowered model for this GPU: what the machine without one could not.
-
-    Raises:
-        RuntimeError: TensorRT refuses it; its own words are on stderr.
-    """
-    builder = trt.Builder(logger)
-    # Versions without the flag know nothing but strongly typed networks.
-    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strong is None else 1 << int(strong))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
-        raise RuntimeError(f"Error: the parser refuses the model: {parser.get_error(0).desc()}")
-    config = builder.create_builder_config()
-    for ranges in profiles:
-        profile = builder.create_optimization_profile()
-        for name, item in ranges.items():
-            profile.set_shape(name, item["min"], item["opt"], item["max"])
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise RuntimeError("Error: TensorRT cannot build the model on this GPU either")
-    return bytes(plan)
+def experiment(part: str, model: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a worker is told."""
+    return {"part": part, "model": model, "mode": mode, "folder": str(options.folder), "provider": options.provider}
 
 
-def run_batches(
-    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
-    images: np.ndarray,
-    tensor: str,
-    facts: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    """The engine's outputs for all images, batch by batch; public name -> array."""
-    batch = facts["batch"]
-    parts = [run({tensor: images[start : start + batch]}) for start in range(0, len(images), batch)]
-    return {name: np.concatenate([part[own] for part in parts]) for name, own in facts["outputs"].items()}
+def machine() -> str:
+    """The GPU, and the versions of what computes on it."""
+    names = ("tensorrt-rtx-cu13", "onnxruntime-gpu", "onnxruntime", "numpy")
+    found = []
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return f"{device_name()} (driver); {', '.join(found)}"
 
 
-def latency(context: Any) -> float:
-    """Median microseconds of one enqueue with the shapes of the last run, device memory of its own.
+def keep(options: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what there is so far, so that nothing is lost when this process is stopped."""
+    if options.json:
+        write_json(options.json, {"device": machine(), "results": list(results)})
 
-    `execute` has freed its buffers, so the context gets new ones here.
-    """
-    import tensorrt_rtx as trt
+
+def accuracy(folder: str, model: str, mode: str, provider: str) -> None:
+    """One model in one mode on all its images; a worker's whole work."""
+    import rewriter
+
+    started = time.perf_counter()
+    path, facts = ready(Path(folder), model, mode)
+    row = {
+        "model": model,
+        "mode": mode,
+        "built": facts["built"],
+        "nodes in": arithmetic_text(facts),
+        "provider": provider,
+        "facts": facts,
+        "ready s": time.perf_counter() - started,
+    }
+    with rewriter.load(path, provider=provider, allow_build_at_runtime=False) as function:
+        row["warm-up"] = function.warmup({"image": [(batch, SIZES[model], SIZES[model], 3) for batch in BATCHES]})
+        if model == RESNET:
+            found = resnet_row(function, path)
+        else:
+            images = test_images(Path(folder))
+            parts = [function(image=part)["logits"] for part in batches_of(images, max(BATCHES))]
+            found = trained_row(np.concatenate(parts), Path(folder, f"{model}.expected.npz"), mode)
+        stats = function.stats()
+    row |= found
+    row |= {"calls": stats["calls"], "engine calls": stats["engine_calls"], "fallbacks": stats["fallbacks"]}
+    row |= {"unusable": stats["unusable_engines"], "seconds": time.perf_counter() - started}
+    emit({**row, "status": judge(row), "stats": stats})
+
+
+def trained_row(logits: np.ndarray, expected: Path, mode: str) -> dict[str, Any]:
+    """Logits [10000, 10] against what the bundle holds."""
+    with np.load(expected) as file:
+        known = {key: file[key] for key in file.files}
+    found = top1_row(logits.argmax(-1), known["labels"], known["native"], known[mode])
+    found["rms emulated"] = rms_difference(logits[:LOGITS], known[f"{mode}.logits"])
+    found["rms native"] = rms_difference(logits[:LOGITS], known["native.logits"])
+    found["emulated from native"] = rms_difference(known[f"{mode}.logits"], known["native.logits"])
+    return found
+
+
+def resnet_row(function: Any, path: Path) -> dict[str, Any]:
+    """ResNet50 at batch 8 against native execution and emulation on this machine's CPU."""
+    from runtime_models import feeds_of
+
+    import rewriter
+
+    feeds = feeds_of(RESNET, (8,), 1)
+    outputs = function(**feeds)
+    with rewriter.load(path, execution="native") as native:
+        reference = native(**feeds)
+    with rewriter.load(path, execution="emulate") as emulated:
+        predicted = emulated(**feeds)
+    return {
+        "rms emulated": compare(outputs, predicted)["rms"],
+        "rms native": compare(outputs, reference)["rms"],
+        "emulated from native": compare(predicted, reference)["rms"],
+    }
+
+
+def latency(folder: str, model: str, mode: str, provider: str) -> None:
+    """Times one model in one mode at all batches; a worker's whole work."""
+    import rewriter
+
+    path, facts = ready(Path(folder), model, mode)
+    on_gpu = provider == "cuda"
+    stream, finish = _stream() if on_gpu else (None, lambda: None)
+    with rewriter.load(path, provider=provider, stream=stream, allow_build_at_runtime=False) as function:
+        for batch in BATCHES:
+            feeds = images_of(model, batch)
+            before = function.stats()
+            if on_gpu:
+                import torch
+
+                device = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
+                torch.cuda.synchronize()
+                for _ in range(6):  # discovery, fixed addresses, capture, launches
+                    function.run(device, device_outputs=True)
+                times = _timed(lambda given=device: function.run(given, device_outputs=True), finish, ROUNDS, RUNS)
+            else:
+                times = _timed(lambda given=feeds: function(**given), finish, 1, 2)
+            row = {"model": model, "mode": mode, "batch": batch, "nodes in": arithmetic_text(facts), **times}
+            row |= {"provider": provider, **grown(before, function.stats())}
+            emit({**row, "status": judge_latency(row)})
+
+
+def _stream() -> tuple[Any, Any]:
+    """A CUDA stream of PyTorch, made its current one, and what waits for its end."""
     import torch
 
-    engine = context.engine
-    keep = []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        width = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).itemsize
-        count = int(np.prod(context.get_tensor_shape(name)))
-        keep.append(torch.zeros(max(count * width, 1), dtype=torch.uint8, device="cuda"))
-        context.set_tensor_address(name, keep[-1].data_ptr())
     stream = torch.cuda.Stream()
-    torch.cuda.synchronize()
-    times = []
-    for number in range(WARMUP + TIMED):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record(stream)
-        if not context.execute_async_v3(stream.cuda_stream):
-            raise RuntimeError("Error: the engine could not be enqueued")
-        after.record(stream)
-        after.synchronize()
-        if number >= WARMUP:
-            times.append(1e3 * before.elapsed_time(after))
-    return statistics.median(times)
+    torch.cuda.set_stream(stream)
+    return stream, stream.synchronize
 
 
-def rms_difference(actual: np.ndarray, reference: np.ndarray) -> float:
-    """The root mean square of the difference over that of the reference; infinite where something is not finite."""
-    a, b = actual.astype(np.float64), reference.astype(np.float64)
-    scale = float(np.sqrt(np.mean(b**2)))
-    found = float(np.sqrt(np.mean((a - b) ** 2))) / (scale or 1.0)
-    return found if np.isfinite(found) else float("inf")
+def _timed(call: Any, finish: Any, rounds: int, runs: int) -> dict[str, float]:
+    return interleaved({"ours": call}, finish, rounds=rounds, runs=runs)["ours"]
 
 
-def top1_of(scores: np.ndarray, native: np.ndarray, emulated: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Top-1 in percent, its distance from native FP32 in points, and images with another answer than expected."""
-    answers = {"gpu": scores.argmax(-1), "native": native.argmax(-1), "emulated": emulated.argmax(-1)}
-    top1 = {name: float(100 * np.mean(answer == labels)) for name, answer in answers.items()}
-    return {
-        "top1": top1["gpu"],
-        "points": top1["gpu"] - top1["native"],
-        "points_from_emulated": top1["gpu"] - top1["emulated"],
-        "flips_from_native": int(np.count_nonzero(answers["gpu"] != answers["native"])),
-        "flips_from_emulated": int(np.count_nonzero(answers["gpu"] != answers["emulated"])),
+def images_of(model: str, batch: int) -> dict[str, np.ndarray]:
+    """Some inputs of a batch."""
+    if model == RESNET:
+        from runtime_models import feeds_of
+
+        return feeds_of(RESNET, (batch,), 2)
+    shape = (batch, SIZES[model], SIZES[model], 3)
+    return {"image": np.random.default_rng(batch).random(shape, dtype=np.float32)}
+
+
+def grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What the calls between two `stats()` did: calls, calls with engines, graph launches, fallbacks, reasons."""
+    found: dict[str, Any] = {
+        name: after.get(key, 0) - before.get(key, 0)
+        for name, key in (("calls", "calls"), ("engine calls", "engine_calls"), ("launches", "graph_launches"))
     }
+    for name in ("fallbacks", "no_graph", "no_plan"):
+        old = before.get(name, {})
+        news = {key: count - old.get(key, 0) for key, count in after.get(name, {}).items()}
+        found[name] = {key: count for key, count in news.items() if count}
+    return found
 
 
-def judge(facts: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The word "ok", or what is too far off.
-
-    A network that amplifies rounding moves the emulation away from FP32 and the engine away from both, each in its own
-    direction; so what the mode is allowed is at least twice the emulation's own distance from FP32.
-    """
-    mode = facts["mode"]
-    limit = max(DIFFERENCE.get(mode, 0.0), 2 * facts["cpu"]["rms_rel_diff"])
-    if not row["rms_emulated"] <= limit:
-        return f"differs from the emulation (rms allowed {limit:.0e})"
-    points = POINTS.get(mode)
-    if points is not None and row.get("points", 0.0) < -points - 1e-9:
-        return f"top-1 is off (allowed {points} points)"
-    return "ok"
-
-
-def text(row: Mapping[str, Any]) -> str:
-    """The table's line of one engine."""
-
-    def cell(key: str, form: str) -> str:
-        return format(row[key], form) if row.get(key) is not None else "-"
-
-    cells = (
-        row["model"], row["mode"], row.get("built", "-"), f"{row['bytes'] / 1e6:.1f}",
-        cell("max_emulated", ".1e"), cell("rms_emulated", ".1e"), cell("max_native", ".1e"), cell("rms_native", ".1e"),
-        cell("top1", ".2f"), cell("points", "+.2f"), cell("microseconds", ".0f"), row["status"],
-    )  # fmt: skip
-    return f"| {' | '.join(cells)} |"
-
-
-def _parse() -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", type=Path, nargs="*", metavar="PART")
-    parser.add_argument("--only", metavar="TEXT", help="engines whose name MODEL.MODE holds this text")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one engine (default %(default)s)")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.parts and not options.worker:
-        parser.error("give at least one part that precision_bundle.py made")
-    return options
+    parser.add_argument("--table", type=Path, help="write the printed text there too")
+    parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one process (default %(default)s)")
+    parser.add_argument("--budget", type=float, default=230.0, help="seconds for all together (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=6, help="accuracy processes at a time (default %(default)s)")
+    parser.add_argument("--provider", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""The judgement of `precision_gpu.py` and its two tables, without a GPU and without the models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from _common import format_table
+from _precision_carry import BATCHES, MODES, RESNET
+
+#: Largest |top-1 executed - top-1 emulated|, points.
+POINTS = 0.2
+#: Largest quotient of root mean squares for ResNet50, which has no top-1. A fused kernel rounds less often than
+#: emulation does, one that sums in another order moves a value across a rounding border of 8 bits now and then, and
+#: FP32 runs in TF32; where the emulation itself is far from FP32, both go their own ways from there: twice that.
+DIFFERENCE = {"FP32": 1e-2, "TF32": 1e-2, "FP16": 1e-2, "BF16": 3e-2, "INT8": 5e-2, "FP8": 0.1}
+ACCURACY_COLUMNS = (
+    "model", "mode", "nodes in", "engine built", "calls (in engines)", "top-1 %", "emulated %", "points", "flips",
+    "native FP32 %", "points from native", "rms from emulated", "rms from native", "status",
+)  # fmt: skip
+LATENCY_COLUMNS = (
+    "model", "mode", "nodes in", *(f"us, batch {batch}" for batch in BATCHES),
+    *(f"in a row, batch {batch}" for batch in BATCHES), "status",
+)  # fmt: skip
+
+
+def top1_row(answers: np.ndarray, labels: np.ndarray, native: np.ndarray, emulated: np.ndarray) -> dict[str, Any]:
+    """Top-1 in percent of three sets of answers, and how far the first is from the other two.
+
+    Args:
+        answers: executed classes, [N]; as the others.
+        labels: the right ones.
+        native: those of native FP32.
+        emulated: those that emulation predicted.
+
+    Returns:
+        top1, native top1, emulated top1; points, points from native: the executed top-1 minus the other; flips, flips
+        from native: images whose answer is another.
+    """
+    sides = {"": answers, "native ": native, "emulated ": emulated}
+    assert len({len(side) for side in (labels, *sides.values())}) == 1, "answers to other images"
+    found: dict[str, Any] = {
+        f"{name}top1": float(100 * np.mean(side.astype(np.int64) == labels.astype(np.int64)))
+        for name, side in sides.items()
+    }
+    return {
+        **found,
+        "points": found["top1"] - found["emulated top1"],
+        "points from native": found["top1"] - found["native top1"],
+        "flips": int(np.count_nonzero(answers != emulated)),
+        "flips from native": int(np.count_nonzero(answers != native)),
+        "images": len(labels),
+    }
+
+
+def judge(row: Mapping[str, Any]) -> str:
+    """The word "ok", or everything that is not as it must be in a row of the accuracy part."""
+    faults = _unused_engines(row)
+    facts = row["facts"]
+    if facts["built_coverage"] < 1:
+        why = (facts["not_built"] or facts["native"] or ["no reason known"])[0]
+        faults.append(f"only {100 * facts['built_coverage']:.0f} % of the nodes are in engines ({why})")
+    if "points" in row:
+        if not abs(row["points"]) <= POINTS + 1e-9:
+            faults.append(f"{row['points']:+.2f} points from the emulation (allowed {POINTS})")
+    else:
+        limit = max(DIFFERENCE[row["mode"]], 2 * row["emulated from native"])
+        if not row["rms emulated"] <= limit:
+            faults.append(f"differs from the emulation by {row['rms emulated']:.1e} (allowed {limit:.0e})")
+    return "; ".join(faults) or "ok"
+
+
+def judge_latency(row: Mapping[str, Any]) -> str:
+    """The word "ok", or why the figure is not one of engines in a CUDA graph."""
+    faults = _unused_engines(row)
+    if row["provider"] == "cuda" and not row["launches"]:
+        reasons = "; ".join({**row["no_graph"], **row["no_plan"]})
+        faults.append(f"no CUDA graph{f': {reasons}' if reasons else ''}")
+    return "; ".join(faults) or "ok"
+
+
+def _unused_engines(row: Mapping[str, Any]) -> list[str]:
+    """How often engines were not used, and why; nothing is asked of the CPU."""
+    if row["provider"] != "cuda":
+        return []
+    found = []
+    if row["engine calls"] != row["calls"]:
+        found.append(f"{row['calls'] - row['engine calls']} of {row['calls']} calls without an engine")
+    found += [f"{count} fallbacks: {reason}" for reason, count in row["fallbacks"].items()]
+    return found
+
+
+def render(
+    results: Sequence[Mapping[str, Any]],
+    device: str,
+    wanted: Sequence[tuple[str, str]],
+    parts: Collection[str] = ("accuracy", "latency"),
+) -> tuple[str, bool]:
+    """The text to publish, and whether everything in it is ok and nothing is missing.
+
+    Args:
+        results: of `_runtime_bench.run_experiments`.
+        device: its name.
+        wanted: (model, mode) of all rows that there must be, in their order.
+        parts: which of the two parts were run.
+    """
+    sections = [f"Device: {device}."]
+    good = True
+    notes: dict[str, None] = {}
+    for part, columns, line in (
+        ("accuracy", ACCURACY_COLUMNS, _accuracy_line),
+        ("latency", LATENCY_COLUMNS, _latency_line),
+    ):
+        if part not in parts:
+            continue
+        lines = []
+        for model, mode in wanted:
+            rows, failed = _of(results, part, model, mode)
+            shown = line(rows) if rows else {}
+            faults = [row["status"] for row in rows if row["status"] != "ok"] + ([failed] if failed else [])
+            lines.append({"model": model, "mode": mode, **shown, "status": "; ".join(dict.fromkeys(faults)) or "ok"})
+            good = good and bool(rows) and not faults
+            notes |= {note: None for row in rows for note in row.get("facts", {}).get("notes", ())}
+        sections.append(format_table(lines, columns))
+    if "accuracy" in parts:
+        sections.append("\n".join(verdicts(results)))
+    if notes:
+        sections.append("What the reports say of it:\n" + "\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(sections), good
+
+
+def verdicts(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each mode: the largest distance of an executed top-1 from the emulated one."""
+    found = []
+    for mode in MODES:
+        rows = [row for result in results for row in result["rows"] if row["mode"] == mode and "points" in row]
+        if rows:
+            worst = max(rows, key=lambda row: abs(row["points"]))
+            word = "PASS" if abs(worst["points"]) <= POINTS + 1e-9 else "FAIL"
+            partly = [row["model"] for row in rows if row["status"] != "ok"]
+            beside = f"; not ok: {', '.join(partly)}" if partly else ""
+            largest = f"largest {abs(worst['points']):.2f} ({worst['model']})"
+            found.append(f"{word}: {mode} executed within {POINTS} points of emulated top-1: {largest}{beside}")
+    return found
+
+
+def _of(results: Sequence[Mapping[str, Any]], part: str, model: str, mode: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The rows of one experiment, and why there are none or not all of them ("" when there are)."""
+    for result in results:
+        told = result["experiment"]
+        if (told["part"], told["model"], told["mode"]) == (part, model, mode):
+            return list(result["rows"]), result.get("failed", "")
+    return [], "not run"
+
+
+def _accuracy_line(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    (row,) = rows
+    cells = {
+        "nodes in": row["nodes in"],
+        "engine built": row["built"],
+        "calls (in engines)": f"{row['calls']} ({row['engine calls']})",
+        "rms from emulated": f"{row['rms emulated']:.1e}",
+        "rms from native": f"{row['rms native']:.1e}",
+    }
+    if row["model"] == RESNET:
+        return cells
+    return cells | {
+        "top-1 %": f"{row['top1']:.2f}",
+        "emulated %": f"{row['emulated top1']:.2f}",
+        "points": f"{row['points']:+.2f}",
+        "flips": row["flips"],
+        "native FP32 %": f"{row['native top1']:.2f}",
+        "points from native": f"{row['points from native']:+.2f}",
+    }
+
+
+def _latency_line(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    cells: dict[str, Any] = {"nodes in": rows[0]["nodes in"]}
+    for row in rows:
+        cells[f"us, batch {row['batch']}"] = round(row["us"])
+        cells[f"in a row, batch {row['batch']}"] = round(row["stream us"])
+    return cells
