@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rewriter.errors import CaptureError, ConverterStateError, CudaError, DeviceMemoryError
-from rewriter.runtime.gpu.capture import capture
+from rewriter.runtime.gpu.capture import capture, examine
 from rewriter.runtime.gpu.cudart import (
     LEGACY_STREAM,
     PER_THREAD_STREAM,
@@ -252,6 +253,21 @@ class Cuda:
         Raises:
             CaptureError: ``work`` raised, or did something that cannot be captured; the stream is as before.
         """
+        with self._capture():
+            return Graph(self, capture(self._calls, self._stream, work))
+
+    def examine(self, work: Callable[[], None]) -> str:
+        """Captures what ``work`` enqueues, throws it away, and says what in it needs the CPU; "" for nothing.
+
+        Raises:
+            CaptureError: as ``capture``.
+        """
+        with self._capture():
+            return examine(self._calls, self._stream, work)
+
+    @contextlib.contextmanager
+    def _capture(self) -> Iterator[None]:
+        """Holds back what must not happen inside a capture."""
         self._check_open()
         with self._lock:
             if self._capturing:
@@ -259,7 +275,7 @@ class Cuda:
             self._capturing = True
         try:
             with self.current():
-                return Graph(self, capture(self._calls, self._stream, work))
+                yield
         finally:
             with self._lock:
                 self._capturing = False

@@ -24,7 +24,7 @@ from rewriter.errors import (
 )
 from rewriter.runtime.executor import Execution, NativeExecutor
 from rewriter.runtime.gpu.discovery import Discovery, free, reason_of
-from rewriter.runtime.gpu.graphs import make_graph
+from rewriter.runtime.gpu.graphs import examine, make_graph
 from rewriter.runtime.gpu.island import absorb_capture_error
 from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
@@ -222,16 +222,26 @@ class HybridExecutor:
                 staged[name].put(value.pointer, self._cuda)
 
         plan.bind()
-        if plan.runs == 1 and not plan.no_graph:
-            if not make_graph(plan, put, self._cuda):
-                absorb_capture_error(self._cuda)
-            self._plans.count_graph(plan)
-            self._save_runtime_caches()
+        if plan.runs and not plan.settled:
+            self._settle(plan, put)
         put()
         plan.run()
         self._counts["graph_launches"] += plan.captured
         self._deliver(plan.outputs, staged, pending, on_device, fresh=False)
         return plan.engine_runs, fallbacks
+
+    def _settle(self, plan: FixedPlan, put: Callable[[], None]) -> None:
+        """What is done once for a plan that ran: islands stop waiting, all steps become one graph, where they can."""
+        had = plan.no_graph
+        sound = plan.examined or not self._pieces.can_capture or examine(plan)
+        if sound and not plan.no_graph:
+            sound = make_graph(plan, put, self._cuda)
+        if not sound:
+            absorb_capture_error(self._cuda)
+        plan.settle()
+        if plan.no_graph != had:
+            self._plans.count_graph(plan)
+        self._save_runtime_caches()
 
     def _discover(
         self, key: Key, staged: Mapping[str, Staged], pending: Pending, on_device: bool

@@ -23,6 +23,22 @@ _LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-2
 
 
+def examine(plan: FixedPlan) -> bool:
+    """Finds out, once for a plan that ran, whether its islands must wait for the device; then there is no graph.
+
+    Returns:
+        False when a failed capture may have left an error in ONNX Runtime (see `absorb_capture_error`).
+    """
+    try:
+        reason = plan.examine()
+    except CaptureError as error:
+        plan.give_up_graph(first_line(error))
+        return False
+    if reason:
+        plan.give_up_graph(reason)
+    return True
+
+
 def make_graph(plan: FixedPlan, put: Callable[[], None], cuda: Cuda) -> bool:
     """Captures a plan and proves the graph; where that fails the plan goes on step by step, with the reason.
 
@@ -45,6 +61,10 @@ def make_graph(plan: FixedPlan, put: Callable[[], None], cuda: Cuda) -> bool:
         put()
         plan.run()
         expected = _outputs(plan, cuda)
+        reason = plan.why_not_capturable()
+        if reason:
+            plan.give_up_graph(reason)
+            return True
         put()
         _disturb(plan, cuda)
         plan.run()

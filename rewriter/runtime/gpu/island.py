@@ -64,6 +64,7 @@ class Island:
         self._session: Any = None
         self._keep: object = None
         self._run_options: Any = None
+        self._quick_options: Any = None
         self._dtypes = {info.name: info.type.tensor_type.elem_type for info in model.proto.graph.output}
 
     def run(self, values: Mapping[str, Value], wanted_on_host: Collection[str] = ()) -> dict[str, Value]:
@@ -100,12 +101,16 @@ class Island:
             for item, result in zip(self.outputs, results, strict=True)
         }
 
-    def bind(self, inputs: Mapping[str, DeviceValue], outputs: Mapping[str, DeviceValue]) -> Callable[[], None]:
-        """Binds the island to fixed memory; each call of the result enqueues one run and waits for nothing.
+    def bind(
+        self, inputs: Mapping[str, DeviceValue], outputs: Mapping[str, DeviceValue], *, waits: bool
+    ) -> Callable[[], None]:
+        """Binds the island to fixed memory; each call of the result enqueues one run.
 
         Args:
             inputs: value name -> memory that is read.
             outputs: value name -> memory that is written; its shape must be the one that comes out.
+            waits: True lets ONNX Runtime wait for the stream at the end of every run, which it must where it frees
+                CPU memory behind the device's work.
         """
         self.open()
         binding = self._session.io_binding()
@@ -116,11 +121,9 @@ class Island:
             binding.bind_output(
                 item.tensor, self._cuda.device_type, self._cuda.device, value.dtype, list(value.shape), value.pointer
             )
-        run, enqueue = (
-            functools.partial(self._session.run_with_iobinding, binding, self._run_options),
-            self._cuda.enqueue,
-        )
-        return lambda: enqueue(run)
+        options = self._run_options if waits else self._quick_options
+        run = functools.partial(self._session.run_with_iobinding, binding, options)
+        return functools.partial(self._cuda.enqueue, run)
 
     def host_nodes(self) -> tuple[str, ...] | None:
         """Names of the nodes that ONNX Runtime put on the CPU; None when this version does not tell.
@@ -154,8 +157,8 @@ class Island:
                 self._session, self._keep = open_session(self._model, options, providers)
             except Exception as error:
                 raise SourceError(f"ONNX Runtime refuses {self.name}: {first_line(error)}") from error
-            self._run_options = ort.RunOptions()
-            self._run_options.add_run_config_entry(_NO_WAITING, "1")
+            self._run_options, self._quick_options = ort.RunOptions(), ort.RunOptions()
+            self._quick_options.add_run_config_entry(_NO_WAITING, "1")
 
     def close(self) -> None:
         """Drops session and model; harmless when repeated."""

@@ -173,7 +173,12 @@ def assemble(
         if problem and any(not isinstance(step, EngineStep) for step in schedule.steps):
             _LOG.warning("native nodes run on the CPU, with copies at every engine: %s", problem)
         pieces = Pieces(
-            schedule, slots, opener.cuda, host_islands=bool(problem), no_graphs=_why_no_graphs(options, opener.cuda)
+            schedule,
+            slots,
+            opener.cuda,
+            host_islands=bool(problem),
+            no_graphs=_why_no_graphs(options, opener.cuda),
+            can_capture=opener.cuda.stream not in _DEFAULT_STREAMS,
         )
         executor = HybridExecutor(
             pieces,

@@ -27,11 +27,13 @@ class Pieces:
         cuda: where all runs.
         host_islands: True runs the native steps in CPU memory (an ONNX Runtime without the CUDA provider).
         no_graphs: why nothing is captured; "" when it may be.
+        can_capture: False on a stream on which nothing can be recorded, not even to look at it.
 
     Attributes:
         dtypes: value name -> onnx.TensorProto data type number.
         readers: engine operator -> the tensors whose elements it needs in CPU memory.
         on_host: values that some engine needs in CPU memory.
+        can_capture: as it was given.
         arena: memory of the values between the steps of fixed plans.
         scratch: memory of the engines' activations.
     """
@@ -44,6 +46,7 @@ class Pieces:
         *,
         host_islands: bool = False,
         no_graphs: str = "",
+        can_capture: bool = True,
     ) -> None:
         self.schedule = schedule
         self.slots = slots
@@ -53,6 +56,7 @@ class Pieces:
         self.scratch = SharedMemory(cuda)
         self._host_islands = host_islands
         self._no_graphs = no_graphs
+        self.can_capture = can_capture
         self._islands: dict[int, Island] = {}
         self._hazards: dict[int, str] = {}
         self._engines: dict[int, LoadedEngine] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class FixedPlan:
         engine_runs: number of engine nodes that an engine computes.
         runs: how often it was run.
         no_graph: why it is not captured; "" when it is, or may still be.
+        examined: whether `examine` was asked.
 
     Raises:
         EngineError: an engine does not take the shapes after all.
@@ -56,6 +58,8 @@ class FixedPlan:
         self.engine_runs = len(trace.found)
         self.runs = 0
         self.no_graph = pieces.graph_hazard(trace)
+        self.examined = False
+        self._settled = False
         self._ran = frozenset(trace.found)
         self._shapes = trace.shapes
         self._arrays = {name: np.ascontiguousarray(array) for name, array in trace.constants.items()}
@@ -63,6 +67,8 @@ class FixedPlan:
         self._own: dict[int, Context] = {}
         self._graph: Graph | None = None
         self._work: list[Callable[[], None]] = []
+        self._island_work: list[Callable[[], Callable[[], None]]] = []
+        self._free = False
         self._generation: tuple[int, int] | None = None
         self.inputs: dict[str, DeviceValue] = {}
         self.outputs: dict[str, Value] = {}
@@ -113,6 +119,43 @@ class FixedPlan:
             return
         for work in self._work:
             work()
+
+    @property
+    def settled(self) -> bool:
+        """True when nothing is left to be prepared: it has its graph, or will not get one."""
+        return self._settled and (bool(self.no_graph) or self.captured)
+
+    def settle(self) -> None:
+        """Notes that preparing was tried; a graph that is dropped, because shared memory grew, is tried again."""
+        self._settled = True
+
+    def examine(self) -> str:
+        """Finds out whether the islands can do without waiting for the device, and lets them, if so.
+
+        ONNX Runtime frees CPU memory of some kernels by a call back from the stream, and copies what others need from
+        CPU memory. Without waiting such an island may end the process, and in a graph it repeats old data.
+
+        Returns:
+            Why an island must wait; "" when none must.
+
+        Raises:
+            CaptureError: an island cannot be recorded at all.
+        """
+        self.examined = True
+        for number, bound in enumerate(self._island_work):
+            reason = self._pieces.cuda.examine(bound())
+            if reason:
+                return f"native island {number}: {reason}"
+        self._free = True
+        self._generation = None
+        return ""
+
+    def why_not_capturable(self) -> str:
+        """What TensorRT says against capturing its engines at these shapes, once they ran; "" for nothing."""
+        for number in sorted(self._own):
+            if not self._own[number].capturable():
+                return f"TensorRT cannot capture the engine of {self._pieces.schedule.steps[number].name}"
+        return ""
 
     def use_own_contexts(self) -> None:
         """Gives the engines contexts that no other plan uses: a graph needs them to stay as they are.
@@ -190,6 +233,7 @@ class FixedPlan:
             if name in places
         }
         work: list[Callable[[], None]] = []
+        self._island_work = []
         for number, step in enumerate(schedule.steps):
             if number in self._ran and isinstance(step, EngineStep):
                 work.append(self._bind_engine(number, step, places))
@@ -198,7 +242,9 @@ class FixedPlan:
             # Nobody waits for constants, and a copy of theirs from CPU memory must not get into a graph.
             wanted = {i.value: places[i.value] for i in step.outputs if i.value not in self._arrays}
             if wanted:
-                work.append(island.bind({i.value: places[i.value] for i in step.inputs}, wanted))
+                reads = {i.value: places[i.value] for i in step.inputs}
+                work.append(island.bind(reads, wanted, waits=not self._free))
+                self._island_work.append(functools.partial(island.bind, reads, wanted, waits=False))
         return work
 
     def _bind_engine(self, number: int, step: EngineStep, places: Mapping[str, DeviceValue]) -> Callable[[], None]:

@@ -74,8 +74,12 @@ class FakeRuntime:
     cudaHostAllocPortable = 1
     cudaError_t = cudaError_t
     cudaMemcpyKind = SimpleNamespace(
-        cudaMemcpyHostToDevice="to_device", cudaMemcpyDeviceToHost="to_host", cudaMemcpyDeviceToDevice="on_device"
+        cudaMemcpyHostToDevice="to_device",
+        cudaMemcpyDeviceToHost="to_host",
+        cudaMemcpyDeviceToDevice="on_device",
+        cudaMemcpyDefault="default",
     )
+    cudaGraphNodeType = SimpleNamespace(cudaGraphNodeTypeHost="host", cudaGraphNodeTypeMemcpy="memcpy")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaMemAllocationType = SimpleNamespace(cudaMemAllocationTypePinned=1)
     cudaMemLocationType = SimpleNamespace(cudaMemLocationTypeDevice=1)
@@ -96,6 +100,7 @@ class FakeRuntime:
         self.spoilt = False
         self.live = {}  # handles: number -> kind
         self.graphs = {}
+        self.nodes = ()  # what captured graphs are said to hold: "kernel", "host", or the kind of a copy
         self.waits = []  # (stream, event's stream)
         self.devices = 1
         self.thread = threading.local()
@@ -422,6 +427,24 @@ def _end(self, stream):
     graph = self.make("graph")
     self.graphs[int(graph)] = work
     return graph
+
+
+@_function("cudaGraphGetNodes")
+def _nodes(self, graph, count=0):
+    assert int(graph) in self.graphs
+    return OK, tuple(self.nodes[:count]), len(self.nodes)
+
+
+@_function("cudaGraphNodeGetType")
+@_gives
+def _node_type(self, node):
+    return "memcpy" if node in ("to_device", "to_host", "on_device") else node
+
+
+@_function("cudaGraphMemcpyNodeGetParams")
+@_gives
+def _memcpy_node(self, node):
+    return SimpleNamespace(kind=node)
 
 
 @_function("cudaGraphInstantiate")

@@ -109,10 +109,10 @@ def use_islands_of_the_double(monkeypatch, cuda):
         cuda.runtime.drain()
         return real_run(self, values, *rest)
 
-    def bind(self, inputs, outputs):
+    def bind(self, inputs, outputs, *, waits):
         for value in (*inputs.values(), *outputs.values()):
             cuda.check(value.pointer, value.nbytes)
-        return real_bind(self, inputs, outputs)
+        return real_bind(self, inputs, outputs, waits=waits)
 
     def device_value(self, item, result):
         value = real_value(self, item, result)

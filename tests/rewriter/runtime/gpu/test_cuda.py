@@ -418,6 +418,5 @@ class TestOnAGpu:
 
     def test_the_default_stream(self):
         with Cuda(stream=0) as cuda:
-            np.testing.assert_array_equal(
-                download(cuda, upload(cuda, np.arange(4)).pointer, np.int64, (4,)), np.arange(4)
-            )
+            buffer = upload(cuda, np.arange(4))
+            np.testing.assert_array_equal(download(cuda, buffer.pointer, np.int64, (4,)), np.arange(4))

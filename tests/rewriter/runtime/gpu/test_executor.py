@@ -96,12 +96,16 @@ def test_alternating_shapes_share_memory_and_stay_right(make, hybrid, cuda):
 
 
 def test_growing_shapes_bind_older_plans_again(make, hybrid):
-    case, executor = make()
-    for size in (1, 2, 4, 8):
+    sizes = (1, 40, 80, 160)
+    case, executor = make(ranges=[{name: ((1, 4), (4, 4), (200, 4)) for name in ("x", "s")}])
+    for size in sizes:
         for seed in range(4):
             check(case, executor, hybrid.feeds_of(case, size, seed=seed))
-    check(case, executor, hybrid.feeds_of(case, 1, seed=99))
-    check(case, executor, hybrid.feeds_of(case, 1, seed=98))
+    assert executor.stats()["graphs"] == 1  # those of smaller shapes went when the shared memory grew
+    for size in sizes:
+        for seed in (98, 99):
+            check(case, executor, hybrid.feeds_of(case, size, seed=seed))
+    assert executor.stats()["graphs"] == 4
 
 
 def test_without_graphs(make, hybrid):
@@ -121,6 +125,24 @@ def test_a_capture_that_fails_is_counted_and_the_steps_go_on(make, hybrid, cuda)
     (reason,) = executor.stats()["no_graph"]
     assert "capture" in reason.lower() or "graph" in reason.lower()
     assert executor.stats()["graphs"] == 0
+
+
+@pytest.mark.parametrize(("node", "words"), [("host", "calls back to the CPU"), ("to_device", "copies from or to CPU")])
+def test_an_island_that_needs_the_cpu_has_no_graph(make, hybrid, cuda, node, words):
+    case, executor = make()
+    cuda.runtime.nodes = ("kernel", node)
+    for seed in range(4):
+        check(case, executor, hybrid.feeds_of(case, 3, seed=seed), engine_runs=2, fallbacks={})
+    ((reason, count),) = executor.stats()["no_graph"].items()
+    assert words in reason
+    assert count == 1
+
+
+def test_an_engine_that_cannot_be_captured(make, hybrid, cuda):
+    case, executor = make(per_op={"TRTEngineOp_001": {"capturable": False}})
+    for seed in range(4):
+        check(case, executor, hybrid.feeds_of(case, 3, seed=seed), engine_runs=2, fallbacks={})
+    assert executor.stats()["no_graph"] == {"TensorRT cannot capture the engine of TRTEngineOp_001": 1}
 
 
 def test_outside_every_profile_the_twin_runs(make, hybrid):
