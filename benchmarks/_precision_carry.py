@@ -23,24 +23,31 @@ from typing import Any
 import numpy as np
 from _common import add_project_to_path
 from _digits_data import SEED, SIDE, TEST_COPIES, TEST_ORIGINALS, as_input, draw_all
-from precision_models import TRAINED
+from precision_models import QUANTISED, TRAINED
+from precision_table import QUANTISED_MODES
 
 add_project_to_path()
 
 RESNET = "ResNet50"
 MODELS = (*TRAINED, RESNET)
-#: Mode -> (precision_mode, options of `PrecisionOptions`): the six of `precision_mode`.
+#: Those whose latency is measured; the other one is about trained ranges, not about speed.
+TIMED = ("cnn", "transformer", RESNET)
+#: Values of `precision_mode`.
 MODES = ("FP32", "TF32", "FP16", "BF16", "INT8", "FP8")
 #: TensorRT-RTX 1.4 builds engines of these only where there is a GPU.
-QUANTISED_MODES = ("INT8", "FP8")
+EIGHT_BIT_MODES = ("INT8", "FP8")
 #: What each model is converted in: a network with trained int8 ranges is for its own mode and those that keep them.
-MODES_OF = {name: MODES if name != "cnn_qat" else ("FP32", "FP16", "INT8") for name in MODELS}
+MODES_OF = {name: MODES if name not in QUANTISED else QUANTISED_MODES for name in MODELS}
 #: Batches that engines are built for (one profile spans them) and timed at.
 BATCHES = (1, 8, 32)
 #: Images whose logits travel beside the answers.
 LOGITS = 1000
 #: Pixels a side of an image.
 SIZES = {name: SIDE if name in TRAINED else 224 for name in MODELS}
+
+
+class NotReadyError(RuntimeError):
+    """An artifact that must be there is not; the message says which."""
 
 
 class DrawnOtherwiseError(RuntimeError):
@@ -71,9 +78,9 @@ def convert(
     from rewriter import Converter
 
     inputs = list(inputs)
-    calibrates = mode in QUANTISED_MODES and bool(inputs)
+    calibrates = mode in EIGHT_BIT_MODES and bool(inputs)
     more = {"calibration": ranges} if ranges is not None else {}
-    if mode in QUANTISED_MODES and not calibrates and ranges is None:
+    if mode in EIGHT_BIT_MODES and not calibrates and ranges is None:
         more["use_calibration"] = False
     started = time.perf_counter()
     with Converter(model=str(model), precision_mode=mode, backend=backend, progress=False, **more) as converter:
@@ -102,7 +109,8 @@ def facts_of(report: Any) -> dict[str, Any]:
     """
     arithmetic: collections.Counter[str] = collections.Counter()
     for engine in report.engines:
-        arithmetic.update(engine.arithmetic)
+        if engine.built:
+            arithmetic.update(engine.arithmetic)
     return {
         "precision": report.precision.label,
         "arithmetic": dict(arithmetic.most_common()),
@@ -134,13 +142,19 @@ def samples_of(model: str) -> list[dict[str, np.ndarray]]:
     return [{"image": np.zeros((batch, SIZES[model], SIZES[model], 3), np.float32)} for batch in BATCHES]
 
 
-def ready(folder: Path, model: str, mode: str) -> tuple[Path, dict[str, Any]]:
-    """The artifact of a model with its engines, and its facts; converted and built here when it did not travel."""
+def ready(folder: Path, model: str, mode: str, *, make: bool = True) -> tuple[Path, dict[str, Any]]:
+    """The artifact of a model with its engines, and its facts; converted and built here when it did not travel.
+
+    Raises:
+        NotReadyError: it did not, and `make` is False.
+    """
     out = folder / f"{model}.{mode}"
     if facts_file(out).is_file():
         return out, {"built": "there", **json.loads(facts_file(out).read_text(encoding="utf-8"))}
     made = folder / "made" / f"{model}.{mode}"
     if not facts_file(made).is_file():
+        if not make:
+            raise NotReadyError(f"the artifact of {model} in {mode} has not been made")
         made.parent.mkdir(exist_ok=True)
         ranges = ranges_file(folder, model, mode)
         known = ranges if ranges.is_file() else None

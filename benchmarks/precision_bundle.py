@@ -39,10 +39,10 @@ import numpy as np
 from _common import add_project_to_path, print_table
 from _precision_carry import (
     BATCHES,
+    EIGHT_BIT_MODES,
     LOGITS,
     MODELS,
     MODES_OF,
-    QUANTISED_MODES,
     RESNET,
     arithmetic_text,
     batches_of,
@@ -119,7 +119,7 @@ def trained_mode(
     folder: Path,
 ) -> dict[str, Any]:
     """One mode: what travels goes into `folder`, what must come out into `expected`; returns the table's line."""
-    name, quantised = subject.name, mode in QUANTISED_MODES
+    name, quantised = subject.name, mode in EIGHT_BIT_MODES
     # With engines the artifact itself travels; without them only what `ready` cannot find out on the other machine.
     out = (scratch if quantised else folder) / f"{name}.{mode}"
     inputs = () if name in QUANTISED or not quantised else subject.calibration
@@ -188,7 +188,7 @@ def resnet(folder: Path, skeletons: Path | None, scratch: Path, backend: Any) ->
     rows = []
     for mode in MODES_OF[RESNET]:
         row: dict[str, Any] = {"model": RESNET, "mode": mode, "engine": "to be built there", "status": "ok"}
-        if mode in QUANTISED_MODES:
+        if mode in EIGHT_BIT_MODES:
             try:
                 row["arithmetic"] = convert(source, mode, scratch / mode, inputs=inputs, backend=backend)["precision"]
                 shutil.copyfile(scratch / mode / "calibration.json", ranges_file(folder, RESNET, mode))

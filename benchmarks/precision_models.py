@@ -39,8 +39,6 @@ MORE_APPLICATIONS = {"MobileNetV3Large": ("MobileNetV3Large", 224)}
 BATCH = 250
 #: Calibration inputs: batches of the trained models, repeats of the samples' shapes for the others.
 CALIBRATION_BATCH = 50
-#: Number of values that the kernels of `resnet50_to_carry` have: four bits of information a weight.
-CODEBOOK = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,40 +89,6 @@ def load_subject(name: str, cache: Path, scratch: Path) -> Subject:
         made = zoo.load(name, scratch)
     # Typical inputs of a random network are whatever it is fed with: its samples do, and its checks stay fresh.
     return Subject(name, made.model, made.samples, made.samples, made.checks)
-
-
-def resnet50_to_carry(batch: int) -> Subject:
-    """ResNet50 whose engines compress well: each kernel has only `CODEBOOK` different values.
-
-    These are ordinary float32 numbers, so rounding to FP16 or to 8 bits changes them as it changes any others; but
-    engines of all precisions together can be carried to another machine. The seeded weights and images are the
-    zoo's otherwise.
-    """
-    _quiet()
-    import keras
-
-    module = zoo._module("_zoo_keras")
-    keras.utils.set_random_seed(module.SEED)
-    image = keras.Input((224, 224, 3), name="image")
-    network = keras.applications.ResNet50(weights=None, input_tensor=image)
-    for layer in network.layers:
-        for weight in layer.weights:
-            if weight.path.endswith("kernel"):
-                weight.assign(snap(np.asarray(weight), CODEBOOK))
-    images = module._images(224)
-    module.wake_up(network, images(8))
-    # Whole numbers, as in files of pictures: they can be carried as bytes.
-    sample, check, *calibration = (np.rint(images(batch)) for _ in range(6))
-    feeds = tuple({"image": array} for array in calibration)
-    return Subject("ResNet50", network, ({"image": sample},), feeds, ({"image": check},))
-
-
-def snap(values: np.ndarray, count: int) -> np.ndarray:
-    """Each value replaced by the nearest of `count` representatives: the means of equally large groups."""
-    groups = np.array_split(np.sort(values, axis=None), count)
-    codebook = np.array([group.mean() for group in groups], np.float32)
-    borders = (codebook[1:] + codebook[:-1]) / 2
-    return codebook[np.searchsorted(borders, values)]
 
 
 def top1(scores: np.ndarray, labels: np.ndarray) -> float:

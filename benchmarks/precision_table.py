@@ -111,13 +111,12 @@ def run_in_child(name: str, mode: str, options: argparse.Namespace) -> dict[str,
 
 
 @contextlib.contextmanager
-def conversion(subject: Subject, mode: str, quantize_ops: Sequence[str] | None = None, **more: Any) -> Iterator[Any]:
+def conversion(subject: Subject, mode: str, **more: Any) -> Iterator[Any]:
     """A `Converter` that has converted and built one model in one mode, ready to be saved or looked at.
 
     Args:
         subject: the model with its samples and calibration inputs.
         mode: a key of `MODES`.
-        quantize_ops: what INT8 and FP8 quantise; None for the default.
         more: further arguments of `Converter`.
     """
     from rewriter import Converter
@@ -127,8 +126,6 @@ def conversion(subject: Subject, mode: str, quantize_ops: Sequence[str] | None =
     calibrated = precision_mode in ("INT8", "FP8") and not subject.quantised
     if subject.quantised and precision_mode == "INT8":
         more["use_calibration"] = False  # its own ranges must be enough
-    if quantize_ops is not None and precision_mode in ("INT8", "FP8"):
-        details = {**details, "quantize_ops": tuple(quantize_ops)}
     options = PrecisionOptions(**details)
     with Converter(
         model=subject.model, precision_mode=precision_mode, precision=options, progress=False, **more
