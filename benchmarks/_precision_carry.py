@@ -13,10 +13,11 @@ and ResNet50.skeleton with ranges, `digits.npz` (what the test images are drawn 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,23 @@ def samples_of(model: str) -> list[dict[str, np.ndarray]]:
     return [{"image": np.zeros((batch, SIZES[model], SIZES[model], 3), np.float32)} for batch in BATCHES]
 
 
-def ready(folder: Path, model: str, mode: str, *, make: bool = True) -> tuple[Path, dict[str, Any]]:
+def ready(
+    folder: Path, model: str, mode: str, *, make: bool = True, refused: Callable[[Path], str] = lambda _: ""
+) -> tuple[Path, dict[str, Any]]:
     """The artifact of a model with its engines, and its facts; converted and built here when it did not travel.
 
+    Engines are built for the architectures that conversions build for by default. Where none can be built, or what
+    was built is refused, they are built once more for the GPU of this machine alone; the facts say so.
+
+    Args:
+        folder: the bundle.
+        model: one of `MODELS`.
+        mode: one of `MODES`.
+        make: False: what did not travel must have been made before.
+        refused: tells of an artifact why its engines cannot be used here, "" when they can.
+
     Raises:
-        NotReadyError: it did not, and `make` is False.
+        NotReadyError: it is not there, and `make` is False.
     """
     out = folder / f"{model}.{mode}"
     if facts_file(out).is_file():
@@ -157,9 +170,24 @@ def ready(folder: Path, model: str, mode: str, *, make: bool = True) -> tuple[Pa
             raise NotReadyError(f"the artifact of {model} in {mode} has not been made")
         made.parent.mkdir(exist_ok=True)
         ranges = ranges_file(folder, model, mode)
-        known = ranges if ranges.is_file() else None
-        convert(source_of(folder, model), mode, made, samples=samples_of(model), ranges=known)
+        told = {"samples": samples_of(model), "ranges": ranges if ranges.is_file() else None}
+        source = source_of(folder, model)
+        facts = convert(source, mode, made, **told)
+        problem = refused(made) if facts["engines"] else "; ".join(facts["not_built"])
+        if problem:
+            with this_gpu() as backend:
+                facts = convert(source, mode, made, **told, backend=backend)
+            facts |= {"built": "here, for this GPU", "for all GPUs": problem}
+            facts_file(made).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return made, {"built": "here", **json.loads(facts_file(made).read_text(encoding="utf-8"))}
+
+
+def this_gpu() -> Any:
+    """A TensorRT-RTX that builds for the GPU of this machine alone; the caller closes it."""
+    from rewriter.backends.client import ProcessBackend
+    from rewriter.backends.tensorrt_rtx import FLAVOUR
+
+    return ProcessBackend(dataclasses.replace(FLAVOUR, lowest_default_target=None))
 
 
 def source_of(folder: Path, model: str) -> Path:

@@ -126,7 +126,7 @@ def accuracy(folder: str, model: str, mode: str, provider: str) -> None:
     import rewriter
 
     started = time.perf_counter()
-    path, facts = ready(Path(folder), model, mode)
+    path, facts = ready(Path(folder), model, mode, refused=refused if provider == "cuda" else lambda _: "")
     row = {
         "model": model,
         "mode": mode,
@@ -149,6 +149,19 @@ def accuracy(folder: str, model: str, mode: str, provider: str) -> None:
     row |= {"calls": stats["calls"], "engine calls": stats["engine_calls"], "fallbacks": stats["fallbacks"]}
     row |= {"unusable": stats["unusable_engines"], "seconds": time.perf_counter() - started}
     emit({**row, "status": judge(row), "stats": stats})
+
+
+def refused(path: Path) -> str:
+    """Why engines of an artifact cannot be loaded on this GPU; "" when all can."""
+    import rewriter
+
+    with rewriter.load(path, provider="cuda", allow_build_at_runtime=False) as function:
+        size = function.signature.inputs[0].shape[1]
+        function(image=np.zeros((1, size, size, 3), np.float32))
+        stats = function.stats()
+    reasons = [*stats["unusable_engines"].values()]
+    reasons += [reason for slot in stats["slots"].values() for reason in slot["refused"]]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def trained_row(logits: np.ndarray, expected: Path, mode: str) -> dict[str, Any]:
