@@ -17,6 +17,8 @@ POINTS = 0.2
 DIFFERENCE = {"FP32": 1e-2, "TF32": 1e-2, "FP16": 1e-2, "BF16": 3e-2, "INT8": 5e-2, "FP8": 0.1}
 #: Least part of the calls that must have launched a CUDA graph: the first few at a shape make it.
 GRAPHS = 0.9
+#: Characters of a reason in the tables; the JSON has all of it.
+STATUS_LENGTH = 300
 ACCURACY_COLUMNS = (
     "model", "mode", "nodes in", "engine built", "calls (in engines)", "top-1 %", "emulated %", "points", "flips",
     "native FP32 %", "points from native", "rms from emulated", "rms from native", "status",
@@ -25,6 +27,17 @@ LATENCY_COLUMNS = (
     "model", "mode", "nodes in", *(f"us, batch {batch}" for batch in BATCHES),
     *(f"in a row, batch {batch}" for batch in BATCHES), "status",
 )  # fmt: skip
+TITLE = "## Every precision, executed: top-1 and latency"
+INTRODUCTION = """`precision_bundle.py` converted and emulated on the machine with no GPU; `precision_gpu.py` ran the
+artifacts with `rewriter.load(provider="cuda")`. Engine built: "there" is that machine, "here" the one with the GPU
+(8-bit engines, which TensorRT-RTX 1.4 builds nowhere else, and ResNet50, for it travels without its weights). "nodes
+in" counts what the engines' nodes compute in, whatever the mode is called."""
+ABOUT_ACCURACY = f"""Top-1 on all 10 000 test images at batch {max(BATCHES)}; "points" is executed minus emulated (at
+most {POINTS} allowed), "flips" are images that engines answer otherwise than the emulation said. "calls (in engines)":
+those in which engines computed; a row with a fallback says so. rms: quotients of root mean squares, of the first 1000
+logits, or of ResNet50's outputs at batch 8 (seeded weights, no top-1)."""
+ABOUT_LATENCY = """Microseconds of a call with device-resident inputs and outputs, as one CUDA graph: the median of 200
+calls, each with the wait for its end; "in a row": a call among 40 without a wait between them."""
 
 
 def top1_row(answers: np.ndarray, labels: np.ndarray, native: np.ndarray, emulated: np.ndarray) -> dict[str, Any]:
@@ -99,7 +112,7 @@ def render(
     wanted: Sequence[tuple[str, str]],
     parts: Collection[str] = ("accuracy", "latency"),
 ) -> tuple[str, bool]:
-    """The text to publish, and whether everything in it is ok and nothing is missing.
+    """The section of RESULTS.md, and whether everything in it is ok and nothing is missing.
 
     Args:
         results: of `_runtime_bench.run_experiments`.
@@ -107,12 +120,12 @@ def render(
         wanted: (model, mode) of all rows that there must be, in their order; those of `TIMED` in both parts.
         parts: which of the two parts were run.
     """
-    sections = [f"Device: {device}."]
+    sections = [TITLE, f"Device: {device}. {INTRODUCTION}"]
     good = True
     notes: dict[str, None] = {}
-    for part, columns, line in (
-        ("accuracy", ACCURACY_COLUMNS, _accuracy_line),
-        ("latency", LATENCY_COLUMNS, _latency_line),
+    for part, about, columns, line in (
+        ("accuracy", ABOUT_ACCURACY, ACCURACY_COLUMNS, _accuracy_line),
+        ("latency", ABOUT_LATENCY, LATENCY_COLUMNS, _latency_line),
     ):
         if part not in parts:
             continue
@@ -123,10 +136,11 @@ def render(
             rows, failed = _of(results, part, model, mode)
             shown = line(rows) if rows else {}
             faults = [row["status"] for row in rows if row["status"] != "ok"] + ([failed] if failed else [])
-            lines.append({"model": model, "mode": mode, **shown, "status": "; ".join(dict.fromkeys(faults)) or "ok"})
+            status = "; ".join(dict.fromkeys(faults)) or "ok"
+            lines.append({"model": model, "mode": mode, **shown, "status": status[:STATUS_LENGTH]})
             good = good and bool(rows) and not faults
             notes |= {note: None for row in rows for note in telling(row.get("facts", {}).get("notes", ()))}
-        sections.append(format_table(lines, columns))
+        sections += [about, format_table(lines, columns)]
     if "accuracy" in parts:
         sections.append("\n".join(verdicts(results, wanted)))
     if notes:
