@@ -14,6 +14,7 @@ from passes.graph.walk import iter_graphs
 from passes.model import Model, Weights
 from passes.precision.opset import opset_of, raise_opset
 from passes.precision.quantization.fake_quant_chains import Chain, find_chains
+from passes.precision.quantization.float_readers import FloatReaders
 from passes.precision.quantization.int8_to_fp8 import has_int8, int8_to_fp8
 from passes.precision.ranges import TensorRange
 from passes.precision.recipe import MARK, Recipe, origin
@@ -54,6 +55,8 @@ class CollapseFakeQuant:
 
     5. int8 pairs and dequantised int8 constants that are there already stay in INT8; FP8 takes them along, for TensorRT
        builds nothing that has both (`passes.precision.quantization.int8_to_fp8`).
+    6. Nodes that the recipe leaves in floating point read none of all that: their quantised weights become floats, and
+       the fake quantisation before them stays float arithmetic (`passes.precision.quantization.float_readers`).
 
     Attributes:
         recipe: INT8 or FP8; `asymmetric` says what becomes of rule 2: "symmetrise" does it and reports the bound,
@@ -69,8 +72,31 @@ class CollapseFakeQuant:
         Raises:
             PassError: a chain has another width than 8 bits, or an asymmetric range that the recipe refuses.
         """
-        if not self.recipe.quantizes or not self._needed(model):
+        if not self.recipe.quantizes:
             return PassResult(model)
+        chains = [[chain for chain in found if self._wanted(chain)] for found in find_chains(model)]
+        separated, floats = self._separate(model, [chain for found in chains for chain in found])
+        chains = [[chain for chain in found if chain.end not in floats] for found in chains]
+        if not any(chains) and not self._has_int8(separated.model):
+            return separated
+        collapsed = self._collapse(separated.model, chains)
+        return PassResult(collapsed.model, (*separated.changes, *collapsed.changes))
+
+    def _separate(self, model: Model, chains: list[Chain]) -> tuple[PassResult, frozenset[str]]:
+        """(Rule 6, the last nodes of the chains that stay float arithmetic); such are told though nothing changes."""
+        proto, weights = model.copy_proto(), dict(model.weights)
+        readers = FloatReaders.of(model, proto, weights, self.recipe, chains)
+        if not readers.needed:
+            return PassResult(model), frozenset()
+        floats, changes = readers.apply()
+        if not changes:
+            return PassResult(model), floats
+        remove_dead(proto)
+        drop_stale_value_info(proto.graph)
+        return PassResult(finish(model, proto, weights, changes).model, tuple(changes)), floats
+
+    def _collapse(self, model: Model, found: list[list[Chain]]) -> PassResult:
+        """Rules 1 to 5 for the chains of each graph."""
         changes: list[Change] = []
         base, fp8 = model, self.recipe.mode == "FP8"
         if fp8 and opset_of(model.proto) < _FP8_OPSET:
@@ -81,19 +107,17 @@ class CollapseFakeQuant:
         if fp8:
             changes.extend(int8_to_fp8(proto, work.constants))
         shared: dict[str, str] = {}
-        for graph, chains in zip(iter_graphs(proto), find_chains(base), strict=True):
-            wanted = [chain for chain in chains if self._wanted(chain)]
-            for chain in wanted:
+        for graph, chains in zip(iter_graphs(proto), found, strict=True):
+            for chain in chains:
                 self._check(chain)
-            changes.extend(_collapse(graph, wanted, work, shared))
+            changes.extend(_collapse(graph, chains, work, shared))
         substitute(proto.graph, shared)
         remove_dead(proto)
         drop_stale_value_info(proto.graph)
         return finish(model, proto, weights, changes)
 
-    def _needed(self, model: Model) -> bool:
-        if any(self._wanted(chain) for chains in find_chains(model) for chain in chains):
-            return True
+    def _has_int8(self, model: Model) -> bool:
+        """True for FP8 where there is int8 to take along."""
         return self.recipe.mode == "FP8" and has_int8(model.proto, Constants.of(model.proto, dict(model.weights)))
 
     def _wanted(self, chain: Chain) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from passes.base import Change, PassResult
 from passes.graph.editing import filter_initializers, finish, replace_nodes
@@ -61,7 +61,8 @@ def _dequantise(
     for node in graph.node:
         values = None
         if node.op_type == "DequantizeLinear" and not node.domain and node.output[0] not in needed:
-            values = _values(node, constants)
+            kinds = constants.dtype(node.input[0]), constants.dtype(node.input[1])
+            values = float_values(node, constants) if kinds == (TensorProto.INT8, TensorProto.FLOAT) else None
         if values is None:
             kept.append(node)
             continue
@@ -71,13 +72,53 @@ def _dequantise(
         replace_nodes(graph, kept)
 
 
-def _values(node: NodeProto, constants: Constants) -> np.ndarray | None:
-    """What a DequantizeLinear makes of an int8 constant; None for anything else."""
+def float_values(node: NodeProto, constants: Constants, start: NodeProto | None = None) -> np.ndarray | None:
+    """What a DequantizeLinear makes of a constant of int8 or E4M3, in the type of its scales; None for anything else.
+
+    Args:
+        node: the DequantizeLinear.
+        constants: of its model.
+        start: the QuantizeLinear that makes its int8 data of a float constant; None where these are stored.
+    """
+    if constants.dtype(node.input[0]) == TensorProto.FLOAT8E4M3FN:
+        return _float8_values(node, constants)
     stored = constants.array(node.input[0])
     plan = Quantization.of(node, constants, constants.dtype(node.input[0]))
-    if stored is None or plan is None or plan.dtype != TensorProto.INT8 or plan.scale.dtype != np.float32:
+    if start is not None and start.op_type == "QuantizeLinear" and not start.domain:
+        plan = Quantization.of(start, constants)
+        stored = _levels(plan, constants.array(start.input[0])) if plan is not None else None
+        other = Quantization.of(node, constants, plan.dtype) if plan is not None else None
+        if plan is None or other is None or not other.equals(plan):
+            return None
+    if stored is None or plan is None or plan.dtype != TensorProto.INT8:
         return None
     zero, scale = plan.spread(plan.zero, stored.ndim), plan.spread(plan.scale, stored.ndim)
     if zero is None or scale is None:
         return None
-    return np.asarray((stored.astype(np.int64) - zero).astype(np.float32) * scale, np.float32)
+    # Differences of two int8 are exact in every float type that scales have, so this rounds once, as ONNX does.
+    return np.asarray((stored.astype(np.int64) - zero).astype(scale.dtype) * scale, scale.dtype)
+
+
+def _levels(plan: Quantization, array: np.ndarray | None) -> np.ndarray | None:
+    """What a QuantizeLinear makes of a constant, as integers."""
+    if array is None:
+        return None
+    zero, scale = plan.spread(plan.zero, array.ndim), plan.spread(plan.scale, array.ndim)
+    if zero is None or scale is None:
+        return None
+    info = np.iinfo(helper.tensor_dtype_to_np_dtype(plan.dtype))
+    return np.asarray(np.clip(np.rint(array / scale) + zero, info.min, info.max).astype(np.int64))
+
+
+def _float8_values(node: NodeProto, constants: Constants) -> np.ndarray | None:
+    """The E4M3 numbers of a constant times their scales."""
+    stored, scale = constants.array(node.input[0]), constants.array(node.input[1])
+    zero = constants.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    attributes = {a.name: a.i for a in node.attribute}
+    if stored is None or scale is None or zero is None or zero.astype(np.float32).any():
+        return None
+    if attributes.get("block_size") or scale.ndim > 1:
+        return None
+    axis = attributes.get("axis", 1)
+    spread = scale.reshape(() if scale.size == 1 else [-1, *[1] * ((-axis if axis < 0 else stored.ndim - axis) - 1)])
+    return np.asarray(stored.astype(np.float32) * spread.astype(np.float32)).astype(scale.dtype)
