@@ -23,7 +23,8 @@ def lowering_pipeline(recipe: Recipe, ranges: RangeTable) -> Pipeline:
 
     1. The operator set is raised to what FP8 or INT4 needs.
     2. Trained fake quantisation becomes Q/DQ pairs, so that calibrated ranges never replace trained ones. Recipes that
-       do not quantise make trained int8 weights floats again.
+       do not quantise make trained int8 weights floats again; so do others for the nodes that they leave in floating
+       point, whose fake quantisation stays float arithmetic.
     3. Weights become INT4, before the rest is quantised: a MatMul with INT4 weights keeps float activations.
     4. Q/DQ pairs go in front of what INT8 or FP8 computes.
     5. What floating point is left is lowered last. Products of 8-bit values and their scales stay float32, so what

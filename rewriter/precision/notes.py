@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from passes.base import Change
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend
 from rewriter.building.builder import BuildResult, EngineBuilder
 from rewriter.report import PrecisionReport
 
 #: Rules of lowering whose changes a user should read one by one.
-_TOLD = ("symmetrise",)
+_TOLD = ("symmetrise", "skip-float")
+#: Rules of lowering whose changes are counted: what nodes that stay in floating point made of trained quantisation.
+_COUNTED = {
+    "float-fake-quant": "trained fake quantisation stays float arithmetic ({})",
+    "float-weight": "trained 8-bit weights become floats ({})",
+}
 
 
 def make_precision_report(
@@ -35,6 +41,8 @@ def make_precision_report(
     notes = list(remarks)
     for build in result.builds.values():
         notes += [f"{c.target}: {c.reason}" for c in build.lowered.changes if c.rule in _TOLD]
+    if recipe.quantizes:
+        notes += _float_notes(recipe, [c for build in result.builds.values() for c in build.lowered.changes])
     left_out = [target for target in builder.backend.default_targets if target not in builder.targets]
     if left_out:
         notes.append(
@@ -52,6 +60,17 @@ def make_precision_report(
         ),
         accuracy=dict(accuracy or {}),
     )
+
+
+def _float_notes(recipe: Recipe, changes: Iterable[Change]) -> list[str]:
+    """One sentence about trained quantisation that is not computed in 8 bits; none without such."""
+    targets: dict[str, set[str]] = {rule: set() for rule in _COUNTED}
+    for change in changes:
+        targets.get(change.rule, set()).add(change.target)
+    told = [words.format(len(targets[rule])) for rule, words in _COUNTED.items() if targets[rule]]
+    if not told:
+        return []
+    return [f"{recipe.mode}: for nodes that stay in {recipe.float_type}, {' and '.join(told)}"]
 
 
 def _tf32_notes(mode: str, backend: Backend) -> list[str]:
