@@ -35,6 +35,7 @@ class BareEngine:
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._context = self._engine.create_execution_context(config)
+        self._choose_profile(feeds, torch.cuda.current_stream().cuda_stream)
         self._graph: Any = None
         self.tensors: dict[str, Any] = {}
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -50,6 +51,19 @@ class BareEngine:
         for name, tensor in self.tensors.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         torch.cuda.synchronize()
+
+    def _choose_profile(self, feeds: Mapping[str, np.ndarray], stream: int) -> None:
+        """The profile for exactly these shapes; without one the first that holds them."""
+        engine, fitting = self._engine, []
+        for index in range(engine.num_optimization_profiles):
+            ranges = [(engine.get_tensor_profile_shape(name, index), value.shape) for name, value in feeds.items()]
+            if all(
+                all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)) for (low, _, high), shape in ranges
+            ):
+                exact = all(tuple(low) == tuple(high) for (low, _, high), _ in ranges)
+                fitting.append((not exact, index))
+        if engine.num_optimization_profiles > 1:
+            self._context.set_optimization_profile_async(min(fitting)[1], stream)
 
     def eager(self) -> None:
         """Enqueues one execution."""

@@ -50,6 +50,7 @@ class RuntimeModel:
         feeds: inputs of a case from a generator.
         denied: patterns of the nodes that stay native.
         samples: inputs of each case that engines are built for: more than one where values decide shapes.
+        strategy: of the profiles. Kernels for exactly one shape are quicker than those for a range of shapes.
     """
 
     maker: tuple[str, str, tuple[Any, ...]]
@@ -58,6 +59,7 @@ class RuntimeModel:
     feeds: Callable[[Case, np.random.Generator], Feeds]
     denied: tuple[str, ...] = ()
     samples: int = 1
+    strategy: str = "Range"
 
 
 def images(case: Case, rng: np.random.Generator, size: int) -> Feeds:
@@ -143,7 +145,9 @@ def _image_model(name: str, damping: float, builds: tuple[Case, ...], checks: tu
 
 #: Name -> model. The chain's variants are one ONNX file, cut in different ways.
 MODELS: dict[str, RuntimeModel] = {
-    "ResNet50": _image_model("ResNet50", 1.1, ((1,), (8,), (32,)), ((1,), (3,), (8,))),
+    "ResNet50": dataclasses.replace(
+        _image_model("ResNet50", 1.1, ((1,), (8,), (32,)), ((1,), (3,), (8,))), strategy="Range+Optimal"
+    ),
     "MobileNetV3Small": _image_model("MobileNetV3Small", 0.9, ((1,), (8,)), ((1,), (4,), (8,))),
     "bert": RuntimeModel(
         ("_runtime_tf", "encoder", (4, 256, 4, 2000, 256)),
@@ -166,7 +170,7 @@ MODELS: dict[str, RuntimeModel] = {
     **{
         f"chain{steps}": RuntimeModel(
             ("runtime_models", "make_chain", ()), ((1,), (8,), (16,)), ((1,), (8,), (5,)), feature_maps,
-            chain_denied(steps),
+            chain_denied(steps), strategy="Range+Optimal",
         )
         for steps in CHAIN_STEPS
     },
@@ -234,7 +238,7 @@ def artifact(name: str, precision: str, folder: Path) -> Path:
         backend="tensorrt_rtx",
         precision_mode=precision,
         use_dynamic_shape=True,
-        dynamic_shape_profile_strategy="Range",
+        dynamic_shape_profile_strategy=model.strategy,
         node_denylist=model.denied,
         progress=False,
     ) as converter:

@@ -32,6 +32,7 @@ class Context:
         stream: handle of the one stream that it is enqueued on.
         log: the log of the module.
         make_allocator: makes an object of TensorRT's IOutputAllocator out of an `_Outlet`.
+        keep: what TensorRT's context refers to and does not own.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Context:
         stream: int,
         log: TrtLog,
         make_allocator: Callable[[_Outlet], Any],
+        keep: object = None,
     ) -> None:
         self.profile = profile
         self.engine = engine
         self._raw = raw
+        self._keep = keep
         self._stream = stream
         self._log = log
         self._make_allocator = make_allocator
@@ -213,7 +216,7 @@ class Context:
     def close(self) -> None:
         """Frees TensorRT's context; the caller has waited for the stream. A second call does nothing."""
         if self._raw is not None:
-            self._raw = None
+            self._raw = self._keep = None
             self._allocators.clear()
             self._outlets.clear()
             self._values.clear()

@@ -250,22 +250,26 @@ class LoadedEngine:
         runtime, cuda = self._runtime, self._runtime.cuda
         mark = runtime.log.count
         with cuda.current():
-            raw = self._raw_context(eager=eager)
+            raw, config = self._raw_context(eager=eager)
             if raw is None:
                 raise runtime.log.error(mark, EngineRefusedError, f"{runtime.name} cannot prepare it")
             if self.profiles > 1 and not raw.set_optimization_profile_async(profile, cuda.stream):
                 what = f"{runtime.name} cannot switch it to profile {profile}"
                 raise runtime.log.error(mark, EngineRefusedError, what)
-        return Context(self, raw, profile, cuda.stream, runtime.log, runtime.make_allocator)
+        return Context(self, raw, profile, cuda.stream, runtime.log, runtime.make_allocator, keep=config)
 
-    def _raw_context(self, *, eager: bool) -> Any:
-        """A context without memory of its own, by the newest way that this TensorRT knows."""
+    def _raw_context(self, *, eager: bool) -> tuple[Any, Any]:
+        """A context without memory of its own, by the newest way that this TensorRT knows, and its configuration.
+
+        The configuration must live as long: TensorRT-RTX 1.4 looks at it again when the profile is switched, and a
+        process ends there when it is gone (seen on an H100).
+        """
         trt, raw = self._runtime.trt, self._raw
         if not hasattr(trt, "ExecutionContextAllocationStrategy"):
-            return raw.create_execution_context_without_device_memory()
+            return raw.create_execution_context_without_device_memory(), None
         by_user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(raw, "create_runtime_config"):
-            return raw.create_execution_context(by_user)
+            return raw.create_execution_context(by_user), None
         config = raw.create_runtime_config()
         config.set_execution_context_allocation_strategy(by_user)
         specialisations = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
@@ -274,7 +278,7 @@ class LoadedEngine:
             # that stand in for them.
             config.dynamic_shapes_kernel_specialization_strategy = specialisations.EAGER
         self._use_cache(config)
-        return raw.create_execution_context(config)
+        return raw.create_execution_context(config), config
 
     def _use_cache(self, config: Any) -> None:
         """Gives the engine's one runtime cache to a context; it is made and read with the first one."""

@@ -122,7 +122,11 @@ class Island:
                 item.tensor, self._cuda.device_type, self._cuda.device, value.dtype, list(value.shape), value.pointer
             )
         options = self._run_options if waits else self._quick_options
-        run = functools.partial(self._session.run_with_iobinding, binding, options)
+        # The public method looks at things of other providers first, which costs as much as a small kernel.
+        session, bound = getattr(self._session, "_sess", None), getattr(binding, "_iobinding", None)
+        if session is None or bound is None:
+            session, bound = self._session, binding
+        run = functools.partial(session.run_with_iobinding, bound, options)
         return functools.partial(self._cuda.enqueue, run)
 
     def host_nodes(self) -> tuple[str, ...] | None:

@@ -511,7 +511,7 @@ def test_old_modules_are_asked_in_their_way(cuda):
     engine = LoadedEngine.__new__(LoadedEngine)
     engine._runtime = types.SimpleNamespace(trt=types.SimpleNamespace())
     engine._raw = types.SimpleNamespace(create_execution_context_without_device_memory=lambda: raw)
-    assert engine._raw_context(eager=True) is raw
+    assert engine._raw_context(eager=True) == (raw, None)
     engine.activation_bytes = 4096
     context = engine_module.Context(engine, raw, 0, 1, None, None)
     assert context.memory_needed() == 4096

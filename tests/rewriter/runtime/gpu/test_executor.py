@@ -97,7 +97,7 @@ def test_alternating_shapes_share_memory_and_stay_right(make, hybrid, cuda):
 
 def test_growing_shapes_bind_older_plans_again(make, hybrid):
     sizes = (1, 40, 80, 160)
-    case, executor = make(ranges=[{name: ((1, 4), (4, 4), (200, 4)) for name in ("x", "s")}])
+    case, executor = make(ranges=[dict.fromkeys(("x", "s"), ((1, 4), (4, 4), (200, 4)))])
     for size in sizes:
         for seed in range(4):
             check(case, executor, hybrid.feeds_of(case, size, seed=seed))

@@ -99,6 +99,26 @@ def test_every_life_of_a_shape(artifact, native, cuda_graph):
     assert stats["fallbacks"] == {}
 
 
+@pytest.mark.parametrize("strategy", ["Optimal", "Range+Optimal"])
+def test_several_profiles_in_one_engine(native, tmp_path, strategy):
+    onnx.save(chain(), tmp_path / "chain.onnx")
+    with Converter(
+        model=tmp_path / "chain.onnx",
+        backend="tensorrt_rtx",
+        node_denylist=["conv2", "relu2", "conv3"],
+        minimum_segment_size=1,
+        dynamic_shape_profile_strategy=strategy,
+    ) as converter:
+        converter.convert()
+        converter.build(lambda: iter([images(1), images(4), images(8)]))
+        path = converter.save(tmp_path / "out")
+    with rewriter.load(path, provider="cuda", strict=True, allow_build_at_runtime=False) as function:
+        for seed in range(5):
+            for rows in (1, 8, 4):
+                agree(only(function(images(rows, seed))), native(images(rows, seed)))
+        assert function.stats()["graphs"] == 3
+
+
 def test_outside_the_profiles(artifact, native):
     with rewriter.load(artifact, provider="cuda") as function:
         for seed in range(4):
