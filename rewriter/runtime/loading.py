@@ -78,7 +78,8 @@ def load(
         execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic) or "emulate":
             what the engines would compute, on the CPU and slower, to see what a precision costs without a GPU. Every
             engine node is emulated, built or not; FP32 nodes and engines compute as natively.
-        cuda_graph: False never captures a CUDA graph: every step of a call is enqueued by itself.
+        cuda_graph: False runs no call as a CUDA graph: every step is enqueued by itself. (Native islands are still
+            recorded once, and thrown away, to learn whether they need the CPU.)
         stream: the CUDA stream to work on: a handle, or an object of PyTorch, CuPy or cuda-core; it must outlive the
             function. Default: a stream of its own.
         device: number of the GPU, as CUDA counts them.

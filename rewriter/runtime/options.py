@@ -28,7 +28,7 @@ class RuntimeOptions:
         strict: True raises where an engine is not used, instead of running its segment natively.
         execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic), or "emulate":
             what the engines would compute, on the CPU and slower.
-        cuda_graph: False never captures a CUDA graph.
+        cuda_graph: False runs no call as a CUDA graph.
         stream: the CUDA stream on which all work of the function is enqueued, in the order of the calls: a handle, or
             an object with `__cuda_stream__`, `cuda_stream` (PyTorch) or `ptr` (CuPy); here it is the handle. None: a
             stream of the function's own. Nothing can be captured on the legacy default stream (0), so there are no

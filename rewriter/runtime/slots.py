@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from passes.segments import SegmentModel
-from rewriter.errors import ConversionError, ConverterStateError, EngineRefusedError, InvalidParameterError
+from rewriter.errors import (
+    ConversionError,
+    ConverterStateError,
+    DeviceMemoryError,
+    EngineRefusedError,
+    InvalidParameterError,
+)
 from rewriter.params import CACHE_FULL_RULES, check_choice
 from rewriter.runtime.slot_values import (
     BuildOutcome,
@@ -320,6 +326,8 @@ class EngineSlot:
         except EngineRefusedError as error:
             self._refuse(stored, str(error))
             return str(error)
+        except DeviceMemoryError:
+            return "out of GPU memory"
         except ConversionError as error:
             return str(error)
         self._counts["loads"] += 1

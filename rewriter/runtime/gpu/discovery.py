@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,12 +17,15 @@ from rewriter.errors import DeviceMemoryError, EngineError
 from rewriter.runtime.gpu.engine_step import run_engine
 from rewriter.runtime.gpu.island import to_host
 from rewriter.runtime.gpu.pieces import Pieces
-from rewriter.runtime.gpu.values import DeviceValue, Value
+from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value
 from rewriter.runtime.other_errors import first_line
 from rewriter.runtime.schedule import EngineStep, Schedule
 from rewriter.runtime.slots import Found, Miss
 
 _LOG = logging.getLogger(__name__)
+#: How ONNX Runtime and CUDA say it.
+_NO_MEMORY = re.compile(r"failed to allocate memory|out ?of ?memory|bad_alloc", re.IGNORECASE)
+_SHAPES = re.compile(r"[\[{][-\d, ]+[\]}]")
 
 
 @dataclasses.dataclass
@@ -110,6 +114,9 @@ class Discovery:
                 trace.unfixable = trace.unfixable or reason  # so that the engine is tried again with the next call
             else:
                 trace.found[number] = answer
+                known = pieces.schedule.shape_values
+                if any(isinstance(value, HostValue) and name not in known for name, value in made.items()):
+                    trace.unfixable = trace.unfixable or f"{step.name} gives shapes that the data decide"
                 return made
         else:
             reason = answer.reason
@@ -139,9 +146,14 @@ class Discovery:
 
 def reason_of(error: Exception) -> str:
     """A counter's key for an engine that did not run: without sizes and addresses where that is possible."""
-    if isinstance(error, DeviceMemoryError):
+    if out_of_memory(error):
         return "out of GPU memory"
-    return first_line(error)
+    return _SHAPES.sub("[...]", first_line(error))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for any package's way to say that there is no memory left on the device."""
+    return isinstance(error, DeviceMemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def free(value: Value) -> None:

@@ -172,7 +172,13 @@ def _give(
 
 
 def to_device(array: np.ndarray, cuda: Cuda) -> DeviceBuffer:
-    """A copy of an array in device memory of its own, which the caller frees."""
+    """A copy of an array in device memory of its own, which the caller frees.
+
+    Raises:
+        EngineRunError: its elements are objects, texts for instance.
+    """
+    if array.dtype.hasobject:
+        raise EngineRunError(f"values of the type {array.dtype} have no place on the device")
     staging = cuda.pinned(array.nbytes)
     try:
         staging.array(array.dtype, array.shape)[...] = array

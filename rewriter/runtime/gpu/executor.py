@@ -17,20 +17,21 @@ from rewriter.errors import (
     ConversionError,
     ConverterStateError,
     CudaError,
-    DeviceMemoryError,
     EngineError,
     InputError,
     MissingDependencyError,
 )
 from rewriter.runtime.executor import Execution, NativeExecutor
-from rewriter.runtime.gpu.discovery import Discovery, free, reason_of
+from rewriter.runtime.gpu.discovery import Discovery, free, out_of_memory
 from rewriter.runtime.gpu.graphs import examine, make_graph
 from rewriter.runtime.gpu.island import absorb_capture_error
+from rewriter.runtime.gpu.last_resort import LastResort
 from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
 from rewriter.runtime.gpu.plan_table import Key, PlanTable
 from rewriter.runtime.gpu.transfer import Pending, Staged, device_tensor, stage, view
 from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value
+from rewriter.runtime.slots import BUILDING
 
 if TYPE_CHECKING:
     from rewriter.runtime.builds import BackgroundBuilds
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from rewriter.runtime.slots import StoredEngine
 
 _LOG = logging.getLogger(__name__)
+#: How often a call waits for builds: one for each engine node that the last build brought a shape to, within reason.
+BUILD_ROUNDS = 8
+#: onnx.TensorProto types without a place on the device: what is no tensor, and strings.
+_NOT_ON_DEVICE = (0, 8)
 #: Closed when the process ends: CUDA is gone when the objects of a process are, and ONNX Runtime aborts over that.
 _OPEN: weakref.WeakSet[HybridExecutor] = weakref.WeakSet()
 
@@ -56,6 +61,7 @@ class HybridExecutor:
         strict: True raises where a node runs natively.
         builds: builds engines at run time; None where that is not allowed.
         builder: what `builds` builds with; both are closed with the executor.
+        waits: True lets a call wait for engines that are being built for it.
     """
 
     provider = "cuda"
@@ -69,18 +75,20 @@ class HybridExecutor:
         strict: bool = False,
         builds: BackgroundBuilds | None = None,
         builder: RuntimeBuilder | None = None,
+        waits: bool = False,
     ) -> None:
         self._pieces = pieces
         self._cuda = pieces.cuda
         self._discovery = Discovery(pieces)
-        self._make_cpu = cpu
         self._blocked = dict(blocked or {})
         self._strict = strict
+        nodes = len(pieces.slots) + sum(self._blocked.values())
+        self._last_resort = LastResort(cpu, max(nodes, 1), strict=strict)
         self._builds = builds
         self._builder = builder
+        self._waits = waits
         self._lock = threading.Lock()
         self._closed = False
-        self._cpu: NativeExecutor | None = None
         self._plans = PlanTable(pieces)
         self._counts: collections.Counter[str] = collections.Counter()
         self._in_flight: collections.deque[Pending] = collections.deque()
@@ -99,35 +107,49 @@ class HybridExecutor:
             ConversionError: `strict`, and an engine node would run natively; or `on_device`, and the GPU failed.
             ConverterStateError: it is closed.
         """
+        for last in (False,) * BUILD_ROUNDS + (True,):
+            try:
+                return self._run(feeds, on_device, wait_for_builds=self._waits and not last)
+            except _BuildingError:
+                self.wait_for_builds()  # outside the lock: other calls go on, and close() ends the builds
+            except (InputError, ConverterStateError, MissingDependencyError, _StrictError):
+                raise
+            except Exception as error:  # noqa: BLE001 -- ONNX Runtime's have no common base; the CPU answers, or raises
+                return self._last_resort.run(feeds, error, on_device=on_device)
+        raise AssertionError("the last round neither waits nor goes on")
+
+    def _run(self, feeds: Mapping[str, Any], on_device: bool, *, wait_for_builds: bool) -> Execution:
+        """One attempt on the GPU.
+
+        Raises:
+            _BuildingError: `wait_for_builds`, and an engine is being built.
+        """
         schedule = self._pieces.schedule
         staged = stage(schedule.inputs, feeds, self._cuda)
         pending = Pending(schedule.outputs, held=[item.memory for item in staged.values() if item.memory is not None])
-        try:
-            with self._lock, self._cuda.current():
+        with self._lock, self._cuda.current():
+            try:
                 self._check_open()
                 self._sweep()
                 for spec in schedule.inputs:
                     if spec.tensor not in staged:
                         staged[spec.tensor] = view(spec, feeds[spec.tensor], self._cuda)
                 runs, fallbacks = self._enqueue_with_room(staged, pending, on_device)
+                if wait_for_builds and BUILDING in fallbacks:
+                    raise _BuildingError
+                self._judge(fallbacks)
                 owners = [item.owner for item in staged.values() if item.owner is not None]
                 pending.done = self._cuda.record()
                 if owners:
                     self._cuda.keep(*owners)
-                if on_device:
-                    self._in_flight.append(pending)
-        except (InputError, ConverterStateError, MissingDependencyError, _StrictError):
-            pending.release()
-            raise
-        except Exception as error:  # noqa: BLE001 -- ONNX Runtime's errors have no common base; the CPU answers, or raises
-            return self._on_cpu(feeds, error, on_device)
-        outputs = dict(pending.arrays)
-        if not on_device:
-            try:
-                outputs = pending.result()
-            except CudaError as error:  # what was enqueued has failed
-                return self._on_cpu(feeds, error, on_device)
-        return Execution(outputs, runs, fallbacks)
+            except BaseException:
+                self._abandon(pending)
+                raise
+            if on_device:
+                outputs, pending.arrays = pending.arrays, {}
+                self._in_flight.append(pending)
+                return Execution(outputs, runs, fallbacks)
+        return Execution(pending.result(), runs, fallbacks)
 
     def stats(self) -> dict[str, Any]:
         """Counters of this executor.
@@ -171,18 +193,22 @@ class HybridExecutor:
             if self._closed:
                 return
             self._closed = True
-            with contextlib.suppress(CudaError):  # a device that has failed: its memory goes with the process
-                if not self._cuda.closed:
-                    self._cuda.synchronize()
+            with contextlib.ExitStack() as closing:  # all of it, whatever fails on the way
+                if self._builder is not None:
+                    closing.callback(self._builder.close)
+                closing.callback(self._last_resort.close)
+                # A device that has failed fails here as well: its memory goes with the process.
+                for part in (self._cuda.close, self._pieces.close, self._plans.clear, self._finish):
+                    closing.callback(_quietly, part)
+
+    def _finish(self) -> None:
+        """Waits for what is enqueued, and keeps what TensorRT compiled."""
+        try:
+            if not self._cuda.closed:
+                self._cuda.synchronize()
             self._save_runtime_caches()
+        finally:
             self._sweep(everything=True)
-            self._plans.clear()
-            self._pieces.close()
-            self._cuda.close()
-            if self._cpu is not None:
-                self._cpu.close()
-        if self._builder is not None:
-            self._builder.close()
 
     # --- one call, under the lock
 
@@ -192,7 +218,9 @@ class HybridExecutor:
         """Enqueues a call; when memory runs out, once more after everything that can be made again was given up."""
         try:
             return self._enqueue(staged, pending, on_device)
-        except DeviceMemoryError as error:
+        except Exception as error:  # ONNX Runtime has no kind of error for it
+            if not out_of_memory(error):
+                raise
             _LOG.debug("out of memory, once more with what can be freed: %s", error)
             self._plans.clear()
             self._pieces.release()
@@ -210,13 +238,14 @@ class HybridExecutor:
             except EngineError as error:
                 _LOG.debug("the plan of %s fails, its engine is tried once more alone: %s", key, error)
                 self._plans.drop(key)
+            except CudaError:
+                self._plans.drop(key)
+                raise
         return self._discover(key, staged, pending, on_device)
 
     def _run_plan(
         self, plan: FixedPlan, staged: Mapping[str, Staged], pending: Pending, on_device: bool
     ) -> tuple[int, dict[str, int]]:
-        fallbacks = self._judge(plan.fallbacks)
-
         def put() -> None:
             for name, value in plan.inputs.items():
                 staged[name].put(value.pointer, self._cuda)
@@ -228,7 +257,7 @@ class HybridExecutor:
         plan.run()
         self._counts["graph_launches"] += plan.captured
         self._deliver(plan.outputs, staged, pending, on_device, fresh=False)
-        return plan.engine_runs, fallbacks
+        return plan.engine_runs, self._with_blocked(plan.fallbacks)
 
     def _settle(self, plan: FixedPlan, put: Callable[[], None]) -> None:
         """What is done once for a plan that ran: islands stop waiting, all steps become one graph, where they can."""
@@ -250,14 +279,15 @@ class HybridExecutor:
             trace = self._discovery.run(inputs)
         self._counts["discoveries"] += 1
         try:
-            fallbacks = self._judge(trace.fallbacks)
             self._deliver(trace.outputs, staged, pending, on_device, fresh=True)
         finally:
             for value in trace.outputs.values():
                 if not on_device:
                     free(value)
+        if any(item.array is not None and item.memory is None for item in staged.values()):
+            trace.unfixable = trace.unfixable or "strings stay in CPU memory"
         self._plans.remember(key, trace)
-        return len(trace.found), fallbacks
+        return len(trace.found), self._with_blocked(trace.fallbacks)
 
     @contextlib.contextmanager
     def _inputs(self, staged: Mapping[str, Staged]) -> Iterator[dict[str, Value]]:
@@ -294,7 +324,9 @@ class HybridExecutor:
             value = made.get(name)
             if value is None:
                 value = self._passed_through(name, staged)
-            if on_device:
+            if isinstance(value, HostValue) and value.dtype in _NOT_ON_DEVICE:
+                pending.arrays[name] = value.array.copy()
+            elif on_device:
                 pending.arrays[name] = device_tensor(value, self._cuda, fresh=fresh and name in made)
             elif isinstance(value, HostValue):
                 pending.arrays[name] = value.array.copy()
@@ -311,33 +343,26 @@ class HybridExecutor:
             return HostValue(item.array, item.dtype)
         return DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
 
-    def _judge(self, fallbacks: Mapping[str, int]) -> dict[str, int]:
-        """All fallbacks of a call; with `strict` any of them is an error."""
-        found = {**self._blocked}
-        for reason, count in fallbacks.items():
-            found[reason] = found.get(reason, 0) + count
-        if self._strict and found:
-            raise _StrictError(f"strict: an engine was not used: {next(iter(found))}")
-        return found
+    def _with_blocked(self, fallbacks: Mapping[str, int]) -> dict[str, int]:
+        """All fallbacks of a call."""
+        return dict(collections.Counter(self._blocked) + collections.Counter(fallbacks))
+
+    def _judge(self, fallbacks: Mapping[str, int]) -> None:
+        """With `strict` any fallback is an error."""
+        if self._strict and fallbacks:
+            raise _StrictError(f"strict: an engine was not used: {next(iter(fallbacks))}")
+
+    def _abandon(self, pending: Pending) -> None:
+        """Lets a call go that failed: its memory is given back when the stream is past what was enqueued of it."""
+        pending.arrays = {}
+        try:
+            pending.done = self._cuda.record()
+        except (CudaError, ConverterStateError):  # nothing is enqueued on a closed stream, or on one that has failed
+            pending.release()
+        else:
+            self._in_flight.append(pending)
 
     # --- last resorts, and upkeep
-
-    def _on_cpu(self, feeds: Mapping[str, Any], error: Exception, on_device: bool) -> Execution:
-        """The whole call on the CPU, counted; an error of the model itself is raised there again."""
-        reason = f"the call failed on the GPU: {reason_of(error)}"
-        if self._strict or on_device:
-            raise ConversionError(reason) from error
-        device = [name for name, value in feeds.items() if not isinstance(value, np.ndarray)]
-        if device:
-            raise ConversionError(f"{reason}; inputs on the device cannot be computed on the CPU instead") from error
-        _LOG.debug("%s", reason, exc_info=error)
-        with self._lock:
-            self._check_open()
-            if self._cpu is None:
-                self._cpu = self._make_cpu()
-            cpu = self._cpu
-        nodes = len(self._pieces.slots) + sum(self._blocked.values())
-        return Execution(cpu.run(feeds).outputs, 0, {reason: max(nodes, 1)})
 
     def _sweep(self, *, everything: bool = False) -> None:
         """Gives back page-locked memory of calls that nobody waited for."""
@@ -377,6 +402,18 @@ class _Borrowed:
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
+
+
+class _BuildingError(Exception):
+    """An engine is being built that the call is to wait for."""
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    """Closes something; what a failed device says about it is only logged."""
+    try:
+        work()
+    except CudaError as error:
+        _LOG.warning("while closing: %s", error)
 
 
 class _StrictError(ConversionError):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewriter.errors import CaptureError, CudaError, EngineError
+from rewriter.runtime.gpu.discovery import reason_of
 from rewriter.runtime.gpu.island import to_host
 from rewriter.runtime.gpu.plan import FixedPlan
 from rewriter.runtime.gpu.values import DeviceValue
-from rewriter.runtime.other_errors import first_line
 
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.cuda import Cuda
@@ -32,7 +32,7 @@ def examine(plan: FixedPlan) -> bool:
     try:
         reason = plan.examine()
     except CaptureError as error:
-        plan.give_up_graph(first_line(error))
+        plan.give_up_graph(reason_of(error))
         return False
     if reason:
         plan.give_up_graph(reason)
@@ -70,7 +70,7 @@ def make_graph(plan: FixedPlan, put: Callable[[], None], cuda: Cuda) -> bool:
         plan.run()
         cuda.synchronize()
     except (EngineError, CudaError) as error:
-        plan.give_up_graph(first_line(error))
+        plan.give_up_graph(reason_of(error))
         return True
     try:
         plan.capture()
@@ -78,7 +78,7 @@ def make_graph(plan: FixedPlan, put: Callable[[], None], cuda: Cuda) -> bool:
         plan.run()
         actual = _outputs(plan, cuda)
     except (CaptureError, CudaError) as error:
-        plan.give_up_graph(first_line(error))
+        plan.give_up_graph(reason_of(error))
         return False
     for name, array in expected.items():
         if not _repeats(actual[name], array):

@@ -108,7 +108,8 @@ class Island:
 
         Args:
             inputs: value name -> memory that is read.
-            outputs: value name -> memory that is written; its shape must be the one that comes out.
+            outputs: value name -> memory that is written; its shape must be the one that comes out. Outputs that are
+                not here are not asked for.
             waits: True lets ONNX Runtime wait for the stream at the end of every run, which it must where it frees
                 CPU memory behind the device's work.
         """
@@ -117,7 +118,9 @@ class Island:
         for item in self.inputs:
             self._bind_input(binding, item.tensor, inputs[item.value])
         for item in self.outputs:
-            value = outputs[item.value]
+            value = outputs.get(item.value)
+            if value is None:
+                continue
             binding.bind_output(
                 item.tensor, self._cuda.device_type, self._cuda.device, value.dtype, list(value.shape), value.pointer
             )

@@ -187,6 +187,7 @@ def assemble(
             strict=options.strict,
             builds=builds,
             builder=builder,
+            waits=options.wait_for_builds,
         )
         undo.pop_all()
         return executor
@@ -214,7 +215,7 @@ def _builds(
         engine_cache_dir=options.engine_cache_dir,
     )
     undo.callback(builder.close)
-    builds = BackgroundBuilds(builder, wait=options.wait_for_builds)
+    builds = BackgroundBuilds(builder)  # the executor waits for them where that is asked for
     undo.callback(builds.close)
     return builder, builds
 
@@ -245,9 +246,13 @@ def _preload(slots: Mapping[str, EngineSlot]) -> dict[str, str]:
     """Loads the first engine of every node; operator -> why it has none that can be used."""
     refused = {}
     for op, slot in slots.items():
-        answers = [_ask(slot, stored) for stored in slot.stored if stored.entry.usable]
-        if not any(isinstance(answer, Found) for answer in answers):
-            reasons = [answer.reason for answer in answers if isinstance(answer, Miss)]
+        reasons: list[str] = []
+        for stored in slot.stored:
+            answer = _ask(slot, stored) if stored.entry.usable else Miss(stored.entry.problem)
+            if isinstance(answer, Found):
+                break
+            reasons.append(answer.reason)
+        else:
             refused[op] = reasons[0] if reasons else "it has no engine"
     return refused
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewriter.errors import CaptureError, EngineError
+from rewriter.errors import CudaError, EngineError
 from rewriter.runtime.buffers import BufferPlan, plan_buffers
 from rewriter.runtime.gpu.discovery import Trace
 from rewriter.runtime.gpu.engine_step import bind_engine, to_device
@@ -62,7 +62,7 @@ class FixedPlan:
         self._settled = False
         self._ran = frozenset(trace.found)
         self._shapes = trace.shapes
-        self._arrays = {name: np.ascontiguousarray(array) for name, array in trace.constants.items()}
+        self._arrays = {name: np.array(array, order="C") for name, array in trace.constants.items()}
         self._buffers: dict[str, DeviceBuffer] = {}
         self._own: dict[int, Context] = {}
         self._graph: Graph | None = None
@@ -189,8 +189,8 @@ class FixedPlan:
         self._graph = self._pieces.cuda.capture(enqueue)
 
     def give_up_graph(self, reason: str) -> None:
-        """Runs step by step from now on."""
-        self.no_graph = reason
+        """Runs step by step from now on; the first reason stays."""
+        self.no_graph = self.no_graph or reason
         self._drop_graph()
         self._close_contexts()
         self._generation = None
@@ -272,10 +272,8 @@ class FixedPlan:
     def _close_contexts(self) -> None:
         contexts, self._own = self._own, {}
         if contexts:
-            self._pieces.cuda.synchronize()
+            with contextlib.suppress(CudaError):  # the device has failed: nothing runs on it any more
+                self._pieces.cuda.synchronize()
         for context in contexts.values():
             with contextlib.suppress(EngineError):
                 context.close()
-
-
-__all__ = ["CaptureError", "FixedPlan"]

@@ -100,7 +100,7 @@ def device_tensor(value: Value, cuda: Cuda, *, fresh: bool) -> DeviceTensor:
         fresh: True when nobody else uses its memory: then it is handed over, else it is copied.
     """
     if isinstance(value, HostValue):
-        buffer = to_device(np.ascontiguousarray(value.array), cuda)
+        buffer = to_device(np.array(value.array, order="C"), cuda)
     elif fresh and (made := owned_buffer(value)) is not None:
         buffer = made
     else:

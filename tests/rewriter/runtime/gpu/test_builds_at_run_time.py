@@ -60,7 +60,7 @@ def setup(load_double, cuda, trt, fake_trt, tmp_path, monkeypatch):
     def make_builds(engines, options, params, recipe, ranges, undo):
         if not options.allow_build_at_runtime:
             return None, None
-        builds.append(BackgroundBuilds(builder, wait=options.wait_for_builds))
+        builds.append(BackgroundBuilds(builder))
         return builder, builds[-1]
 
     monkeypatch.setattr(opening, "_builds", make_builds)
