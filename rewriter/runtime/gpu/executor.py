@@ -8,10 +8,8 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rewriter.errors import (
     ConversionError,
@@ -29,8 +27,7 @@ from rewriter.runtime.gpu.last_resort import LastResort
 from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
 from rewriter.runtime.gpu.plan_table import Key, PlanTable
-from rewriter.runtime.gpu.transfer import Pending, Staged, device_tensor, stage, view
-from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value
+from rewriter.runtime.gpu.transfer import Pending, Staged, deliver, discovery_inputs, stage, view
 from rewriter.runtime.slots import BUILDING
 
 if TYPE_CHECKING:
@@ -41,8 +38,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 #: How often a call waits for builds: one for each engine node that the last build brought a shape to, within reason.
 BUILD_ROUNDS = 8
-#: onnx.TensorProto types without a place on the device: what is no tensor, and strings.
-_NOT_ON_DEVICE = (0, 8)
 #: Closed when the process ends: CUDA is gone when the objects of a process are, and ONNX Runtime aborts over that.
 _OPEN: weakref.WeakSet[HybridExecutor] = weakref.WeakSet()
 
@@ -256,7 +251,7 @@ class HybridExecutor:
         put()
         plan.run()
         self._counts["graph_launches"] += plan.captured
-        self._deliver(plan.outputs, staged, pending, on_device, fresh=False)
+        deliver(self._pieces.schedule, plan.outputs, staged, pending, self._cuda, on_device=on_device, fresh=False)
         return plan.engine_runs, self._with_blocked(plan.fallbacks)
 
     def _settle(self, plan: FixedPlan, put: Callable[[], None]) -> None:
@@ -275,11 +270,11 @@ class HybridExecutor:
     def _discover(
         self, key: Key, staged: Mapping[str, Staged], pending: Pending, on_device: bool
     ) -> tuple[int, dict[str, int]]:
-        with self._inputs(staged) as inputs:
+        with discovery_inputs(staged, self._pieces.on_host, self._cuda) as inputs:
             trace = self._discovery.run(inputs)
         self._counts["discoveries"] += 1
         try:
-            self._deliver(trace.outputs, staged, pending, on_device, fresh=True)
+            deliver(self._pieces.schedule, trace.outputs, staged, pending, self._cuda, on_device=on_device, fresh=True)
         finally:
             for value in trace.outputs.values():
                 if not on_device:
@@ -288,60 +283,6 @@ class HybridExecutor:
             trace.unfixable = trace.unfixable or "strings stay in CPU memory"
         self._plans.remember(key, trace)
         return len(trace.found), self._with_blocked(trace.fallbacks)
-
-    @contextlib.contextmanager
-    def _inputs(self, staged: Mapping[str, Staged]) -> Iterator[dict[str, Value]]:
-        """The inputs as values of a discovery; memory that was made for them is given back afterwards."""
-        values: dict[str, Value] = {}
-        buffers = []
-        try:
-            for name, item in staged.items():
-                if item.array is not None and (item.memory is None or name in self._pieces.on_host):
-                    values[name] = HostValue(item.array, item.dtype)
-                elif item.memory is None:
-                    values[name] = DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
-                else:
-                    buffers.append(self._cuda.allocate(item.nbytes))
-                    item.put(buffers[-1].pointer, self._cuda)
-                    values[name] = DeviceValue(buffers[-1].pointer, item.shape, item.dtype)
-            yield values
-        finally:
-            for buffer in buffers:
-                buffer.free()
-
-    def _deliver(
-        self,
-        made: Mapping[str, Value],
-        staged: Mapping[str, Staged],
-        pending: Pending,
-        on_device: bool,
-        *,
-        fresh: bool,
-    ) -> None:
-        """Enqueues the way of the outputs to the caller."""
-        schedule = self._pieces.schedule
-        for name in schedule.outputs:
-            value = made.get(name)
-            if value is None:
-                value = self._passed_through(name, staged)
-            if isinstance(value, HostValue) and value.dtype in _NOT_ON_DEVICE:
-                pending.arrays[name] = value.array.copy()
-            elif on_device:
-                pending.arrays[name] = device_tensor(value, self._cuda, fresh=fresh and name in made)
-            elif isinstance(value, HostValue):
-                pending.arrays[name] = value.array.copy()
-            else:
-                pending.fetch(name, value, self._cuda)
-
-    def _passed_through(self, name: str, staged: Mapping[str, Staged]) -> Value:
-        """An output that no step makes: an input, or a constant."""
-        schedule = self._pieces.schedule
-        if name in schedule.direct:
-            return HostValue(np.asarray(schedule.direct[name]), schedule.specs[name].dtype)
-        item = staged[name]
-        if item.array is not None:
-            return HostValue(item.array, item.dtype)
-        return DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
 
     def _with_blocked(self, fallbacks: Mapping[str, int]) -> dict[str, int]:
         """All fallbacks of a call."""
@@ -395,13 +336,6 @@ def _close_open() -> None:
             executor.close()
         except ConversionError as error:
             _LOG.warning("%s", error)
-
-
-class _Borrowed:
-    """Holds a tensor of the caller's, and cannot free it."""
-
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
 
 
 class _BuildingError(Exception):

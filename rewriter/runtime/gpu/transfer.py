@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InputError
@@ -16,10 +18,14 @@ from rewriter.runtime.gpu.values import DeviceValue, HostValue, Value, owned_buf
 from rewriter.runtime.inputs import check_dtype, check_shape
 from rewriter.runtime.native import numpy_dtype
 
+#: onnx.TensorProto types without a place on the device: what is no tensor, and strings.
+_NOT_ON_DEVICE = (TensorProto.UNDEFINED, TensorProto.STRING)
+
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.cuda import Cuda
     from rewriter.runtime.gpu.handles import Event
     from rewriter.runtime.gpu.pinned import HostBuffer
+    from rewriter.runtime.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,3 +156,78 @@ class Pending:
         for memory in self.held:
             memory.release()
         self.fetched, self.held = {}, []
+
+
+@contextlib.contextmanager
+def discovery_inputs(staged: Mapping[str, Staged], on_host: Collection[str], cuda: Cuda) -> Iterator[dict[str, Value]]:
+    """The inputs as values of a discovery; memory that was made for them is given back afterwards.
+
+    Args:
+        staged: value name -> input.
+        on_host: values that some engine needs in CPU memory.
+        cuda: where they go.
+    """
+    values: dict[str, Value] = {}
+    buffers = []
+    try:
+        for name, item in staged.items():
+            if item.array is not None and (item.memory is None or name in on_host):
+                values[name] = HostValue(item.array, item.dtype)
+            elif item.memory is None:
+                values[name] = DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
+            else:
+                buffers.append(cuda.allocate(item.nbytes))
+                item.put(buffers[-1].pointer, cuda)
+                values[name] = DeviceValue(buffers[-1].pointer, item.shape, item.dtype)
+        yield values
+    finally:
+        for buffer in buffers:
+            buffer.free()
+
+
+def deliver(
+    schedule: Schedule,
+    made: Mapping[str, Value],
+    staged: Mapping[str, Staged],
+    pending: Pending,
+    cuda: Cuda,
+    *,
+    on_device: bool,
+    fresh: bool,
+) -> None:
+    """Enqueues the way of the outputs to the caller.
+
+    Args:
+        schedule: names them.
+        made: value name -> output, of those that a step made.
+        staged: the inputs, for outputs that are inputs.
+        pending: takes them.
+        cuda: where they lie.
+        on_device: whether they stay there; strings and what is no tensor never do.
+        fresh: whether the memory of `made` may be handed over.
+    """
+    for name in schedule.outputs:
+        value = made[name] if name in made else _passed_through(schedule, name, staged)
+        if isinstance(value, HostValue) and (value.dtype in _NOT_ON_DEVICE or not on_device):
+            pending.arrays[name] = value.array.copy()
+        elif on_device:
+            pending.arrays[name] = device_tensor(value, cuda, fresh=fresh and name in made)
+        elif isinstance(value, DeviceValue):
+            pending.fetch(name, value, cuda)
+
+
+def _passed_through(schedule: Schedule, name: str, staged: Mapping[str, Staged]) -> Value:
+    """An output that no step makes: an input, or a constant."""
+    if name in schedule.direct:
+        return HostValue(np.asarray(schedule.direct[name]), schedule.specs[name].dtype)
+    item = staged[name]
+    if item.array is not None:
+        return HostValue(item.array, item.dtype)
+    return DeviceValue(item.pointer, item.shape, item.dtype, _Borrowed(item.owner))
+
+
+class _Borrowed:
+    """Holds a tensor of the caller's, and cannot free it."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
