@@ -45,7 +45,7 @@ def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[Sto
 
     Args:
         path: the artifact's folder.
-        engines: the engines; their files are linked or copied.
+        engines: the engines; their files are linked or copied. Of none only the artifact's manifest is checked.
 
     Returns:
         Those that were added, with their files in the artifact.
@@ -54,12 +54,12 @@ def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[Sto
         ArtifactError: no artifact, an engine that belongs to another model or has changed since it was built, or the
             folder cannot be written.
     """
-    if not engines:
-        return ()
     root = checked_path(path).resolve()
     for _ in range(RETRIES + 1):
         before = state_of(root)
         content = manifests.manifest_from_json(read_manifest(root), str(root))
+        if not engines:
+            return ()
         with output_errors(root), _locked(root):
             if state_of(root) != before:
                 continue

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from passes.segments import TensorSpec
-from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError
+from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.manifest import EngineEntry
 from rewriter.runtime.executor import Execution, Executor
-from rewriter.runtime.inputs import bind, describe, is_tensorflow, to_device_feeds, to_feeds
+from rewriter.runtime.inputs import bind, describe, disagreement, is_tensorflow, to_device_feeds, to_feeds
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.other_errors import first_line
 from rewriter.runtime.stats import CallCounters, build_totals, grown
@@ -114,7 +114,8 @@ class ConvertedFunction:
             Public output name -> array (or tensor), in signature order; the caller owns them.
 
         Raises:
-            InputError: the inputs do not fit the signature.
+            InputError: the inputs do not fit the signature; or the model failed, and a dimension that the signature
+                names has two sizes in them.
             ConverterStateError: the function is closed.
             ConversionError: the model failed on these inputs; or `strict`, and an engine was not used.
         """
@@ -210,10 +211,11 @@ class ConvertedFunction:
             raise ConverterStateError(
                 "this function came from a converter and belongs to no artifact: save() first, then save_engines(path)"
             )
-        executor = self._ready()
-        executor.wait_for_builds()
         from rewriter.artifact_engines import save_engines
 
+        executor = self._ready()
+        save_engines(target, ())  # a wrong path is told before builds are waited for
+        executor.wait_for_builds()
         return len(save_engines(target, executor.built_engines()))
 
     def stats(self) -> dict[str, Any]:
@@ -329,11 +331,17 @@ class ConvertedFunction:
     def _execute(self, executor: Executor, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
         try:
             return executor.run(feeds, on_device=on_device)
-        except ConversionError:
-            raise
         except Exception as error:
-            shapes = ", ".join(f"{spec.name} {_shape_of(feeds[spec.tensor])}" for spec in self.signature.inputs)
-            raise ConversionError(f"the model failed on the inputs {shapes}: {first_line(error)}") from error
+            known = isinstance(error, ConversionError)
+            if known and (type(error) is not ConversionError or isinstance(error.__cause__, ConversionError)):
+                raise  # it has a cause of its own: a closed function, the GPU's memory ...
+            shapes = {spec.name: _shape_of(feeds[spec.tensor]) for spec in self.signature.inputs}
+            sizes = disagreement(self.signature, shapes)
+            if known and not sizes:
+                raise
+            said = ", ".join(f"{name} {'on the GPU' if shape is None else shape}" for name, shape in shapes.items())
+            text = f"the model failed on the inputs {said}: {first_line(error)}"
+            raise (InputError(f"{sizes}; {text}") if sizes else ConversionError(text)) from error
 
     def _count(self, execution: Execution, *, warmup: bool = False, final: bool = True) -> None:
         """Counts one run; says each new reason for a fallback once.
@@ -359,7 +367,7 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _shape_of(value: Any) -> str:
+def _shape_of(value: Any) -> list[int] | None:
     """The shape of an array, or of a device tensor that says it."""
     shape = getattr(value, "shape", None)
-    return "on the GPU" if shape is None else str([int(size) for size in shape])
+    return None if shape is None else [int(size) for size in shape]

@@ -22,6 +22,7 @@ __all__ = [
     "check_shape",
     "describe",
     "describe_shape",
+    "disagreement",
     "first_line",
     "is_on_device",
     "is_tensorflow",
@@ -195,6 +196,30 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
             )
 
 
+def disagreement(signature: Signature, shapes: Mapping[str, Sequence[int] | None]) -> str:
+    """Which dimension of the signature has two sizes, for people; "" when every one has one.
+
+    This alone is no reason to refuse inputs: ONNX models claim names that nothing proves, and one of two tensors that
+    TensorFlow wants equal may have the size 1, which is repeated. When the model fails it is the likely cause.
+
+    Args:
+        signature: the inputs; a name stands for one size in all of them.
+        shapes: public input name -> shape; those that are missing, None, or of another rank say nothing.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for spec in signature.inputs:
+        shape = shapes.get(spec.name)
+        if shape is None or spec.shape is None or len(shape) != len(spec.shape):
+            continue
+        for dim, size in zip(spec.shape, shape, strict=True):
+            if not isinstance(dim, str):
+                continue
+            first, owner = found.setdefault(dim, (int(size), spec.name))
+            if first != size:
+                return f"dimension {dim!r} is {first} in input {owner!r}, but {size} in input {spec.name!r}"
+    return ""
+
+
 def is_on_device(value: Any) -> bool:
     """True for a tensor in the memory of a CUDA device, by DLPack or `__cuda_array_interface__`.
 
@@ -241,9 +266,9 @@ def _from_python(value: Any, spec: TensorSpec) -> np.ndarray:
     dtype = numpy_dtype(spec.dtype)
     try:
         natural = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # elements may be foreign objects, which raise what they like
         raise InputError(
-            f"input {spec.name!r}: no array can be made of this {type(value).__name__}: {error}"
+            f"input {spec.name!r}: no array can be made of this {type(value).__name__}: {first_line(error)}"
         ) from error
     if dtype.kind == "O":
         if natural.size and natural.dtype.kind not in "SU":
@@ -290,19 +315,27 @@ def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
             raise InputError(
                 f"input {spec.name!r} is a {type(value).__name__}, expected an array or a tensor: {describe(spec)}"
             )
-    except (TypeError, ValueError, RuntimeError, BufferError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a foreign `__array__` raises what it likes
         raise InputError(
             f"input {spec.name!r}: this {type(value).__name__} cannot be read as an array: {first_line(error)}"
         ) from error
-    if array.dtype.kind in "SO":
+    if array.dtype.kind in "SO" and _numpy_dtype(spec.dtype).kind == "O":
         return _decoded(array, spec)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _decoded(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Bytes (TensorFlow's strings) as text: ONNX Runtime looks bytes up wrongly, without an error."""
+    """Bytes (TensorFlow's strings) as text: ONNX Runtime looks bytes up wrongly, without an error.
+
+    It also makes texts of whatever else an object array holds, None included: only texts and bytes are let pass.
+    """
+    strange = next((item for item in array.reshape(-1).tolist() if not isinstance(item, (str, bytes))), "")
+    if not isinstance(strange, str):
+        raise InputError(
+            f"input {spec.name!r} holds {strange!r:.60} ({type(strange).__name__}), expected strings: convert it first"
+        )
     try:
         items = [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1).tolist()]
     except UnicodeDecodeError as error:

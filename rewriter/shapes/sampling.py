@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
+from rewriter.runtime.inputs import disagreement
 from rewriter.runtime.native import numpy_dtype
 from rewriter.source import Signature
 
@@ -177,24 +178,28 @@ def _check_fits(spec: TensorSpec, shape: tuple[int, ...]) -> None:
         return
     if len(wanted) != len(shape) or any(isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)):
         text = "x".join("?" if d is None else str(d) for d in wanted) or "scalar"
-        raise InvalidParameterError(f"shape {'x'.join(map(str, shape))} does not fit input {spec.name!r} ({text})")
+        raise InvalidParameterError(
+            f"shape {'x'.join(map(str, shape)) or '[]'} does not fit input {spec.name!r} ({text})"
+        )
 
 
 def _resolve(
     signature: Signature, given: Mapping[str, tuple[int, ...]], base: Mapping[str, Any], batch: int | None
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every input in one sample."""
-    sizes: dict[str, int] = {}
-    for spec in signature.inputs:
-        for dim, size in zip(spec.shape or (), given.get(spec.name, ()), strict=False):
-            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                raise InvalidParameterError(
-                    f"dimension {dim!r} has two sizes in one sample: {sizes[dim]} and {size} (input {spec.name!r})"
-                )
+    two = disagreement(signature, given)
+    if two:
+        raise InvalidParameterError(f"shapes of one sample must agree: {two}")
+    sizes = {
+        dim: size
+        for spec in signature.inputs
+        for dim, size in zip(spec.shape or (), given.get(spec.name, ()), strict=False)
+        if isinstance(dim, str)
+    }
     shapes = {}
     for spec in signature.inputs:
         known = tuple(np.shape(base[spec.name])) if spec.name in base else None
-        shapes[spec.name] = given.get(spec.name) or _shape(spec, sizes, known, batch)
+        shapes[spec.name] = given[spec.name] if spec.name in given else _shape(spec, sizes, known, batch)
     return shapes
 
 

@@ -140,8 +140,9 @@ def test_engines_that_do_not_belong_are_refused(artifact, tmp_path, change, mess
 
 
 def test_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match="no such artifact"):
-        save_engines(tmp_path / "nothing", [stored(tmp_path, "new")])
+    for engines in ([stored(tmp_path, "new")], []):
+        with pytest.raises(ArtifactError, match="no such artifact"):
+            save_engines(tmp_path / "nothing", engines)
 
 
 class StopError(BaseException):

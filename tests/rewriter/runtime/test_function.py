@@ -126,6 +126,18 @@ def test_read_only_and_empty_inputs(make):
     assert make()(x[:0], y[:0])["product"].shape == (0, 300)
 
 
+def test_a_dimension_with_two_sizes_is_told_when_the_model_fails(make):
+    x, y = inputs(3)
+    converted = make()
+    with pytest.raises(
+        InputError,
+        match=r"dimension 'batch' is 3 in input 'x', but 2 in input 'y'; the model failed on the "
+        r"inputs x \[3, 4\], y \[2, 4\]",
+    ):
+        converted(x, y[:2])
+    np.testing.assert_allclose(converted(x, y[:1])["product"], expected(x, y[:1]), rtol=1e-5, atol=1e-5)  # repeated
+
+
 def test_wrong_inputs_are_told(make):
     x, y = inputs()
     converted = make()

@@ -10,7 +10,7 @@ import pytest
 
 from rewriter import manifest as manifests
 from rewriter.artifact import save_artifact
-from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
+from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
@@ -229,6 +229,8 @@ def test_engines_built_at_run_time_are_saved(spliced, gpu, tmp_path, built):
         save_artifact(tmp_path / name, model=model, signature=signature, params={}, report={}) for name in "ab"
     )
     function = load(own)
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        function.save_engines(tmp_path / "nowhere")  # before any wait
     assert function.save_engines() == 0
     gpu.made[0].built = (built,)
     assert function.save_engines() == 1

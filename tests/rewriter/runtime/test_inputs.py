@@ -18,6 +18,7 @@ from rewriter.runtime.inputs import (
     check_dtype,
     check_shape,
     describe,
+    disagreement,
     is_on_device,
     is_tensorflow,
     iterate_samples,
@@ -394,3 +395,35 @@ def test_errors_of_a_generator_come_through_when_it_runs():
     assert next(samples) == 1
     with pytest.raises(TypeError, match="inner"):
         next(samples)
+
+
+@pytest.mark.parametrize("strange", [1, None, 2.5, ["a"]])
+def test_object_arrays_hold_texts_only(strange):
+    values = np.empty(2, dtype=object)
+    values[:] = ["a", strange]
+    with pytest.raises(
+        InputError, match=re.escape(f"input 's' holds {strange!r} ({type(strange).__name__}), expected")
+    ):
+        to_array(values, TensorSpec("s", TensorProto.STRING, ("n",)))
+
+
+def test_an_error_of_a_foreign_array_names_the_input():
+    class Broken:
+        def __array__(self, dtype=None, copy=None):
+            raise KeyError("weights")
+
+    spec = TensorSpec("v", TensorProto.FLOAT, ("n",))
+    for value in (Broken(), [Broken()]):
+        with pytest.raises(InputError, match=r"input 'v': .*'weights'"):
+            to_array(value, spec)
+
+
+def test_a_dimension_with_two_sizes_is_told():
+    signature = Signature(
+        (TensorSpec("x", TensorProto.FLOAT, ("batch", 8)), TensorSpec("ids", TensorProto.INT64, ("batch", None))), ()
+    )
+    assert disagreement(signature, {"x": (3, 8), "ids": (2, 1)}) == (
+        "dimension 'batch' is 3 in input 'x', but 2 in input 'ids'"
+    )
+    for fine in ({"x": (3, 8), "ids": (3, 2)}, {"x": (3, 8)}, {"x": (3, 8), "ids": None}, {"x": (3, 8), "ids": (2,)}):
+        assert disagreement(signature, fine) == ""

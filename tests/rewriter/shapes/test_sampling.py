@@ -28,7 +28,7 @@ def test_default_is_batches_one_and_eight_with_the_known_length():
 def test_a_symbol_has_one_size_in_a_sample():
     found = shapes_of(shaped_input_fn(SIGNATURE, {"tokens": [(3, 7), (6, 9)]}, ()))
     assert found == [{"tokens": (3, 7), "image": (3, 4, 4, 3)}, {"tokens": (6, 9), "image": (6, 4, 4, 3)}]
-    with pytest.raises(InvalidParameterError, match="'batch' has two sizes in one sample: 3 and 2"):
+    with pytest.raises(InvalidParameterError, match="'batch' is 3 in input 'tokens', but 2 in input 'image'"):
         shaped_input_fn(SIGNATURE, {"tokens": [(3, 7)], "image": [(2, 4, 4, 3)]})
 
 
@@ -112,9 +112,13 @@ def test_other_numbers_of_shapes_are_no_profile():
         ({"tokens": [(1, 8), (4, 8, 1), (8, 8)]}, "shape 4x8x1 does not fit input 'tokens'"),
         ({"tokens": [], "image": [(1, 4, 4, 3)]}, "same number of shapes"),
         ({"tokens": []}, "same number of shapes .or one.: 'tokens' has 0"),
+        ({"tokens": [()]}, r"shape \[\] does not fit input 'tokens'"),
         ({"token": [(1, 8), (4, 8), (8, 8)]}, "shapes name the input 'token', the signature has tokens, image"),
         ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(1, 4, 4, 3)] * 2}, "same number of shapes"),
-        ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(2, 4, 4, 3)]}, "'batch' has two sizes in one sample: 1 and 2"),
+        (
+            {"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(2, 4, 4, 3)]},
+            "'batch' is 1 in input 'tokens', but 2 in input 'image'",
+        ),
     ],
 )
 def test_wrong_profiles_are_named(shapes, message):
