@@ -177,10 +177,14 @@ class ConvertedFunction:
     def as_tf_function(self) -> Any:
         """This function as a `tf.function`, for use in `tf.data.Dataset.map` or in another `tf.function`.
 
-        It takes tensors in the order of the signature or by name (characters that Python does not allow in a name
-        are "_" there), checks them as TensorFlow does, and returns the dict of outputs. Dimensions that are not fixed
-        are None. It runs in the Python process that made it: TensorFlow can neither save it nor send it elsewhere.
-        Its outputs are tensors on the host. It has no gradient: asking for one is an error.
+        It takes tensors in the order of the signature, by name (characters that Python does not allow in a name are
+        "_" there), or all in one dict, tuple or list; a dataset of (image, label) needs a lambda that passes on the
+        image. It checks them as TensorFlow does, and returns the dict of outputs. Dimensions that are not fixed are
+        None.
+
+        It runs in the Python process that made it, while this function is open: TensorFlow writes a SavedModel of it
+        without complaint, but in another process that one fails when it is called. Its outputs are tensors on the
+        host. It has no gradient: asking for one is an error.
 
         Raises:
             MissingDependencyError: TensorFlow is not installed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
+from rewriter.runtime.inputs import bind
 from rewriter.runtime.native import numpy_dtype
 from rewriter.runtime.other_errors import import_failure
+from rewriter.source import Signature
 
 if TYPE_CHECKING:
     from rewriter.runtime.function import ConvertedFunction
@@ -52,7 +55,31 @@ def as_tf_function(function: ConvertedFunction) -> Any:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     call.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     call.__name__ = "converted_function"
-    return tf.function(call, input_signature=inputs, autograph=False)
+    return _taking_structures(tf, tf.function(call, input_signature=inputs, autograph=False), signature, names)
+
+
+def _taking_structures(tf: Any, function: Any, signature: Signature, parameters: list[str]) -> Any:
+    """The same `tf.function`, which also takes one dict, tuple or list of all inputs, as a converted function does.
+
+    An input signature has one structure, so the arguments are put in order before TensorFlow looks at them. The class
+    is derived from TensorFlow's own, to be a `tf.function` in every other respect.
+    """
+    kind = type(function)
+    public = {spec.name for spec in signature.inputs}
+    names = dict(zip(parameters, (spec.name for spec in signature.inputs), strict=True))
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key if key in public else names.get(key, key): value for key, value in values.items()}
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], (Mapping, tuple, list)):
+            first = named(args[0]) if isinstance(args[0], Mapping) else args[0]
+            args, kwargs = tuple(bind(signature, (first,), named(kwargs)).values()), {}
+        return kind.__call__(self, *args, **kwargs)
+
+    plain = tf.autograph.experimental.do_not_convert(call)
+    function.__class__ = type(kind.__name__, (kind,), {"__call__": plain, "__doc__": kind.__doc__})
+    return function
 
 
 def _guarded(tf: Any, value: Any) -> Any:

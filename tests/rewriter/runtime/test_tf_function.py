@@ -9,7 +9,7 @@ from onnx import TensorProto, parser
 
 from passes import model as models
 from passes.segments import TensorSpec
-from rewriter.errors import InvalidParameterError, MissingDependencyError
+from rewriter.errors import InputError, InvalidParameterError, MissingDependencyError
 from rewriter.runtime.loading import Runnable, make_function
 from rewriter.runtime.tf_function import _parameter_names, as_tf_function
 from rewriter.source import Signature
@@ -199,3 +199,54 @@ def test_a_dtype_that_tensorflow_lacks(function):
     )
     with pytest.raises(InvalidParameterError, match="'x' has the dtype float8_e8m0fnu, which TensorFlow has not"):
         as_tf_function(types.SimpleNamespace(signature=strange))
+
+
+@pytest.mark.tensorflow
+def test_all_inputs_in_one_value(function, pair):
+    import tensorflow as tf
+
+    called = function.as_tf_function()
+    x, y = pair(6)
+    expected = function(x, y)["product"]
+    inside = tf.function(lambda item: called(item)["product"])
+    for item in ({"y": y, "x": x}, (x, y), [x, y]):
+        np.testing.assert_array_equal(called(item)["product"].numpy(), expected)
+        np.testing.assert_array_equal(inside(item).numpy(), expected)
+    data = tf.data.Dataset.from_tensor_slices(({"x": x, "y": y}, np.arange(6))).batch(2)
+    pipelines = [
+        data.map(lambda inputs, label: inputs).map(called),  # dicts
+        data.map(lambda inputs, label: (inputs["x"], inputs["y"])).map(called),  # tuples
+        data.map(lambda inputs, label: called(inputs)),
+    ]
+    for mapped in pipelines:
+        rows = [item["product"].numpy() for item in mapped]
+        np.testing.assert_allclose(np.concatenate(rows), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="unknown input 'z'"):
+        called({"x": x, "z": y})
+
+
+@pytest.mark.tensorflow
+def test_names_in_a_dict_are_the_signatures_or_pythons(no_gpu):
+    import tensorflow as tf
+
+    spec = TensorSpec("image:0", TensorProto.FLOAT, (None, 2), "x")
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] z) { z = Neg(x) }'
+    called = function_of(text, (spec,), (TensorSpec("z", TensorProto.FLOAT, (None, 2)),)).as_tf_function()
+    x = np.ones((4, 2), np.float32)
+    for item in ({"image:0": x}, {"image_0": x}):
+        np.testing.assert_array_equal(called(item)["z"].numpy(), -x)
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(4))).batch(2)
+    found = [(out["z"].numpy(), label.numpy()) for out, label in data.map(lambda image, label: (called(image), label))]
+    np.testing.assert_array_equal(np.concatenate([label for _, label in found]), np.arange(4))
+
+
+@pytest.mark.tensorflow
+def test_a_saved_model_of_it_runs_in_this_process(function, pair, tmp_path):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.call = function.as_tf_function()
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    x, y = pair()
+    again = tf.saved_model.load(str(tmp_path / "saved")).call(x, y)
+    np.testing.assert_array_equal(again["product"].numpy(), function(x, y)["product"])
