@@ -65,6 +65,7 @@ def load(
     device: int = 0,
     wait_for_builds: bool = False,
     engine_cache_dir: str | Path | None = None,
+    engine_cache_max_bytes: int | None = None,
     allow_build_at_runtime: bool | None = None,
     maximum_cached_engines: int | None = None,
     cache_full: str | None = None,
@@ -86,6 +87,8 @@ def load(
         wait_for_builds: True: a call that finds no fitting engine waits until one is built. False: it runs natively
             meanwhile.
         engine_cache_dir: folder in which engines built at run time are kept for other processes.
+        engine_cache_max_bytes: what the engines in that folder may take together; above it the least recently used
+            go first. Default 8 GiB.
         allow_build_at_runtime: whether calls may have engines built; default: as the artifact says.
         maximum_cached_engines: engines in memory for each engine node; default: as the artifact says.
         cache_full: what a full cache does, "native" or "evict"; default: as the artifact says.
@@ -107,6 +110,7 @@ def load(
         device=device,
         wait_for_builds=wait_for_builds,
         engine_cache_dir=engine_cache_dir,
+        engine_cache_max_bytes=engine_cache_max_bytes,
         allow_build_at_runtime=allow_build_at_runtime,
         maximum_cached_engines=maximum_cached_engines,
         cache_full=cache_full,

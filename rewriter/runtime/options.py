@@ -37,6 +37,8 @@ class RuntimeOptions:
         wait_for_builds: True lets a call that finds no fitting engine wait until one is built; False runs natively
             meanwhile.
         engine_cache_dir: folder in which engines built at run time are kept for other processes; None: none.
+        engine_cache_max_bytes: what the engines in that folder may take together; above it the least recently used
+            go first. None: 8 GiB.
         allow_build_at_runtime: whether calls may have engines built. None: as the conversion's parameters say.
         maximum_cached_engines: engines in memory for each engine node. None: likewise.
         cache_full: what a full cache does, "native" or "evict". None: likewise.
@@ -54,6 +56,7 @@ class RuntimeOptions:
     device: int = 0
     wait_for_builds: bool = False
     engine_cache_dir: str | Path | None = None
+    engine_cache_max_bytes: int | None = None
     allow_build_at_runtime: bool | None = None
     maximum_cached_engines: int | None = None
     cache_full: str | None = None
@@ -78,6 +81,10 @@ class RuntimeOptions:
             parameters.check_choice("cache_full", self.cache_full, parameters.CACHE_FULL_RULES)
         if self.engine_cache_dir is not None:
             self._set("engine_cache_dir", _check_folder("engine_cache_dir", self.engine_cache_dir))
+        if self.engine_cache_max_bytes is not None:
+            self._set(
+                "engine_cache_max_bytes", _check_integer("engine_cache_max_bytes", self.engine_cache_max_bytes, 1)
+            )
         self._check_together()
 
     def filled(self, params: Mapping[str, Any]) -> RuntimeOptions:
@@ -96,6 +103,10 @@ class RuntimeOptions:
 
     def _check_together(self) -> None:
         """Refuses combinations that cannot be obeyed."""
+        if self.engine_cache_max_bytes is not None and self.engine_cache_dir is None:
+            raise InvalidParameterError(
+                "engine_cache_max_bytes needs engine_cache_dir: there is no cache without a folder"
+            )
         if self.execution != "auto" and (self.strict or self.provider == "cuda"):
             other = "strict=True" if self.strict else "provider='cuda'"
             raise InvalidParameterError(f"execution={self.execution!r} uses no engines: leave {other} out")

@@ -15,7 +15,7 @@ from passes.segments import SegmentModel
 from rewriter import params as parameters
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
-from rewriter.building.cache import EngineCache
+from rewriter.building.cache import open_cache
 from rewriter.building.entries import engine_entry
 from rewriter.building.segment_builder import SegmentBuilder
 from rewriter.errors import ConverterStateError
@@ -45,6 +45,7 @@ class RuntimeBuilder:
         backend: a name, opened with the first build and closed with this object, or an open backend of the caller.
             The name is best that of the artifact's engines ("tensorrt_rtx"); "auto" chooses.
         engine_cache_dir: folder of the engine cache; None for none.
+        engine_cache_max_bytes: its cap; None for 8 GiB.
 
     Raises:
         InvalidParameterError: a parameter, or the folder, is not allowed.
@@ -58,6 +59,7 @@ class RuntimeBuilder:
         params: Mapping[str, Any],
         backend: str | Backend = "auto",
         engine_cache_dir: str | Path | None = None,
+        engine_cache_max_bytes: int | None = None,
     ) -> None:
         self._lowering = Lowering(recipe, ranges or RangeTable())
         self._params = dict(params)
@@ -67,7 +69,7 @@ class RuntimeBuilder:
             parameters.supported_profile_strategies(),
         )
         self._backend = backend
-        self._cache = None if engine_cache_dir is None else EngineCache(engine_cache_dir)
+        self._cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
         self._builder: SegmentBuilder | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._owned: list[Backend] = []

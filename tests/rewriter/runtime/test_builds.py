@@ -451,7 +451,18 @@ def test_an_engine_of_the_cache_on_disk_is_not_built_again(tmp_path):
     assert len(set(keys)) == len(backend.built) == 1
 
 
+def test_the_engine_cache_keeps_to_its_cap(tmp_path):
+    backend = FakeBackend()
+    cache = {"engine_cache_dir": tmp_path / "cache", "engine_cache_max_bytes": 1}
+    for _ in range(2):
+        with RuntimeBuilder(recipe=Recipe(), ranges=None, params=params(), backend=backend, **cache) as builder:
+            builder.build(segment_of(), [batch(2)])
+    assert len(backend.built) == 2  # one byte has room for none
+
+
 def test_parameters_that_are_not_allowed():
+    with pytest.raises(InvalidParameterError, match="engine_cache_max_bytes needs engine_cache_dir"):
+        RuntimeBuilder(recipe=Recipe(), ranges=None, params=params(), engine_cache_max_bytes=1)
     with pytest.raises(InvalidParameterError, match="dynamic_shape_profile_strategy must be one of"):
         runtime_builder(FakeBackend(), dynamic_shape_profile_strategy="Widest")
 

@@ -39,13 +39,15 @@ def stored(entry, tmp_path):
 
 
 def test_a_gpu_gets_all_there_is_to_know(saved, gpu, pair):
-    with load(saved, cuda_graph=False, stream=7, device=1, wait_for_builds=True, engine_cache_dir="cache") as function:
+    cache = {"engine_cache_dir": "cache", "engine_cache_max_bytes": 1 << 20}
+    with load(saved, cuda_graph=False, stream=7, device=1, wait_for_builds=True, **cache) as function:
         assert function.provider == "cuda"
         function(*pair())
     (opened,) = gpu.opened
     (engine,) = opened.engines
     assert (engine.entry.op, engine.path.read_bytes()) == ("TRTEngineOp_000", b"vtrt")
     options = opened.options
+    assert (str(options.engine_cache_dir), options.engine_cache_max_bytes) == ("cache", 1 << 20)
     assert (options.cuda_graph, options.stream, options.device, options.wait_for_builds) == (False, 7, 1, True)
     assert (options.maximum_cached_engines, options.cache_full, options.allow_build_at_runtime) == (3, "evict", True)
     assert opened.recipe == Recipe.of("FP16")

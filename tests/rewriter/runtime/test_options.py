@@ -29,6 +29,11 @@ from rewriter.runtime.options import RuntimeOptions, stream_handle
         ({"cache_full": "drop"}, "cache_full must be one of native, evict, not 'drop'"),
         ({"engine_cache_dir": 3}, "engine_cache_dir must be the path of a folder, not 3"),
         ({"engine_cache_dir": ""}, "engine_cache_dir must be the path of a folder, not ''"),
+        (
+            {"engine_cache_dir": "cache", "engine_cache_max_bytes": 0},
+            "engine_cache_max_bytes must be an integer of at least 1, not 0",
+        ),
+        ({"engine_cache_max_bytes": 9}, "engine_cache_max_bytes needs engine_cache_dir"),
         ({"stream": "0x1"}, "stream must be the handle of a CUDA stream, or an object with"),
         ({"stream": -1}, "stream must be the handle"),
         ({"stream": True}, "stream must be the handle"),
