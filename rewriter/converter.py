@@ -172,13 +172,20 @@ class Converter:
         self._conversion: Conversion | None = None
         self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
 
-    def convert(self, calibration_input_fn: Callable[[], Iterable[Any]] | None = None) -> ConvertedFunction:
+    def convert(
+        self,
+        calibration_input_fn: Callable[[], Iterable[Any]] | None = None,
+        *,
+        check: Callable[[Signature], object] | None = None,
+    ) -> ConvertedFunction:
         """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
 
         Args:
             calibration_input_fn: INT8 and FP8 only: takes nothing and yields typical inputs, as `build()` takes them.
                 Needed when tensors that are quantised have no range yet. With dynamic shapes the calibration itself
                 runs in `build()`, as in TF-TRT; with `is_dynamic_op` or `use_dynamic_shape` False it runs here.
+            check: called with names and shapes of the inputs as soon as the model is read, before any long work; what
+                it raises ends the conversion. Dtypes, outputs and names of dimensions may not be known then.
 
         Returns:
             The spliced model as a function. It has no engines yet (with static shapes it has): where there is a GPU
@@ -203,6 +210,7 @@ class Converter:
             samples=settings.samples,
             verify=settings.verify,
             tolerance=settings.tolerance,
+            check=check,
         )
         for stage, seconds in source.timings.items():
             self._stages.add(stage, seconds)

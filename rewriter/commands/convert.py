@@ -45,12 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
-    from rewriter.shapes.sampling import check_profile_shapes
+    from rewriter.shapes.sampling import check_named_shapes, check_profile_shapes
     from rewriter.summary import plain_console, print_report
 
     console = plain_console()
     shapes = parse_shapes(arguments.shapes)
     check_profile_shapes(shapes)
+    _check_static(arguments)
     for name, value in (("SRC", arguments.source), ("-o", arguments.output)):
         if not value:
             raise InvalidParameterError(f"{name} is an empty path")
@@ -68,10 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         progress=StageScreen(console),
         **conversion_arguments(arguments),
     ) as converter:
-        converter.convert(calibration_input_fn(arguments))
+        converter.convert(
+            calibration_input_fn(arguments), check=lambda signature: check_named_shapes(signature, shapes)
+        )
         if arguments.no_engines:
             converter.calibrate()
-        else:
+        elif arguments.is_dynamic_op:  # else the engines are there already
             converter.build(converter.sample_input_fn(shapes))
         converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)
         print_report(console, converter.report)
@@ -80,3 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"Largest relative difference from TensorFlow: {max(verification.values()):.1e}")
     console.print(f"Saved to {output}")
     return 0
+
+
+def _check_static(arguments: argparse.Namespace) -> None:
+    """Refuses options that say otherwise than `--no-is-dynamic-op`, which builds in `convert()`, for batches.
+
+    Raises:
+        InvalidParameterError: it is given with one of them.
+    """
+    if arguments.is_dynamic_op:
+        return
+    for name, value in (("--shapes", arguments.shapes), ("--no-engines", arguments.no_engines)):
+        if value:
+            raise InvalidParameterError(
+                f"--no-is-dynamic-op builds engines for batches 1 to --max-batch-size: leave {name} out"
+            )

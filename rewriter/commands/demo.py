@@ -66,7 +66,8 @@ def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
     with Converter(model=model, progress=StageScreen(console), **conversion_arguments(arguments)) as converter:
         converter.convert(calibration or _own_images(arguments, images))
         name = converter.signature.inputs[0].name
-        converter.build(converter.sample_input_fn({name: [(batch, *images.shape[1:]) for batch in _BATCHES]}))
+        if arguments.is_dynamic_op:  # else the engines are there already
+            converter.build(converter.sample_input_fn({name: [(batch, *images.shape[1:]) for batch in _BATCHES]}))
         converter.save(output)
         report = converter.report
     console.print(f"  in all     {time.perf_counter() - start:7.2f} s")

@@ -29,6 +29,25 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         default=defaults.maximum_cached_engines,
         help="engines kept in memory for each engine node at run time (default 1)",
     )
+    add(
+        "--cache-full",
+        choices=parameters.CACHE_FULL_RULES,
+        default=parameters.CACHE_FULL_RULES[0],
+        help="shapes that no engine in memory takes, when there is no room for another: run the native segment, or "
+        "evict the least recently used engine (default native)",
+    )
+    add(
+        "--is-dynamic-op",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.is_dynamic_op,
+        help="no: static engines for batches 1 to --max-batch-size; only the batch may be unknown (default yes)",
+    )
+    add(
+        "--max-batch-size",
+        type=int,
+        default=defaults.max_batch_size,
+        help="largest batch of engines built with --no-is-dynamic-op (default 1)",
+    )
     add("--no-build-at-runtime", action="store_true", help="requests never build engines")
     add(
         "--dynamic-shape-profile-strategy",
@@ -61,11 +80,14 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The parsed options as keyword arguments of `Converter`."""
-    return {
+    found = {
         "minimum_segment_size": arguments.minimum_segment_size,
         "max_workspace_size_bytes": arguments.max_workspace_size_bytes,
         "maximum_cached_engines": arguments.maximum_cached_engines,
+        "is_dynamic_op": arguments.is_dynamic_op,
+        "max_batch_size": arguments.max_batch_size,
         "allow_build_at_runtime": not arguments.no_build_at_runtime,
+        "cache_full": arguments.cache_full,
         "dynamic_shape_profile_strategy": arguments.dynamic_shape_profile_strategy,
         "backend": arguments.backend,
         "targets": words(arguments.targets),
@@ -76,6 +98,9 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "allow_double": arguments.allow_double,
         **precision_arguments(arguments),
     }
+    names = [name for name in found if name in parameters.ConversionParams._fields]
+    params = parameters.ConversionParams(**{name: found.pop(name) for name in names})
+    return {**found, "conversion_params": params}
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
+from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
-from rewriter.source import SourceModel
+from rewriter.source import Signature, SourceModel
 
 __all__ = ["load_source"]
 
@@ -30,6 +31,7 @@ def load_source(
     samples: Sequence[Any] | None = None,
     verify: bool = True,
     tolerance: float | None = None,
+    check: Callable[[Signature], object] | None = None,
 ) -> SourceModel:
     """Reads a model and returns it as ONNX, with the signature that its user knows.
 
@@ -47,6 +49,8 @@ def load_source(
         tolerance: largest max|difference| / max|reference| per output; default 1e-4, 1e-2 for graphs that
             compute in float16 or bfloat16, 3e-2 for those that emulate quantisation. Integers, booleans
             and strings must be equal.
+        check: called with what is known of the inputs as soon as the model is read: names and shapes, of TensorFlow
+            sources neither dtypes (0) nor names of dimensions, and no outputs. What it raises ends all work.
 
     Raises:
         InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel.
@@ -67,13 +71,13 @@ def load_source(
     if isinstance(source, ModelProto):
         from rewriter.frontend import onnx as onnx_source
 
-        return onnx_source.from_proto(source)
+        return _checked(onnx_source.from_proto(source), check)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.suffix.lower() == ".onnx" and path.is_file():
             from rewriter.frontend import onnx as onnx_source
 
-            return onnx_source.load(path)
+            return _checked(onnx_source.load(path), check)
     from rewriter.frontend.noise import collector_paused
     from rewriter.frontend.tensorflow import Clock, Options, convert
 
@@ -84,7 +88,16 @@ def load_source(
                 callee = _from_path(Path(source), tags, signature_key, samples)
             else:
                 callee = _from_object(source, signature_key, samples)
+        if check is not None:
+            inputs = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
+            check(Signature(inputs, (), callee.name))
         return convert(callee, Options(samples, verify, tolerance), clock)
+
+
+def _checked(source: SourceModel, check: Callable[[Signature], object] | None) -> SourceModel:
+    if check is not None:
+        check(source.signature)
+    return source
 
 
 def _check_path(path: str | os.PathLike[str]) -> None:

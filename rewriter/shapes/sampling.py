@@ -88,6 +88,20 @@ def check_profile_shapes(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> Non
             _check_order(name, given)
 
 
+def check_named_shapes(signature: Signature, shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    """Checks each shape against the input that it names.
+
+    Raises:
+        InvalidParameterError: an unknown input, a wrong rank, or a fixed dimension contradicted.
+    """
+    specs = {spec.name: spec for spec in signature.inputs}
+    for name, given in shapes.items():
+        if name not in specs:
+            raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(specs)}")
+        for shape in given:
+            _check_fits(specs[name], shape)
+
+
 def _check_counts(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
     counts = {len(given) for given in shapes.values()} - {1}
     if 0 in counts or len(counts) > 1:
@@ -128,12 +142,7 @@ def shaped_input_fn(
         InvalidParameterError: unknown input, wrong rank, a fixed dimension contradicted, numbers of shapes that
             differ, one symbol with two sizes, or a dimension that nothing fixes.
     """
-    specs = {spec.name: spec for spec in signature.inputs}
-    for name, given in shapes.items():
-        if name not in specs:
-            raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(specs)}")
-        for shape in given:
-            _check_fits(specs[name], shape)
+    check_named_shapes(signature, shapes)
     _check_counts(shapes)
     base = dict(samples[0]) if samples else {}
     batches = (None,) * max(map(len, shapes.values())) if shapes else DEFAULT_BATCHES

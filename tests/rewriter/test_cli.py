@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
+from rewriter.artifact import load_artifact
 from rewriter.cli import main
 from rewriter.commands.options import parse_shapes
 from rewriter.errors import InvalidParameterError
@@ -146,6 +147,9 @@ def test_wrong_shapes_are_one_line(onnx_file, tmp_path, capsys, shapes, message)
         (["convert", "MODEL", "-o", "OUT", "--targets", "sm12"], "SM12; it knows SM75, SM80"),
         (["convert", "MODEL", "-o", "OUT", "--shapes", "z:1x4"], "'z'"),
         (["convert", "MODEL", "-o", "OUT", "--shapes", "x:1xa"], "no number"),
+        (["convert", "MODEL", "-o", "OUT", "--no-is-dynamic-op", "--shapes", "x:1x4"], "leave --shapes out"),
+        (["convert", "MODEL", "-o", "OUT", "--no-is-dynamic-op", "--no-engines"], "leave --no-engines out"),
+        (["convert", "MODEL", "-o", "OUT", "--max-batch-size", "0"], "max_batch_size must be an integer"),
         (["convert", "MODEL", "-o", "OUT", "--node-denylist", "("], "not a regular expression"),
         (["convert", "MODEL", "-o", "MODEL"], "is a file"),
         (["convert", "TEXT", "-o", "OUT"], "TEXT"),
@@ -168,6 +172,24 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, onnx_file, tmp_p
     assert main([places.get(a, a) for a in arguments]) == 2
     assert message in one_line_error(capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["TEXT", "model.onnx"], "something half-written was left"
+
+
+@pytest.mark.parametrize(("shapes", "message"), [("z:1x4", "'z'"), ("x:1x5", "does not fit input 'x'")])
+@pytest.mark.rtx
+def test_shapes_are_checked_as_soon_as_the_model_is_read(onnx_file, tmp_path, capsys, monkeypatch, shapes, message):
+    monkeypatch.setattr("rewriter.converter.start_conversion", None)  # never reached
+    assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out"), "--shapes", shapes]) == 2
+    assert message in one_line_error(capsys)
+
+
+@pytest.mark.rtx
+def test_static_engines(onnx_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--no-is-dynamic-op", "--max-batch-size", "3", "--cache-full", "evict"]
+    assert main(["convert", str(onnx_file), "-o", str(out), *options]) == 0
+    assert "x: 1x4 .. 3x4" in capsys.readouterr().out
+    params = load_artifact(out).params
+    assert (params["is_dynamic_op"], params["max_batch_size"], params["cache_full"]) == (False, 3, "evict")
 
 
 def test_usage_errors_are_argparse_ones(capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rewriter.errors import InvalidParameterError
 from rewriter.frontend import load_source
 
 pytestmark = pytest.mark.tensorflow
@@ -125,3 +126,18 @@ def test_samples_are_reported_by_public_name(tf):
     source = load_source(function)
     assert [set(sample) for sample in source.samples] == [{"x"}, {"x"}]
     assert len({sample["x"].shape for sample in source.samples}) == 2
+
+
+def test_the_inputs_can_be_checked_before_any_work(tf):
+    specs = [tf.TensorSpec([None, 2], tf.float32, name="x")]
+    function = tf.function(lambda x: x + 1, input_signature=specs)
+    seen = []
+    load_source(function, check=seen.append)
+    ((item,),) = (signature.inputs for signature in seen)
+    assert (item.name, item.shape) == ("x", (None, 2))
+
+    def refuse(signature):
+        raise InvalidParameterError("no")
+
+    with pytest.raises(InvalidParameterError, match="no"):
+        load_source(function, samples=[np.ones((3, 5), np.float32)], check=refuse)  # the samples do not fit, either
