@@ -213,6 +213,7 @@ def _builds(
         params=params,
         backend=next((stored.entry.backend for stored in engines), "auto"),
         engine_cache_dir=options.engine_cache_dir,
+        engine_cache_max_bytes=options.engine_cache_max_bytes,
     )
     undo.callback(builder.close)
     builds = BackgroundBuilds(builder)  # the executor waits for them where that is asked for
