@@ -244,6 +244,7 @@ class ConvertedFunction:
             discoveries: calls that ran step by step, for shapes that were new or depend on the data.
             plans, graphs: input shapes that are bound and ready, and those with a CUDA graph.
             graph_launches: calls that launched one.
+            memory_retries: calls that gave up all plans because memory ran out.
             no_plan, no_graph: why calls, and plans, do without: reason -> number.
             device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).

@@ -155,6 +155,7 @@ class HybridExecutor:
             plans: input shapes that are bound and ready. graphs: those with a CUDA graph.
             graph_launches: calls that launched a graph.
             no_plan, no_graph: reason -> calls, and plans, that do without.
+            memory_retries: calls for which all plans were given up, because memory ran out.
             device_bytes: shared memory of values and activations.
             slots: engine operator -> counters of its engines (see `EngineSlot.stats`).
         """
@@ -167,6 +168,7 @@ class HybridExecutor:
                 "discoveries": self._counts["discoveries"],
                 **self._plans.stats(),
                 "graph_launches": self._counts["graph_launches"],
+                "memory_retries": self._counts["memory_retries"],
                 "device_bytes": self._pieces.device_bytes,
                 "slots": {op: slot.stats() for op, slot in slots.items()},
             }

@@ -131,6 +131,7 @@ def test_onnx_runtime_without_memory(make, hybrid, monkeypatch):
     monkeypatch.setattr(executor._discovery, "run", run)
     check(case, executor, hybrid.feeds_of(case, 3), 2)
     assert failures == []
+    assert executor.stats()["memory_retries"] == 1
 
 
 def test_a_plan_whose_device_fails_is_made_again(make, hybrid, cuda):
