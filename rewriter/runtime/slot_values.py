@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -119,16 +120,17 @@ def set_key(seen: InputSet) -> SetKey:
 
 
 def profile_of(profiles: Sequence[Profile], shapes: Dims, values: Dims) -> int | None:
-    """The tightest of an engine's profiles that takes these inputs; of equals the first; None when none does.
+    """The profile of an engine for these inputs; None when none takes them.
 
-    An input that a profile leaves out is of fixed shape and not judged.
+    One for exactly these inputs comes first, for its kernels are the quickest; then one whose optimum they are; then
+    the tightest, that allows the fewest different inputs; of equals the first.
 
     Args:
-        profiles: in the engine's order.
+        profiles: in the engine's order. An input that a profile leaves out is of fixed shape and not judged.
         shapes: input -> dims.
         values: input -> elements, for the inputs that hold shapes.
     """
-    fitting = [(_width(p), index) for index, p in enumerate(profiles) if _takes(p, shapes, values)]
+    fitting = [(_rank(p, shapes, values), index) for index, p in enumerate(profiles) if _takes(p, shapes, values)]
     return min(fitting)[1] if fitting else None
 
 
@@ -142,8 +144,11 @@ def _takes(profile: Profile, shapes: Dims, values: Dims) -> bool:
     return True
 
 
-def _width(profile: Profile) -> int:
-    return sum(high - low for p in profile.values() for low, high in zip(p.minimum, p.maximum, strict=True))
+def _rank(profile: Profile, shapes: Dims, values: Dims) -> tuple[bool, bool, float]:
+    """Lower is better: whether it allows more than these inputs, is tuned for others, and how much it allows."""
+    tuned = all(tuple(item.optimum) == (values if item.is_values else shapes)[name] for name, item in profile.items())
+    sides = [high - low + 1 for p in profile.values() for low, high in zip(p.minimum, p.maximum, strict=True)]
+    return any(side > 1 for side in sides), not tuned, math.fsum(math.log(side) for side in sides)
 
 
 def corners(profiles: Iterable[Profile], like: InputSet) -> list[InputSet]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from rewriter.errors import ConverterStateError, EngineRefusedError, InvalidPara
 from rewriter.runtime.gpu.context import Context, allocator_class
 from rewriter.runtime.gpu.trt_log import TrtLog, log_of
 from rewriter.runtime.other_errors import import_failure
+from rewriter.runtime.slot_values import profile_of
 
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.cuda import Cuda
     from rewriter.runtime.gpu.runtime_cache import RuntimeCacheFile
 
-__all__ = ["Context", "LoadedEngine", "TensorInfo", "TrtRuntime", "fit_profile", "import_runtime"]
+__all__ = ["Context", "LoadedEngine", "TensorInfo", "TrtRuntime", "import_runtime"]
 
 _LOG = logging.getLogger(__name__)
 #: TensorRT's DataType -> onnx.TensorProto; by name, for the two modules have each its own enumeration.
@@ -172,8 +172,8 @@ class LoadedEngine:
         return self._raw is None
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, tuple[int, ...]]) -> int | None:
-        """The profile to run these inputs with (see `fit_profile`); None when none contains them."""
-        return fit_profile(self.ranges, shapes, values)
+        """The profile to run these inputs with (see `profile_of`); None when none contains them."""
+        return profile_of(self.ranges, shapes, values)
 
     def context(self, profile: int, *, own: bool = False) -> Context:
         """The context of a profile: made once and kept.
@@ -296,43 +296,6 @@ class LoadedEngine:
         if not config.set_runtime_cache(self._cache):
             reason = self._runtime.log.error(mark, EngineRefusedError, "TensorRT does not take its runtime cache")
             _LOG.warning("%s", reason)
-
-
-def fit_profile(
-    profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, tuple[int, ...]]
-) -> int | None:
-    """The index of the profile for these inputs; None when none contains them.
-
-    The first profile whose optimum they are, else the narrowest one that contains them (that allows the fewest
-    different shapes and values), the first of several.
-
-    Args:
-        profiles: input -> range. Inputs without a range are not looked at; one that is in a profile and not given fits
-            no range.
-        shapes: input -> shape.
-        values: input -> elements, flattened, for inputs that hold shapes.
-    """
-    best: tuple[float, int] | None = None
-    for index, profile in enumerate(profiles):
-        given = {name: (values if item.is_values else shapes).get(name) for name, item in profile.items()}
-        if all(given[name] == tuple(item.optimum) for name, item in profile.items()):
-            return index
-        if all(_contains(item, given[name]) for name, item in profile.items()):
-            found = (_width(profile), index)
-            best = found if best is None else min(best, found)
-    return None if best is None else best[1]
-
-
-def _contains(item: InputProfile, given: Sequence[int] | None) -> bool:
-    if given is None or len(given) != len(item.minimum):
-        return False
-    return all(low <= size <= high for low, size, high in zip(item.minimum, given, item.maximum, strict=True))
-
-
-def _width(profile: Profile) -> float:
-    """The logarithm of the number of different inputs that a profile allows."""
-    sides = (high - low + 1 for item in profile.values() for low, high in zip(item.minimum, item.maximum, strict=True))
-    return math.fsum(math.log(side) for side in sides)
 
 
 def _tensors(trt: Any, raw: Any) -> dict[str, TensorInfo]:

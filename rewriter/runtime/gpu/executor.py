@@ -15,7 +15,6 @@ from rewriter.errors import (
     ConversionError,
     ConverterStateError,
     CudaError,
-    EngineError,
     InputError,
     MissingDependencyError,
 )
@@ -232,12 +231,11 @@ class HybridExecutor:
         if plan is not None:
             try:
                 return self._run_plan(plan, staged, pending, on_device)
-            except EngineError as error:
-                _LOG.debug("the plan of %s fails, its engine is tried once more alone: %s", key, error)
-                self._plans.drop(key)
-            except CudaError:
-                self._plans.drop(key)
+            except CudaError as error:
+                self._plans.fail(key, error)
                 raise
+            except Exception as error:  # noqa: BLE001 -- of an engine or of ONNX Runtime: step by step they may go on
+                self._plans.fail(key, error)
         return self._discover(key, staged, pending, on_device)
 
     def _run_plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from rewriter.runtime.slots import Found, Miss
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.context import Context
     from rewriter.runtime.gpu.handles import DeviceBuffer, Graph
-
-_LOG = logging.getLogger(__name__)
 
 
 class FixedPlan:
@@ -98,13 +95,10 @@ class FixedPlan:
             EngineError, DeviceMemoryError: as the constructor.
         """
         pieces = self._pieces
-        while self._generation != pieces.generation:
+        if self._generation != pieces.generation:
             self._drop_graph()
-            base = pieces.arena.ensure(self._layout.nbytes)
-            self._work = self._bind_all(base)  # this may replace the memory for activations
-            self._generation = None if pieces.arena.pointer != base else pieces.generation
-            if self._generation is not None:
-                break
+            self._work = self._bind_all(pieces.arena.ensure(self._layout.nbytes))
+            self._generation = pieces.generation  # now: binding may have replaced the memory for activations
 
     def run(self) -> None:
         """Enqueues all steps, or launches the graph. The inputs are in their places; nothing is waited for.

@@ -49,7 +49,7 @@ class PlanTable:
             if plan.holds():
                 self._plans.move_to_end(key)
                 return plan
-            self.drop(key)
+            self._drop(key)
             return None
         trace = self._traces.pop(key, None)
         return None if trace is None else self._make(key, trace)
@@ -70,8 +70,13 @@ class PlanTable:
             self._no_graph[plan.no_graph] += 1
             _LOG.info("no CUDA graph: %s", plan.no_graph)
 
-    def drop(self, key: Key) -> None:
-        """Frees one plan."""
+    def fail(self, key: Key, error: Exception) -> None:
+        """Frees a plan that failed, and notes why; its shapes are discovered anew."""
+        self._no_plan[reason_of(error)] += 1
+        _LOG.debug("the plan of %s failed: %s", key, error)
+        self._drop(key)
+
+    def _drop(self, key: Key) -> None:
         self._plans.pop(key).close()
 
     def clear(self) -> None:

@@ -26,6 +26,17 @@ from rewriter.runtime.native import NativeSession
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 
+#: Two engines around a native Sin; N is dynamic.
+SANDWICH = """
+g (float[N, 4] x) => (float[N, 4] y) {
+    a = Mul(x, x)
+    b = Add(a, x)
+    s = Sin(b)
+    c = Mul(s, s)
+    y = Add(c, x)
+}
+"""
+
 
 def parse(text, opset=17):
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')

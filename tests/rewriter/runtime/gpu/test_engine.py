@@ -27,8 +27,9 @@ from rewriter.errors import (
 from rewriter.runtime.device import installed_gpus
 from rewriter.runtime.gpu import engine as engine_module
 from rewriter.runtime.gpu import trt_log
-from rewriter.runtime.gpu.engine import LoadedEngine, TensorInfo, TrtRuntime, fit_profile, import_runtime
+from rewriter.runtime.gpu.engine import LoadedEngine, TensorInfo, TrtRuntime, import_runtime
 from rewriter.runtime.gpu.runtime_cache import RuntimeCacheFile
+from rewriter.runtime.slot_values import profile_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -278,13 +279,19 @@ def test_modules_are_imported_by_the_flavours_name(monkeypatch):
 def test_the_first_profile_with_this_optimum_comes_first():
     wide, exact, again = ({"x": InputProfile((1,), (b,), (9,))} for b in (8, 4, 4))
     narrow = {"x": InputProfile((3,), (3,), (5,))}
-    assert fit_profile([wide, narrow, exact, again], {"x": (4,)}, {}) == 2
-    assert fit_profile([wide, narrow, exact, again], {"x": (5,)}, {}) == 1
-    assert fit_profile([wide, narrow], {"x": (6,)}, {}) == 0
-    assert fit_profile([wide, narrow], {"x": (10,)}, {}) is None
-    assert fit_profile([wide], {"x": (4, 1)}, {}) is None
-    assert fit_profile([wide], {}, {}) is None
-    assert fit_profile([{}], {"x": (1,)}, {}) == 0
+    assert profile_of([wide, narrow, exact, again], {"x": (4,)}, {}) == 2
+    assert profile_of([wide, narrow, exact, again], {"x": (5,)}, {}) == 1
+    assert profile_of([wide, narrow], {"x": (6,)}, {}) == 0
+    assert profile_of([wide, narrow], {"x": (10,)}, {}) is None
+    assert profile_of([wide], {"x": (4, 1)}, {}) is None
+    assert profile_of([wide], {}, {}) is None
+    assert profile_of([{}], {"x": (1,)}, {}) == 0
+
+
+def test_exact_profiles_come_before_a_range_that_is_tuned_for_the_same():
+    wide, exact = {"x": InputProfile((1,), (8,), (9,))}, {"x": InputProfile((8,), (8,), (8,))}
+    assert profile_of([wide, exact], {"x": (8,)}, {}) == 1
+    assert profile_of([wide, exact], {"x": (7,)}, {}) == 0
 
 
 DIMS = st.tuples(st.integers(0, 5), st.integers(0, 5))
@@ -302,7 +309,7 @@ def test_the_profile_contains_the_shape_and_none_that_does_is_narrower(found, sh
     def width(item):
         return math.prod(b - a + 1 for a, b in zip(item.minimum, item.maximum, strict=True))
 
-    chosen = fit_profile(profiles, {"x": shape}, {})
+    chosen = profile_of(profiles, {"x": shape}, {})
     fitting = [profile["x"] for profile in profiles if fits(profile["x"])]
     assert (chosen is None) == (not fitting)
     if chosen is not None:

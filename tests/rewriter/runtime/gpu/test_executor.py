@@ -10,17 +10,6 @@ from rewriter.runtime.gpu.plan_table import MAX_PLANS
 
 pytestmark = pytest.mark.usefixtures("islands")
 
-#: Two engines around a native Sin; N is dynamic.
-SANDWICH = """
-g (float[N, 4] x) => (float[N, 4] y) {
-    a = Mul(x, x)
-    b = Add(a, x)
-    s = Sin(b)
-    c = Mul(s, s)
-    y = Add(c, x)
-}
-"""
-
 
 @pytest.fixture
 def hybrid(load_double):
@@ -37,7 +26,7 @@ def make(hybrid, cuda, trt, fake_trt, tmp_path):
     """Makes (case, executor); executors are closed in the end."""
     opened = []
 
-    def make(text=SANDWICH, native_ops=("Sin",), options=None, **case_options):
+    def make(text=hybrid.SANDWICH, native_ops=("Sin",), options=None, **case_options):
         case = hybrid.make_case(text, tmp_path, fake_trt, native_ops, **case_options)
         executor = hybrid.open_case(case, cuda, trt, **(options or {}))
         opened.append(executor)
@@ -366,7 +355,7 @@ def test_empty_tensors(make, hybrid):
 
 
 def test_only_some_outputs_can_be_asked_for(hybrid, cuda, trt, fake_trt, tmp_path):
-    text = SANDWICH.replace("(float[N, 4] y)", "(float[N, 4] y, float[N, 4] s)")
+    text = hybrid.SANDWICH.replace("(float[N, 4] y)", "(float[N, 4] y, float[N, 4] s)")
     case = hybrid.make_case(text, tmp_path, fake_trt, ("Sin",))
     case.outputs = ("s",)
     executor = hybrid.open_case(case, cuda, trt)

@@ -8,16 +8,6 @@ import pytest
 from rewriter.errors import ConversionError, CudaError
 from rewriter.runtime.gpu import engine_step
 
-SANDWICH = """
-g (float[N, 4] x) => (float[N, 4] y) {
-    a = Mul(x, x)
-    b = Add(a, x)
-    s = Sin(b)
-    c = Mul(s, s)
-    y = Add(c, x)
-}
-"""
-
 
 @pytest.fixture
 def hybrid(load_double):
@@ -29,7 +19,7 @@ def make(hybrid, cuda, trt, fake_trt, tmp_path, monkeypatch):
     hybrid.use_islands_of_the_double(monkeypatch, cuda)
     opened = []
 
-    def make(text=SANDWICH, native_ops=("Sin",), options=None, **case_options):
+    def make(text=hybrid.SANDWICH, native_ops=("Sin",), options=None, **case_options):
         case = hybrid.make_case(text, tmp_path, fake_trt, native_ops, **case_options)
         opened.append(hybrid.open_case(case, cuda, trt, **(options or {})))
         return case, opened[-1]
@@ -132,6 +122,22 @@ def test_onnx_runtime_without_memory(make, hybrid, monkeypatch):
     check(case, executor, hybrid.feeds_of(case, 3), 2)
     assert failures == []
     assert executor.stats()["memory_retries"] == 1
+
+
+def test_a_plan_whose_island_fails_goes_on_step_by_step(make, hybrid, monkeypatch):
+    case, executor = make(options={"cuda_graph": False})
+    for seed in range(2):
+        executor.run(hybrid.feeds_of(case, 3, seed=seed))
+    (plan,) = executor._plans._plans.values()
+
+    def fail():
+        raise RuntimeError("a kernel failed at [3, 4]")
+
+    monkeypatch.setattr(plan, "run", fail)
+    check(case, executor, hybrid.feeds_of(case, 3), 2)
+    assert executor.stats()["no_plan"] == {"a kernel failed at [...]": 1}
+    check(case, executor, hybrid.feeds_of(case, 3), 2)
+    assert executor.stats()["plans"] == 1
 
 
 def test_a_plan_whose_device_fails_is_made_again(make, hybrid, cuda):

@@ -2,23 +2,13 @@
 
 import numpy as np
 
-TEXT = """
-g (float[N, 4] x) => (float[N, 4] y) {
-    a = Mul(x, x)
-    b = Add(a, x)
-    s = Sin(b)
-    c = Mul(s, s)
-    y = Add(c, x)
-}
-"""
-
 
 def test_a_stream_that_is_late(load_double, fake_cuda, fake_trt, tmp_path, monkeypatch):
     hybrid = load_double("hybrid")
     with fake_cuda.opened(lazy=True) as cuda:
         hybrid.use_islands_of_the_double(monkeypatch, cuda)
         trt = fake_trt.FakeTrt(cuda)
-        case = hybrid.make_case(TEXT, tmp_path, fake_trt, ("Sin",))
+        case = hybrid.make_case(hybrid.SANDWICH, tmp_path, fake_trt, ("Sin",))
         executor = hybrid.open_case(case, cuda, trt)
         for seed in range(5):
             for size in (1, 8, 3):
