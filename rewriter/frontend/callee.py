@@ -35,6 +35,7 @@ class Callee:
         batch_is_shared: True when the framework promises that all unknown first dimensions are equal (Keras).
         owner: kept alive with the callee; it holds the variables.
         reference_variables: node name -> value of TF1 reference variables, which freezing cannot read by itself.
+        notes: what the user should know of how it was read, a line each; they become notes of the SourceModel.
     """
 
     call: Callable[[Sequence[Any]], dict[str, Any]]
@@ -44,6 +45,7 @@ class Callee:
     batch_is_shared: bool = False
     owner: Any = None
     reference_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def import_tensorflow() -> Any:

@@ -78,7 +78,9 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
                 tolerance = QUANTISED_TOLERANCE if frozen.quantised else tolerance
             verification = verify(model, signature, runs, tolerance, callee.origin)
     samples = tuple(run.inputs for run in runs)
-    return SourceModel(model, signature, callee.origin, verification, samples, dict(clock.seconds), notes)
+    return SourceModel(
+        model, signature, callee.origin, verification, samples, dict(clock.seconds), (*callee.notes, *notes)
+    )
 
 
 def _reference(callee: Callee, given: Sequence[Any] | None) -> tuple[tuple[Run, ...], dict[Dimension, str]]:
