@@ -8,9 +8,11 @@ initializers are taken out: the proto keeps a *stub* (name, dtype, dims, `data_l
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -25,6 +27,8 @@ DETACH_MIN_BYTES = 1024
 DETACH_MIN_INTEGER_BYTES = 65536
 #: Written data begin on this boundary (bytes), so that they can be memory mapped by page.
 ALIGNMENT = 4096
+
+_Key = TypeVar("_Key")
 
 #: Arrays of stubs by name, while a pass collects them.
 Weights = dict[str, np.ndarray]
@@ -156,21 +160,45 @@ def save(model: Model, path: str | Path, data_name: str | None = None) -> None:
     The weights are streamed array by array: no second copy of them is made in memory.
     """
     path = Path(path)
-    data_name = data_name or f"{path.name}.data"
-    proto = model.copy_proto()
-    places = write_weights(model.weights, path.with_name(data_name)) if model.weights else {}
-    for tensor in proto.graph.initializer:
-        if is_stub(tensor):
-            offset, length = places[tensor.name]
-            del tensor.external_data[:]
-            for key, value in (("location", data_name), ("offset", str(offset)), ("length", str(length))):
-                tensor.external_data.add(key=key, value=value)
-    path.write_bytes(proto.SerializeToString())
+    save_all({path.name: model}, path.parent, data_name or f"{path.name}.data")
 
 
-def write_weights(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, tuple[int, int]]:
+def save_all(models: Mapping[str, Model], folder: Path, data_name: str) -> None:
+    """Writes models that share one data file, in which equal weights lie once.
+
+    Args:
+        models: file name -> model.
+        folder: where to.
+        data_name: name of the data file; not written when no model has large weights.
+    """
+    several = len(models) > 1
+    stored: dict[object, np.ndarray] = {}
+    keys: dict[tuple[str, str], object] = {}
+    for file, model in models.items():
+        for name, array in model.weights.items():
+            key = keys[file, name] = _content(array) if several else name
+            stored.setdefault(key, array)
+    places = write_weights(stored, folder / data_name) if stored else {}
+    for file, model in models.items():
+        proto = model.copy_proto()
+        for tensor in proto.graph.initializer:
+            if is_stub(tensor):
+                offset, length = places[keys[file, tensor.name]]
+                del tensor.external_data[:]
+                for key, value in (("location", data_name), ("offset", str(offset)), ("length", str(length))):
+                    tensor.external_data.add(key=key, value=value)
+        (folder / file).write_bytes(proto.SerializeToString())
+
+
+def _content(array: np.ndarray) -> tuple[int, bytes]:
+    """What tells the bytes of one array from those of another."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return len(data), hashlib.sha256(data).digest()
+
+
+def write_weights(weights: Mapping[_Key, np.ndarray], path: Path) -> dict[_Key, tuple[int, int]]:
     """Streams arrays to one file; returns name -> (offset, length) in bytes, offsets on `ALIGNMENT`."""
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[_Key, tuple[int, int]] = {}
     with path.open("wb") as file:
         for name, array in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT))

@@ -2,7 +2,8 @@
 
     out/ model.onnx  model.onnx.data  engines/<op>/<key>.engine + .json  calibration.json  manifest.json  report.json
 
-`model.onnx` is the spliced model; any ONNX runtime runs it without the engines.
+`model.onnx` is the spliced model; any ONNX runtime runs it without the engines. Further signatures are in
+`model.1.onnx`, `report.1.json` ... beside it and share the data file, in which equal weights lie once.
 """
 
 from __future__ import annotations
@@ -32,11 +33,20 @@ from rewriter import manifest as manifests
 from rewriter.artifact_check import examine_files, examined
 from rewriter.artifact_paths import check_output, checked_path, is_artifact, output_errors
 from rewriter.errors import ArtifactError
-from rewriter.manifest import EngineEntry, FileRecord, Manifest, engine_file
+from rewriter.manifest import EngineEntry, FileRecord, Manifest, Part, engine_file, part_files
 from rewriter.source import Signature
 from rewriter.tensor_walk import all_tensors, external_locations
 
-__all__ = ["Artifact", "EngineEntry", "check_output", "engine_file", "is_artifact", "load_artifact", "save_artifact"]
+__all__ = [
+    "Artifact",
+    "ArtifactPart",
+    "EngineEntry",
+    "check_output",
+    "engine_file",
+    "is_artifact",
+    "load_artifact",
+    "save_artifact",
+]
 
 _log = logging.getLogger(__name__)
 #: How often an artifact that changes while it is read is read again.
@@ -44,8 +54,29 @@ RETRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
+class ArtifactPart:
+    """One signature of an artifact that is to be written.
+
+    Attributes:
+        model: the spliced model.
+        signature: what the user calls.
+        params: conversion parameters (plain data).
+        report: the conversion's report (plain data).
+        engines: entries with the file that holds each engine now: it is hard-linked, or copied in chunks.
+        ranges: what calibration found; None writes no `calibration.json`.
+    """
+
+    model: Model
+    signature: Signature
+    params: Mapping[str, Any]
+    report: Mapping[str, Any]
+    engines: Sequence[tuple[EngineEntry, Path]] = ()
+    ranges: RangeTable | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A loaded artifact.
+    """One signature of a loaded artifact.
 
     Attributes:
         path: its directory.
@@ -57,6 +88,7 @@ class Artifact:
         versions: distribution name -> version at conversion.
         created: UTC time of the conversion, ISO 8601.
         ranges: what calibration found; None where nothing was calibrated.
+        signatures: names of all signatures of the artifact, the default one first.
     """
 
     path: Path
@@ -68,35 +100,22 @@ class Artifact:
     versions: Mapping[str, str]
     created: str
     ranges: RangeTable | None = None
+    signatures: tuple[str, ...] = ()
 
     def engine_path(self, entry: EngineEntry) -> Path:
         """The file of one of `engines`."""
         return self.path / entry.file
 
 
-def save_artifact(
-    directory: str | Path,
-    *,
-    model: Model,
-    signature: Signature,
-    params: Mapping[str, Any],
-    engines: Sequence[tuple[EngineEntry, Path]] = (),
-    report: Mapping[str, Any],
-    ranges: RangeTable | None = None,
-    overwrite: bool = False,
-) -> Path:
+def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPart, overwrite: bool = False) -> Path:
     """Writes an artifact: into a sibling directory first, then renamed into place.
 
     Whatever goes wrong, `directory` is afterwards what it was before, and nothing is left beside it.
 
     Args:
         directory: where to; missing parents are made.
-        model: the spliced model.
-        signature: what the user calls.
-        params: conversion parameters (plain data).
-        engines: entries with the file that holds each engine now: it is hard-linked, or copied in chunks.
-        report: the conversion's report (plain data).
-        ranges: what calibration found; None writes no `calibration.json`.
+        part: the default signature.
+        others: further signatures.
         overwrite: True replaces an existing artifact whose folder holds nothing else; no other folder that is not
             empty is ever replaced.
 
@@ -105,22 +124,27 @@ def save_artifact(
 
     Raises:
         ArtifactError: the output exists, lies in an artifact or cannot be written, an engine is missing or has
-            changed since it was built, the model is too large for one file, or `params` or `report` hold something
-            that JSON cannot.
+            changed since it was built, the model is too large for one file, two signatures have one name, or
+            `params` or a report hold something that JSON cannot.
     """
     # A link is followed here, for renaming a directory onto a link would replace the link.
     target = checked_path(directory).resolve()
     check_output(target, overwrite)
+    names = [p.signature.name for p in (part, *others)]
+    if len(set(names)) < len(names):
+        raise ArtifactError(f"two signatures of {target} have one name: {', '.join(sorted(names))}")
     with output_errors(target), _made_parents(target.parent):
         scratch = _sibling(target, "new")
         try:
-            files = _write_content(scratch, model, engines, report, ranges)
+            parts = tuple(
+                Part(p.signature, p.params, tuple(entry for entry, _ in p.engines), *part_files(number))
+                for number, p in enumerate((part, *others))
+            )
+            files = _write_content(scratch, list(zip(parts, (part, *others), strict=True)))
             content = Manifest(
                 created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 versions=manifests.installed_versions(),
-                signature=signature,
-                params=params,
-                engines=tuple(entry for entry, _ in engines),
+                parts=parts,
                 files=files,
             )
             write_json(scratch / manifests.MANIFEST_FILE, manifests.manifest_to_json(content))
@@ -128,11 +152,12 @@ def save_artifact(
             _install(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    _log.info("saved %s: %d engine%s, %d files", target, len(engines), "s" * (len(engines) != 1), len(files) + 1)
+    engines = sum(len(p.engines) for p in parts)
+    _log.info("saved %s: %d engine%s, %d files", target, engines, "s" * (engines != 1), len(files) + 1)
     return target
 
 
-def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
+def load_artifact(path: str | Path, check_hashes: bool = True, signature: str | None = None) -> Artifact:
     """Reads an artifact.
 
     A damaged or missing engine is no failure, for its segment can run natively: its entry says what is wrong. An
@@ -141,15 +166,17 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     Args:
         path: the directory.
         check_hashes: False compares sizes only (for very large artifacts on a trusted disk).
+        signature: which one to read; None for the default one.
 
     Raises:
+        InvalidParameterError: there is no such signature.
         ArtifactError: not an artifact, of a newer schema, an unsafe path, or a damaged file; the message names it.
     """
     root = checked_path(path)
     for retries_left in reversed(range(RETRIES + 1)):
         before = state_of(root)
         try:
-            artifact = _load(root, check_hashes)
+            artifact = _load(root, check_hashes, signature)
         except ArtifactError:
             if not retries_left or not _was_replaced(root, before):
                 raise
@@ -164,25 +191,27 @@ def load_artifact(path: str | Path, check_hashes: bool = True) -> Artifact:
     return artifact
 
 
-def _load(root: Path, check_hashes: bool) -> Artifact:
+def _load(root: Path, check_hashes: bool, signature: str | None) -> Artifact:
     """One attempt to read an artifact."""
     content = manifests.manifest_from_json(read_manifest(root), str(root))
+    part = content.part(signature, str(root))
     problems = examine_files(root, content.files, check_hashes)
-    for name in (manifests.MODEL_FILE, manifests.REPORT_FILE):
+    for name in (part.model, part.report):
         if name not in content.files:
             raise ArtifactError(f"{root}: {manifests.MANIFEST_FILE} is damaged: it does not list {name}")
-    model = _read_model(root, content)
-    _check_signature(root, model, content.signature)
+    model = _read_model(root, part.model, content.files)
+    _check_signature(root, model, part)
     return Artifact(
         path=root,
         model=model,
-        signature=content.signature,
-        params=content.params,
-        engines=tuple(examined(entry, content.files, problems) for entry in content.engines),
-        report=_read_json(root, manifests.REPORT_FILE),
+        signature=part.signature,
+        params=part.params,
+        engines=tuple(examined(entry, content.files, problems) for entry in part.engines),
+        report=_read_json(root, part.report),
         versions=content.versions,
         created=content.created,
-        ranges=_read_ranges(root, content.files),
+        ranges=_read_ranges(root, part.ranges, content.files),
+        signatures=tuple(other.signature.name for other in content.parts),
     )
 
 
@@ -238,31 +267,45 @@ def _sibling(target: Path, purpose: str) -> Path:
     return path
 
 
-def _write_content(
-    scratch: Path,
-    model: Model,
-    engines: Sequence[tuple[EngineEntry, Path]],
-    report: Mapping[str, Any],
-    ranges: RangeTable | None,
-) -> dict[str, FileRecord]:
+def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) -> dict[str, FileRecord]:
     """Writes everything but the manifest; returns the records of the files."""
-    models.save(model, scratch / manifests.MODEL_FILE, manifests.WEIGHTS_FILE)
-    write_json(scratch / manifests.REPORT_FILE, manifests.plain(report, "report"))
-    written = [manifests.MODEL_FILE, manifests.REPORT_FILE]
-    written += [manifests.WEIGHTS_FILE] if model.weights else []
-    if ranges is not None:
-        (scratch / manifests.RANGES_FILE).write_text(ranges.to_json() + "\n", "utf-8")
-        written.append(manifests.RANGES_FILE)
-    for entry, source in engines:
-        if entry.file in written:
-            raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
-        place_engine(scratch, entry, source)
-        written += [entry.file, manifests.sidecar_file(entry.file)]
+    contents = [content for _, content in parts]
+    models.save_all({part.model: content.model for part, content in parts}, scratch, manifests.WEIGHTS_FILE)
+    written = [part.model for part, _ in parts]
+    written += [manifests.WEIGHTS_FILE] if any(content.model.weights for content in contents) else []
+    for part, content in parts:
+        write_json(scratch / part.report, manifests.plain(content.report, "report"))
+        written.append(part.report)
+        if content.ranges is not None:
+            (scratch / part.ranges).write_text(content.ranges.to_json() + "\n", "utf-8")
+            written.append(part.ranges)
+    placed: dict[str, FileRecord] = {}
+    for content in contents:
+        _place_engines(scratch, content.engines, placed)
+    for name in placed:
+        written += [name, manifests.sidecar_file(name)]
     files = {name: manifests.hash_file(scratch / name) for name in written}
-    for entry, source in engines:
-        if files[entry.file] != FileRecord(entry.size, entry.sha256):
-            raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
+    for content in contents:
+        for entry, source in content.engines:
+            if files[entry.file] != FileRecord(entry.size, entry.sha256):
+                raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
     return files
+
+
+def _place_engines(scratch: Path, engines: Sequence[tuple[EngineEntry, Path]], placed: dict[str, FileRecord]) -> None:
+    """Puts the engines of one signature into place; one that another signature has as well is there already."""
+    own: set[str] = set()
+    for entry, source in engines:
+        if entry.file in own:
+            raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
+        own.add(entry.file)
+        record = FileRecord(entry.size, entry.sha256)
+        if entry.file not in placed:
+            place_engine(scratch, entry, source)
+            placed[entry.file] = record
+        elif placed[entry.file] != record:
+            # Equal segments were built twice: their keys agree, the bytes of two builds need not.
+            raise ArtifactError(f"engine {entry.op} was built twice, differently, with the key {entry.key}")
 
 
 def place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
@@ -331,21 +374,21 @@ def _read_json(root: Path, name: str) -> Any:
         raise ArtifactError(f"{root}: {name} is damaged: {error}") from error
 
 
-def _read_ranges(root: Path, files: Mapping[str, FileRecord]) -> RangeTable | None:
-    if manifests.RANGES_FILE not in files:
+def _read_ranges(root: Path, name: str, files: Mapping[str, FileRecord]) -> RangeTable | None:
+    if name not in files:
         return None
     try:
-        return RangeTable.from_json((root / manifests.RANGES_FILE).read_text("utf-8"))
+        return RangeTable.from_json((root / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{root}: {manifests.RANGES_FILE} is damaged: {error}") from error
+        raise ArtifactError(f"{root}: {name} is damaged: {error}") from error
 
 
-def _read_model(root: Path, content: Manifest) -> Model:
-    """The spliced model; only data files that the manifest lists are mapped."""
-    path = root / manifests.MODEL_FILE
+def _read_model(root: Path, name: str, files: Mapping[str, FileRecord]) -> Model:
+    """A spliced model; only data files that the manifest lists are mapped."""
+    path = root / name
     try:
         proto = onnx.load(path, load_external_data=False)
-        unlisted = sorted(set(external_locations(proto)) - set(content.files))
+        unlisted = sorted(set(external_locations(proto)) - set(files))
         if unlisted:
             raise ArtifactError(f"{root}: {path.name} refers to {unlisted[0]!r}, which the manifest does not list")
         model = models.from_proto(proto, root)
@@ -360,10 +403,10 @@ def _read_model(root: Path, content: Manifest) -> Model:
     return model
 
 
-def _check_signature(root: Path, model: Model, signature: Signature) -> None:
-    graph = model.proto.graph
+def _check_signature(root: Path, model: Model, part: Part) -> None:
+    graph, signature = model.proto.graph, part.signature
     for kind, specs, values in (("input", signature.inputs, graph.input), ("output", signature.outputs, graph.output)):
         names = {value.name for value in values}
         for spec in specs:
             if spec.tensor not in names:
-                raise ArtifactError(f"{root}: the signature's {kind} {spec.name!r} is not in {manifests.MODEL_FILE}")
+                raise ArtifactError(f"{root}: the signature's {kind} {spec.name!r} is not in {part.model}")

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,13 +22,15 @@ from rewriter.artifact import RETRIES, place_engine, read_manifest, state_of, wr
 from rewriter.artifact_check import examine_files
 from rewriter.artifact_paths import checked_path, output_errors
 from rewriter.errors import ArtifactError
-from rewriter.manifest import FileRecord, Manifest, engine_file, sidecar_file
+from rewriter.manifest import FileRecord, Manifest, Part, engine_file, sidecar_file
 from rewriter.runtime.slot_values import StoredEngine
 
 _log = logging.getLogger(__name__)
 
 
-def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[StoredEngine, ...]:
+def save_engines(
+    path: str | Path, engines: Sequence[StoredEngine], signature: str | None = None
+) -> tuple[StoredEngine, ...]:
     """Adds engines to an artifact.
 
     Rules:
@@ -46,11 +48,13 @@ def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[Sto
     Args:
         path: the artifact's folder.
         engines: the engines; their files are linked or copied. Of none only the artifact's manifest is checked.
+        signature: whose engines they are; None for the artifact's first or only one.
 
     Returns:
         Those that were added, with their files in the artifact.
 
     Raises:
+        InvalidParameterError: the artifact has no such signature.
         ArtifactError: no artifact, an engine that belongs to another model or has changed since it was built, or the
             folder cannot be written.
     """
@@ -58,14 +62,15 @@ def save_engines(path: str | Path, engines: Sequence[StoredEngine]) -> tuple[Sto
     for _ in range(RETRIES + 1):
         before = state_of(root)
         content = manifests.manifest_from_json(read_manifest(root), str(root))
+        part = content.part(signature, str(root))
         if not engines:
             return ()
         with output_errors(root), _locked(root):
             if state_of(root) != before:
                 continue
-            _check_nodes(root, engines)
-            added = _missing(root, content, engines)
-            if not added or _write(root, content, added, before):
+            _check_nodes(root, part.model, engines)
+            added = _missing(root, part, content.files, engines)
+            if not added or _write(root, content, part, added, before):
                 _log.info("%s: %d of %d engines added", root, len(added), len(engines))
                 return tuple(StoredEngine(s.entry, root / s.entry.file) for s in added)
     raise ArtifactError(f"{root} is changed again and again by another process: save the engines when that is over")
@@ -88,13 +93,13 @@ def _locked(root: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _check_nodes(root: Path, engines: Sequence[StoredEngine]) -> None:
+def _check_nodes(root: Path, model: str, engines: Sequence[StoredEngine]) -> None:
     """Refuses engines of nodes that the artifact's model does not have, or has with another segment."""
     try:
-        proto = onnx.load(root / manifests.MODEL_FILE, load_external_data=False)
+        proto = onnx.load(root / model, load_external_data=False)
         known = {op: attributes.segment_hash for _, attributes, op in read_engines(proto)}
     except (DecodeError, PassError) as error:
-        raise ArtifactError(f"{root}: {manifests.MODEL_FILE} is damaged: {error}") from error
+        raise ArtifactError(f"{root}: {model} is damaged: {error}") from error
     for stored in engines:
         entry = stored.entry
         if entry.op not in known:
@@ -105,29 +110,35 @@ def _check_nodes(root: Path, engines: Sequence[StoredEngine]) -> None:
             )
 
 
-def _missing(root: Path, content: Manifest, engines: Sequence[StoredEngine]) -> list[StoredEngine]:
+def _missing(
+    root: Path, part: Part, listed_files: Mapping[str, FileRecord], engines: Sequence[StoredEngine]
+) -> list[StoredEngine]:
     """Those that the artifact does not hold in good order, each once."""
-    listed = {(entry.op, entry.key): entry for entry in content.engines}
+    listed = {(entry.op, entry.key): entry for entry in part.engines}
     missing: dict[str, StoredEngine] = {}
     for stored in engines:
         known = listed.get((stored.entry.op, stored.entry.key))
         names = (stored.entry.file, sidecar_file(stored.entry.file))
-        files = {name: content.files[name] for name in names if name in content.files}
+        files = {name: listed_files[name] for name in names if name in listed_files}
         whole = known is not None and files.get(known.file) == FileRecord(known.size, known.sha256)
         if not whole or len(files) < len(names) or examine_files(root, files, check_hashes=True):
             missing.setdefault(stored.entry.file, stored)
     return list(missing.values())
 
 
-def _write(root: Path, content: Manifest, added: Sequence[StoredEngine], before: tuple[int, int, bytes] | None) -> bool:
+def _write(
+    root: Path, content: Manifest, part: Part, added: Sequence[StoredEngine], before: tuple[int, int, bytes] | None
+) -> bool:
     """Writes files and manifest; False when the manifest is another one by now, and then nothing is left behind."""
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     placed: list[Path] = []
     try:
         records = _prepare(scratch, added)
         entries = {(s.entry.op, s.entry.key): dataclasses.replace(s.entry, problem="") for s in added}
-        kept = tuple(entry for entry in content.engines if (entry.op, entry.key) not in entries)
-        merged = dataclasses.replace(content, engines=(*kept, *entries.values()), files={**content.files, **records})
+        kept = tuple(entry for entry in part.engines if (entry.op, entry.key) not in entries)
+        grown = dataclasses.replace(part, engines=(*kept, *entries.values()))
+        parts = tuple(grown if other is part else other for other in content.parts)
+        merged = dataclasses.replace(content, parts=parts, files={**content.files, **records})
         manifest = scratch / manifests.MANIFEST_FILE
         write_json(manifest, manifests.manifest_to_json(merged))
         for name in records:

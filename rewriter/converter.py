@@ -12,7 +12,7 @@ from typing import Any
 from passes.precision.ranges import RangeTable
 from rewriter import params as parameters
 from rewriter.accuracy.target import AccuracyTarget
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend
 from rewriter.backends.oracle import ParserOracle
@@ -343,16 +343,15 @@ class Converter:
             raise InvalidParameterError("options must be None: TensorFlow's SaveOptions mean nothing to an artifact")
         builds: Mapping[str, SegmentBuild] = done.result.builds if save_gpu_specific_engines else {}
         with self._stages.stage("save"):
-            return save_artifact(
-                output_saved_model_dir,
+            part = ArtifactPart(
                 model=done.spliced(builds, self._builder),
                 signature=done.source.signature,
                 params=self._params_json(),
                 engines=engine_entries(done.result, builds, self._builder, done.recipe.label),
                 report=self.report.to_dict(),
                 ranges=done.result.lowering.ranges if done.result.lowering.ranges.ranges else None,
-                overwrite=overwrite,
             )
+            return save_artifact(output_saved_model_dir, part, overwrite=overwrite)
 
     def summary(
         self, line_length: int = 160, detailed: bool = True, print_fn: Callable[[str], object] | None = None

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.backends.base import InputProfile, Profile
-from rewriter.errors import ArtifactError
+from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.source import Signature
 
 #: What `manifest.json` says it is.
@@ -94,15 +94,65 @@ class EngineEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
-    """The content of `manifest.json`."""
+class Part:
+    """One signature of an artifact.
 
-    created: str
-    versions: Mapping[str, str]
+    Attributes:
+        signature: what the user calls; its name is unique within the artifact.
+        params: the conversion parameters in force for it.
+        engines: the engines of its engine nodes.
+        model, report, ranges: its files; `ranges` is listed only where something was calibrated.
+    """
+
     signature: Signature
     params: Mapping[str, Any]
     engines: tuple[EngineEntry, ...]
+    model: str = MODEL_FILE
+    report: str = REPORT_FILE
+    ranges: str = RANGES_FILE
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    Attributes:
+        created: UTC time of the conversion, ISO 8601.
+        versions: distribution name -> version at conversion.
+        parts: the signatures, the default one first. Its fields stand at the top of the JSON, those of the others in a
+            list "more_signatures": readers that know one signature only see the first.
+        files: relative path -> size and hash of every file.
+    """
+
+    created: str
+    versions: Mapping[str, str]
+    parts: tuple[Part, ...]
     files: Mapping[str, FileRecord]
+
+    def part(self, name: str | None, where: str) -> Part:
+        """The part of a signature; of the first one for None.
+
+        Args:
+            name: the signature.
+            where: the artifact, for the message.
+
+        Raises:
+            InvalidParameterError: there is no such signature; the message lists those there are.
+        """
+        for part in self.parts:
+            if name is None or part.signature.name == name:
+                return part
+        known = ", ".join(repr(part.signature.name) for part in self.parts)
+        raise InvalidParameterError(f"{where} has no signature {name!r}; it has: {known}")
+
+
+def part_files(number: int) -> tuple[str, str, str]:
+    """(model, report, ranges): the files of the signature with that number, 0 for the first."""
+    if not number:
+        return MODEL_FILE, REPORT_FILE, RANGES_FILE
+    stems = (name.rpartition(".") for name in (MODEL_FILE, REPORT_FILE, RANGES_FILE))
+    model, report, ranges = (f"{stem}.{number}.{suffix}" for stem, _, suffix in stems)
+    return model, report, ranges
 
 
 def engine_file(op: str, key: str) -> str:
@@ -216,16 +266,39 @@ def profile_from_json(data: Mapping[str, Any]) -> dict[str, InputProfile]:
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The JSON form of a manifest."""
+    first, *others = manifest.parts
+    more = [
+        {**_part_to_json(part), "model": part.model, "report": part.report, "calibration": part.ranges}
+        for part in others
+    ]
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "created": manifest.created,
         "versions": dict(manifest.versions),
-        "signature": _signature_to_json(manifest.signature),
-        "params": plain(manifest.params, "params"),
-        "engines": [entry_to_json(entry) for entry in manifest.engines],
+        **_part_to_json(first),
+        **({"more_signatures": more} if more else {}),
         "files": {name: dataclasses.asdict(record) for name, record in manifest.files.items()},
     }
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    return {
+        "signature": _signature_to_json(part.signature),
+        "params": plain(part.params, "params"),
+        "engines": [entry_to_json(entry) for entry in part.engines],
+    }
+
+
+def _part_from_json(data: Mapping[str, Any], model: str, report: str, ranges: str) -> Part:
+    return Part(
+        signature=_signature_from_json(data["signature"]),
+        params=dict(data["params"]),
+        engines=tuple(_entry_from_json(item) for item in data["engines"]),
+        model=model,
+        report=report,
+        ranges=ranges,
+    )
 
 
 def manifest_from_json(data: object, where: str) -> Manifest:
@@ -252,16 +325,26 @@ def manifest_from_json(data: object, where: str) -> Manifest:
         manifest = Manifest(
             created=str(data["created"]),
             versions={str(name): str(version) for name, version in data["versions"].items()},
-            signature=_signature_from_json(data["signature"]),
-            params=dict(data["params"]),
-            engines=tuple(_entry_from_json(item) for item in data["engines"]),
+            parts=(
+                _part_from_json(data, *part_files(0)),
+                *(
+                    _part_from_json(item, *(str(item[key]) for key in ("model", "report", "calibration")))
+                    for item in data.get("more_signatures", ())
+                ),
+            ),
             files={name: _record_from_json(item) for name, item in data["files"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(f"{where}: {MANIFEST_FILE} is damaged: {detail}") from error
-    for name in manifest.files:
+    for name in (
+        *manifest.files,
+        *(name for part in manifest.parts for name in (part.model, part.report, part.ranges)),
+    ):
         check_relative(name, where)
+    names = [part.signature.name for part in manifest.parts]
+    if len(set(names)) < len(names):
+        raise ArtifactError(f"{where}: {MANIFEST_FILE} is damaged: two signatures have one name")
     return manifest
 
 

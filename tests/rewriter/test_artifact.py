@@ -15,7 +15,15 @@ from passes import model as models
 from passes.segments import TensorSpec
 from rewriter import artifact as artifacts
 from rewriter import manifest as manifests
-from rewriter.artifact import EngineEntry, check_output, engine_file, is_artifact, load_artifact, save_artifact
+from rewriter.artifact import (
+    ArtifactPart,
+    EngineEntry,
+    check_output,
+    engine_file,
+    is_artifact,
+    load_artifact,
+    save_artifact,
+)
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ArtifactError
 from rewriter.source import Signature
@@ -73,7 +81,8 @@ def save(out, model, engine):
             "engines": [engine],
             "report": {"coverage": 0.5, "worst": float("nan")},
         }
-        return save_artifact(directory, **{**given, **changes})
+        overwrite = changes.pop("overwrite", False)
+        return save_artifact(directory, ArtifactPart(**{**given, **changes}), overwrite=overwrite)
 
     return do
 

@@ -14,7 +14,7 @@ from passes import model as models
 from passes.segments import TensorSpec
 from rewriter import artifact_engines as saving
 from rewriter import manifest as manifests
-from rewriter.artifact import check_output, load_artifact, save_artifact
+from rewriter.artifact import ArtifactPart, check_output, load_artifact, save_artifact
 from rewriter.artifact_engines import save_engines
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ArtifactError
@@ -64,14 +64,14 @@ def artifact(tmp_path):
     """An artifact with one engine, "first"."""
     first = stored(tmp_path, "first")
     spec = TensorSpec("x", 1, ("batch", 4))
-    return save_artifact(
-        tmp_path / "out",
+    part = ArtifactPart(
         model=spliced_model(),
         signature=Signature((spec,), (dataclasses.replace(spec, name="y", tensor="y"),), "serve"),
         params={"precision_mode": "FP32"},
         engines=[(first.entry, first.path)],
         report={},
     )
+    return save_artifact(tmp_path / "out", part)
 
 
 def keys(artifact):

@@ -11,7 +11,7 @@ from passes.segments import TensorSpec
 from rewriter import artifact as artifacts
 from rewriter import artifact_paths
 from rewriter import manifest as manifests
-from rewriter.artifact import EngineEntry, check_output, load_artifact, save_artifact
+from rewriter.artifact import ArtifactPart, EngineEntry, check_output, load_artifact, save_artifact
 from rewriter.errors import ArtifactError
 from rewriter.runtime.loading import load
 from rewriter.source import Signature
@@ -42,7 +42,8 @@ def save(out, tmp_path):
             "engines": [(entry, path)],
             "report": {},
         }
-        return save_artifact(directory, **{"overwrite": True, **given, **changes})
+        overwrite = changes.pop("overwrite", True)
+        return save_artifact(directory, ArtifactPart(**{**given, **changes}), overwrite=overwrite)
 
     return do
 

@@ -13,7 +13,7 @@ from passes.infer_shapes import InferShapes
 from passes.precision.recipe import Recipe
 from passes.segments import Segmentation
 from passes.splice import EngineAttributes, splice
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.cli import main
 from rewriter.commands.compare import pairs
 from rewriter.frontend.onnx import signature_of
@@ -45,7 +45,7 @@ def make_artifact(proto, folder, precision):
     attributes = {"TRTEngineOp_000": EngineAttributes(cut.content_hash, len(cut.segment.inputs), precision)}
     spliced = splice(model, Segmentation((cut.segment,), (), 3), attributes)
     params = {"recipe": Recipe.of(precision).to_json()}
-    return save_artifact(folder, model=spliced, signature=signature_of(proto), params=params, report={})
+    return save_artifact(folder, ArtifactPart(spliced, signature_of(proto), params, {}))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.cli import main
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.frontend import load_source
@@ -47,7 +47,7 @@ def test_keras_file(cnn, tmp_path):
 @pytest.mark.tensorflow
 def test_compare_holds_an_artifact_against_tensorflow(cnn_saved, tmp_path, capsys):
     source = load_source(cnn_saved)
-    out = str(save_artifact(tmp_path / "out", model=source.model, signature=source.signature, params={}, report={}))
+    out = str(save_artifact(tmp_path / "out", ArtifactPart(source.model, source.signature, {}, {})))
     assert main(["compare", str(cnn_saved), out]) == 0
     text = capsys.readouterr().out
     for words in ("source: SavedModel", "2 sample(s): image 2x8x8x3", "emb", "logits", "PASSED"):

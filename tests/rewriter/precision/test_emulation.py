@@ -23,7 +23,7 @@ from passes.segments import TensorSpec
 from passes.splice import EngineAttributes, splice, unsplice
 from passes.support import SupportMap, Verdict
 from passes.testing import TOLERANCES, assert_close, random_feeds, random_model
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.cli import main
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InvalidParameterError
 from rewriter.precision.emulation import emulated_artifact, emulated_model, engine_segments
@@ -168,9 +168,8 @@ def artifact(model, parts, tmp_path):
     def make(recipe, ranges=None, params=None):
         params = params or {"recipe": recipe.to_json()}
         whole = spliced(model, *parts, precision=recipe.label)
-        return save_artifact(
-            tmp_path / "out", model=whole, signature=SIGNATURE, params=params, report={}, ranges=ranges
-        )
+        part = ArtifactPart(model=whole, signature=SIGNATURE, params=params, report={}, ranges=ranges)
+        return save_artifact(tmp_path / "out", part)
 
     return make
 

@@ -13,7 +13,7 @@ from passes import model as models
 from passes.segments import TensorSpec
 from passes.splice import unsplice
 from rewriter import manifest as manifests
-from rewriter.artifact import EngineEntry, save_artifact
+from rewriter.artifact import ArtifactPart, EngineEntry, save_artifact
 from rewriter.errors import (
     ArtifactError,
     ConversionError,
@@ -384,7 +384,7 @@ def test_saved_and_loaded(model, tmp_path, no_gpu):
     record = manifests.hash_file(source)
     entry = EngineEntry("TRTEngineOp_000", "ab", record.size, record.sha256, "tensorrt_rtx", "1.7.1.116")
     out = tmp_path / "out"
-    save_artifact(out, model=model, signature=SIGNATURE, params={}, engines=[(entry, source)], report={})
+    save_artifact(out, ArtifactPart(model, SIGNATURE, {}, {}, [(entry, source)]))
     x, y = inputs()
     reference = make_function(Runnable(model, SIGNATURE))(x, y)
     with load(out) as converted:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rewriter import manifest as manifests
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions
@@ -225,9 +225,7 @@ def built(entry, tmp_path):
 
 def test_engines_built_at_run_time_are_saved(spliced, gpu, tmp_path, built):
     model, signature = spliced
-    own, other = (
-        save_artifact(tmp_path / name, model=model, signature=signature, params={}, report={}) for name in "ab"
-    )
+    own, other = (save_artifact(tmp_path / name, ArtifactPart(model, signature, {}, {})) for name in "ab")
     function = load(own)
     with pytest.raises(ArtifactError, match="no such artifact"):
         function.save_engines(tmp_path / "nowhere")  # before any wait

@@ -8,7 +8,7 @@ from onnx import parser
 
 from passes.precision.recipe import Recipe
 from rewriter import manifest as manifests
-from rewriter.artifact import save_artifact
+from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
 from rewriter.runtime.loading import Runnable, load, make_function
@@ -27,7 +27,7 @@ def saved(spliced, entry, tmp_path):
     entry = dataclasses.replace(entry, size=record.size, sha256=record.sha256)
     model, signature = spliced
     engines = [(entry, source)]
-    return save_artifact(tmp_path / "out", model=model, signature=signature, params=PARAMS, engines=engines, report={})
+    return save_artifact(tmp_path / "out", ArtifactPart(model, signature, PARAMS, {}, engines))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_options_are_checked_before_the_artifact_is_read(tmp_path):
 def test_an_unknown_recipe_matters_to_emulation_only(spliced, tmp_path, no_gpu, pair, recipe, words):
     model, signature = spliced
     params = {} if recipe is None else {"recipe": {**PARAMS["recipe"], **recipe}}
-    saved = save_artifact(tmp_path / "out", model=model, signature=signature, params=params, report={})
+    saved = save_artifact(tmp_path / "out", ArtifactPart(model, signature, params, {}))
     with load(saved) as function:
         function(*pair())
     with pytest.raises(ArtifactError, match=f"cannot be emulated: .*{words}.*convert the model again"):
