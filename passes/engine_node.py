@@ -30,6 +30,8 @@ class EngineAttributes:
         backend: the TensorRT package, "" when not built.
         backend_version: its version.
         targets: compute capabilities the engines run on, as "SM89".
+        not_runnable: why no engine must ever be built for it ("what if" segments); "" for every other node. Written
+            only where it is not empty.
     """
 
     segment_hash: str
@@ -41,6 +43,7 @@ class EngineAttributes:
     backend: str = ""
     backend_version: str = ""
     targets: tuple[str, ...] = ()
+    not_runnable: str = ""
 
     def __post_init__(self) -> None:
         if len(self.engine_files) != len(self.engine_sha256):
@@ -48,6 +51,7 @@ class EngineAttributes:
 
 
 _TEXTS = ("segment_hash", "precision", "profiles", "backend", "backend_version")
+_RARE_TEXTS = ("not_runnable",)
 _LISTS = ("engine_files", "engine_sha256", "targets")
 
 
@@ -61,10 +65,13 @@ def write_attributes(node: NodeProto, attributes: EngineAttributes) -> None:
         values = [text.encode() for text in getattr(attributes, name)]
         if values:
             node.attribute.add(name=name, type=AttributeProto.STRINGS, strings=values)
+    for name in _RARE_TEXTS:
+        if text := getattr(attributes, name):
+            node.attribute.add(name=name, type=AttributeProto.STRING, s=text.encode())
 
 
 def read_attributes(node: NodeProto) -> EngineAttributes:
-    """The attributes of an engine node; unknown ones are ignored, lists default to empty.
+    """The attributes of an engine node; unknown ones are ignored, lists and `not_runnable` default to empty.
 
     Raises:
         PassError: one is missing, has another type or is not UTF-8; the message names node and attribute.
@@ -72,13 +79,14 @@ def read_attributes(node: NodeProto) -> EngineAttributes:
     found = {a.name: a for a in node.attribute}
     kinds = dict.fromkeys(_TEXTS, AttributeProto.STRING) | {"data_inputs": AttributeProto.INT}
     kinds |= {name: AttributeProto.STRINGS for name in _LISTS if name in found}
+    kinds |= {name: AttributeProto.STRING for name in _RARE_TEXTS if name in found}
     for name, kind in kinds.items():
         if name not in found or found[name].type != kind:
             problem = "has a wrong type of" if name in found else "lacks"
             raise PassError(f"engine node {node.name!r} {problem} the attribute {name!r}: convert the model again")
     values: dict[str, Any] = {"data_inputs": found["data_inputs"].i}
     try:
-        values.update((name, found[name].s.decode()) for name in _TEXTS)
+        values.update((name, found[name].s.decode()) for name in (*_TEXTS, *_RARE_TEXTS) if name in found)
         values.update((name, tuple(s.decode() for s in found[name].strings)) for name in _LISTS if name in found)
         return EngineAttributes(**values)
     except ValueError as error:

@@ -12,7 +12,7 @@ from passes.graph.boundary import boundary, constant_names
 from passes.graph.clustering import Dag, cluster
 from passes.graph.effective import effective_weight
 from passes.graph.value_types import collect_infos
-from passes.graph.walk import Scope, bodies_of, iter_nodes, plain_domain
+from passes.graph.walk import Scope, bodies_of, iter_nodes, iter_scopes, plain_domain
 from passes.graph_index import GraphIndex
 from passes.model import Model
 from passes.segments import Segment, Segmentation
@@ -33,17 +33,22 @@ class PartitionOptions:
         minimum_segment_size: effective nodes that a segment needs, at least 1; -1 leaves the main graph native and cuts
             only inside control-flow bodies, with a minimum of 3.
         absorb: clusters that are too small may join one that they are not connected to.
+        max_engines: how many segments there may be, in all graphs together; the largest are kept. None, the default,
+            for any number.
 
     Raises:
-        ValueError: the size is neither -1 nor at least 1.
+        ValueError: the size is neither -1 nor at least 1, or the number of engines is negative.
     """
 
     minimum_segment_size: int = 3
     absorb: bool = True
+    max_engines: int | None = None
 
     def __post_init__(self) -> None:
         if self.minimum_segment_size != BODIES_ONLY and self.minimum_segment_size < 1:
             raise ValueError(f"minimum_segment_size is -1 or at least 1, not {self.minimum_segment_size}")
+        if self.max_engines is not None and self.max_engines < 0:
+            raise ValueError(f"max_engines is None or at least 0, not {self.max_engines}")
 
     @property
     def minimum(self) -> int:
@@ -62,6 +67,8 @@ def propose(model: Model, support: SupportMap, options: PartitionOptions | None 
     3. Clusters with fewer effective nodes than the minimum, without a data input, or whose results nobody reads, stay
        native. A node counts 1, a control-flow node 1 and all that is in its bodies, a pass-through node 0.
     4. Bodies of native control-flow nodes are cut in the same way; bodies inside segments belong to these.
+    5. Of more segments than `max_engines` those with the most effective nodes stay, of equal ones the first; the nodes
+       of the others stay native, those in their bodies included, for no body could hold a larger segment.
 
     Args:
         model: a canonical model (unique node and value names).
@@ -113,7 +120,34 @@ class _Proposer:
             total -= sum(max(weights[node] - 1, 0) for node in native)
             inner = [((*scope, entry), body) for node in native for entry, body in bodies_of(index.nodes[node])]
             stack.extend(reversed(inner))
+        self._limit()
         return Segmentation(tuple(self._segments), tuple(self._native), total)
+
+    def _limit(self) -> None:
+        """Rule 5; what is left is numbered again."""
+        limit = self._options.max_engines
+        if limit is None or len(self._segments) <= limit:
+            return
+        ranked = sorted(self._segments, key=lambda segment: -segment.effective_nodes)  # stable: the first of equals
+        dropped = {name: segment for segment in ranked[limit:] for name in segment.nodes}
+        denials = {verdict.node: verdict for verdict in self._native}
+        order: list[str] = []
+        for scope, graph in iter_scopes(self._model.proto):
+            owners = [entry.rpartition("/")[0] for entry in scope]
+            around = next((dropped[owner] for owner in owners if owner in dropped), None)
+            for node in graph.node:
+                order.append(node.name)
+                segment = dropped.get(node.name, around)
+                if segment is not None:
+                    reason = (
+                        f"its segment has {_count(segment.effective_nodes)}, and max_engines keeps the {limit} largest"
+                    )
+                    denials[node.name] = self._denial(node, "max_engines", reason)
+        self._native = [denials[name] for name in order if name in denials]
+        kept = [segment for segment in self._segments if segment.nodes[0] not in dropped]
+        self._segments = [
+            dataclasses.replace(segment, name=f"{ENGINE_PREFIX}{number:03d}") for number, segment in enumerate(kept)
+        ]
 
     def _cut(self, scope: Scope, index: GraphIndex, weights: Sequence[int]) -> set[int]:
         """Proposes the segments of one graph; returns the nodes that lie in them."""

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from passes.model import Model
 
+#: Rule of the nodes that TensorRT refuses and that are cut as if it took them.
+FAKELIST = "fakelist"
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -18,7 +21,9 @@ class Verdict:
         op_type: its operator, with the domain in front unless it is the default one.
         supported: the answer.
         rule: a short slug of who decided: "parser", "build", "dtype", "rank", "denylist", "crash", "min_segment" ...
-        reason: one sentence for people; empty only when supported.
+            A positive verdict of the rule `FAKELIST` is a pretence: the node may lie in a segment, but that is never
+            built.
+        reason: one sentence for people; empty only when supported. Of a pretence: why TensorRT does not take the node.
     """
 
     node: str
@@ -26,6 +31,11 @@ class Verdict:
     supported: bool
     rule: str = "parser"
     reason: str = ""
+
+    @property
+    def pretended(self) -> bool:
+        """True for a node that counts as supported only because its operator is on the fake list."""
+        return self.supported and self.rule == FAKELIST
 
     def __post_init__(self) -> None:
         if not self.supported and not self.reason:
@@ -50,6 +60,11 @@ class SupportMap:
     def deny(self, denials: Iterable[Verdict]) -> SupportMap:
         """A new map with these denials added."""
         return SupportMap.of([*self.verdicts.values(), *denials])
+
+    def pretend(self, marks: Iterable[Verdict]) -> SupportMap:
+        """A new map in which these positive verdicts stand in the place of other positive ones; denials stay."""
+        found = {mark.node: mark for mark in marks if self.supported(mark.node)}
+        return SupportMap({**self.verdicts, **found})
 
     def supported(self, node: str) -> bool:
         """True when there is a positive verdict for the node named `node`."""

@@ -10,11 +10,14 @@ from passes.extract import Extractor
 from passes.graph_index import Scope, bodies_of, iter_graphs, iter_scopes
 from passes.model import Model
 from passes.segments import SegmentModel
-from passes.support import SupportMap, Verdict
+from passes.support import FAKELIST, SupportMap, Verdict
 from rewriter.backends.base import Backend
 from rewriter.backends.examiner import GraphExaminer
 from rewriter.backends.isolation import Isolation
-from rewriter.backends.prefilter import Rules, label
+from rewriter.backends.prefilter import Rules, in_list, label, strings
+
+#: Denials that the fake list does not lift: the user's own, and what cannot be handed to TensorRT at all.
+_FINAL_RULES = ("denylist", "tensorflow")
 
 
 class ParserOracle:
@@ -27,6 +30,8 @@ class ParserOracle:
         op_denylist: op_types that stay native; case matters, unknown names are fine.
         node_denylist: regular expressions; nodes whose name one of them is found in stay native.
         allow_double: True hands DOUBLE to TensorRT, which computes it in FLOAT; default: such nodes stay native.
+        op_fakelist: op_types that are cut as if TensorRT took them, where it does not ("what if"); with the domain in
+            front or without. What the denylists name, and what TensorFlow runs, stays native all the same.
 
     Raises:
         InvalidParameterError: a list is not a list of strings, or an expression is not valid.
@@ -38,8 +43,10 @@ class ParserOracle:
         op_denylist: Iterable[str] = (),
         node_denylist: Iterable[str] = (),
         allow_double: bool = False,
+        op_fakelist: Iterable[str] = (),
     ) -> None:
         self._backend = backend
+        self._fakelist = frozenset(strings("op_fakelist", op_fakelist))
         self._rules = Rules.of(op_denylist, node_denylist, allow_double)
         self._isolation = Isolation(backend)
 
@@ -47,7 +54,8 @@ class ParserOracle:
         """One verdict for every node of a canonical model, bodies of If/Loop/Scan included, in graph order.
 
         Nodes in the bodies of a supported node are supported with it; the bodies of a denied one are examined as
-        graphs of their own.
+        graphs of their own. Nodes of the fake list that would be denied are supported with the rule "fakelist"; the
+        parser does not see them, so that it judges the rest.
 
         Raises:
             PassError: node names are missing or not unique.
@@ -69,18 +77,35 @@ class ParserOracle:
         return SupportMap({n.name: verdicts[n.name] for _, graph in iter_scopes(model.proto) for n in graph.node})
 
     def check_segment(self, segment: SegmentModel) -> tuple[Verdict, ...]:
-        """Parses a segment exactly as it will be built; the denials of its nodes, () when the parser takes it all."""
+        """Parses a segment exactly as it will be built; the denials of its nodes, () when the parser takes it all.
+
+        What is denied and on the fake list comes back as a pretence (a positive verdict); the rest is parsed without
+        it.
+        """
+        extractor = Extractor(segment.model)
         denied: dict[str, Verdict] = {}
-        GraphExaminer(self._backend, Extractor(segment.model), self._isolation, (), denied).run()
-        return tuple(denied.values())
+        if self._fakelist:  # some of them would make the parser fail without a name
+            suspects = [node for node in extractor.index(()).nodes if in_list(node, self._fakelist)]
+            denied = self._by_rules(suspects, extractor)
+        GraphExaminer(self._backend, extractor, self._isolation, (), denied).run()
+        nodes = {node.name: node for node in extractor.index(()).nodes}
+        return tuple(self._pretended(nodes[name], verdict) for name, verdict in denied.items())
 
     def _examine_graph(self, extractor: Extractor, scope: Scope) -> Iterator[tuple[NodeProto, Verdict]]:
         index = extractor.index(scope)
-        denied: dict[str, Verdict] = {}
-        for node in index.nodes:
-            verdict = self._rules.denial(node, extractor.spec)
-            if verdict is not None:
-                denied[node.name] = verdict
+        denied = self._by_rules(index.nodes, extractor)
         GraphExaminer(self._backend, extractor, self._isolation, scope, denied).run()
         for node in index.nodes:
-            yield node, denied.get(node.name) or Verdict(node.name, label(node), True)
+            verdict = denied.get(node.name)
+            yield node, Verdict(node.name, label(node), True) if verdict is None else self._pretended(node, verdict)
+
+    def _by_rules(self, nodes: Iterable[NodeProto], extractor: Extractor) -> dict[str, Verdict]:
+        """What is denied before the parser is asked."""
+        found = ((node.name, self._rules.denial(node, extractor.spec)) for node in nodes)
+        return {name: verdict for name, verdict in found if verdict is not None}
+
+    def _pretended(self, node: NodeProto, denial: Verdict) -> Verdict:
+        """The denial, or for a node of the fake list a pretence that tells its reason."""
+        if denial.rule in _FINAL_RULES or not in_list(node, self._fakelist):
+            return denial
+        return Verdict(node.name, denial.op_type, True, FAKELIST, denial.reason)

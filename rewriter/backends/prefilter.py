@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from onnx import NodeProto, TensorProto
 
 from passes.graph_index import bodies_of, iter_graphs
+from passes.island_node import is_island, read_island
 from passes.segments import TensorSpec
 from passes.support import Verdict
 from rewriter.errors import InvalidParameterError
@@ -31,7 +32,7 @@ _NO_TYPE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """The static rules, first match wins: denylist, domain, dtype, rank.
+    """The static rules, first match wins: denylist, tensorflow, domain, dtype, rank.
 
     A node is denied as well when a node inside its bodies is.
 
@@ -52,7 +53,7 @@ class Rules:
         Raises:
             InvalidParameterError: a list is one string, or holds something else than strings, or a bad expression.
         """
-        operators, patterns = _strings("op_denylist", op_denylist), _strings("node_denylist", node_denylist)
+        operators, patterns = strings("op_denylist", op_denylist), strings("node_denylist", node_denylist)
         compiled = []
         for pattern in patterns:
             try:
@@ -79,11 +80,13 @@ class Rules:
 
     def _own(self, node: NodeProto, spec: SpecOf) -> tuple[str, str] | None:
         """(rule, reason) for a node, its bodies aside."""
-        if node.op_type in self.op_denylist or label(node) in self.op_denylist:
+        if in_list(node, self.op_denylist):
             return "denylist", f"op_denylist holds {node.op_type}"
         for pattern in self.node_denylist:
             if pattern.search(node.name):
                 return "denylist", f"node_denylist: {pattern.pattern!r} matches its name"
+        if is_island(node):
+            return "tensorflow", _kept_in_tensorflow(node)
         if node.domain not in _DEFAULT_DOMAINS:
             return "domain", f"TensorRT does not know the operator domain {node.domain!r}"
         for name in (*node.input, *node.output):
@@ -119,6 +122,19 @@ def label(node: NodeProto) -> str:
     return node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}::{node.op_type}"
 
 
+def in_list(node: NodeProto, operators: Collection[str]) -> bool:
+    """Whether a list of operators names a node, with its domain or without."""
+    return node.op_type in operators or label(node) in operators
+
+
+def _kept_in_tensorflow(node: NodeProto) -> str:
+    """What an island holds and why, in one line."""
+    island = read_island(node)
+    operators = f" ({', '.join(island.ops)})" if island.ops else ""
+    reasons = f": {'; '.join(island.reasons)}" if island.reasons else ""
+    return f"TensorFlow runs it{operators}{reasons}"
+
+
 def _quantizes_unsigned(node: NodeProto, spec: SpecOf) -> tuple[str, str] | None:
     """TensorRT takes UINT8 quantisation with zero point 0, and silently saturates it at 127."""
     if node.op_type == "QuantizeLinear":
@@ -137,7 +153,12 @@ def _name(dtype: int) -> str:
     return str(TensorProto.DataType.Name(dtype))
 
 
-def _strings(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
+def strings(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
+    """The values as a tuple.
+
+    Raises:
+        InvalidParameterError: it is one string, or holds something else than strings.
+    """
     items = (values,) if isinstance(values, str) else tuple(values)
     if isinstance(values, str) or not all(isinstance(item, str) for item in items):
         raise InvalidParameterError(f"{parameter} must be a list of strings, not {values!r}")

@@ -17,13 +17,15 @@ from rewriter.building.cache import EngineCache
 from rewriter.building.compile import blame
 from rewriter.building.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
-from rewriter.precision.lowering import Lowering
+from rewriter.precision.lowering import Lowered, Lowering
 from rewriter.report import Failure
 
 __all__ = ["BuildProgress", "BuildResult", "EngineBuilder", "Profiles", "SegmentBuild"]
 
 logger = logging.getLogger(__name__)
 
+#: Kind of the failure of a segment that holds nodes of the fake list.
+NOT_RUNNABLE = "not runnable"
 #: segment name -> its profiles, or the reason (one line) why it can have none.
 Profiles = Mapping[str, tuple[Profile, ...] | str]
 #: Called with (segment name, index, number of segments, phase, steps done, steps in all); False cancels.
@@ -58,6 +60,7 @@ class EngineBuilder:
         partition: how to cut after a denial.
         scratch: folder that holds the engine files; the caller owns it.
         cache: engines of earlier conversions on disk; None for none.
+        abort_builds: True makes every build fail with the kind "aborted"; nothing is denied for it.
     """
 
     backend: Backend
@@ -66,9 +69,10 @@ class EngineBuilder:
     partition: PartitionOptions
     scratch: Path
     cache: EngineCache | None = None
+    abort_builds: bool = False
 
     def __post_init__(self) -> None:
-        self._segments = SegmentBuilder(self.backend, self.options, self.scratch, self.cache)
+        self._segments = SegmentBuilder(self.backend, self.options, self.scratch, self.cache, self.abort_builds)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -86,7 +90,8 @@ class EngineBuilder:
         """Builds every segment of `plan`.
 
         A node that is to blame for a failed build is lowered less and less (see `Lowering.absorb`); only if it fails in
-        the source's own arithmetic, too, it is denied and the graph is cut again.
+        the source's own arithmetic, too, it is denied and the graph is cut again. Segments of `plan.not_runnable` are
+        neither lowered nor built, nor does `observe` see them: their failures are of the kind "not runnable".
 
         Args:
             model: the cleaned model that the plan cuts.
@@ -99,14 +104,18 @@ class EngineBuilder:
         failures: dict[Failure, None] = {}
         extractor = Extractor(model)
         refinements = 0
-        profiles = observe(plan)
+        profiles = observe(plan.runnable)
         while True:
             builds: dict[str, SegmentBuild] = {}
             blamed: list[Verdict] = []
             for index, segment in enumerate(plan.segments):
-                lowered = lowering.apply(segment)
-                build = self._segments.build(lowered, profiles[segment.segment.name], _bind(progress, plan, index))
-                builds[segment.segment.name] = build
+                name = segment.segment.name
+                if name in plan.not_runnable:
+                    build = _what_if(segment, plan.not_runnable[name])
+                else:
+                    lowered = lowering.apply(segment)
+                    build = self._segments.build(lowered, profiles[name], _bind(progress, plan, index))
+                builds[name] = build
                 if isinstance(build.outcome, BuildFailure):
                     failures[_failure(segment, build.outcome, lowering)] = None
                     blamed += self._blame(segment, build, refinements)
@@ -116,8 +125,8 @@ class EngineBuilder:
             lowering, denials = lowering.absorb(blamed)
             if denials:
                 plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
-                profiles = observe(plan)
-            lowering = lowering.completed(plan.segments)
+                profiles = observe(plan.runnable)
+            lowering = lowering.completed(plan.runnable.segments)
 
     def _blame(self, segment: SegmentModel, build: SegmentBuild, refinements: int) -> list[Verdict]:
         """The nodes to blame for a failed build; none when the failure says nothing about nodes."""
@@ -127,6 +136,11 @@ class EngineBuilder:
         if found and refinements >= MAX_REFINEMENTS:
             return whole(segment, found)
         return list(found)
+
+
+def _what_if(segment: SegmentModel, reason: str) -> SegmentBuild:
+    """What becomes of a segment that is never built."""
+    return SegmentBuild("", (), BuildFailure(NOT_RUNNABLE, reason), Lowered(segment))
 
 
 def _bind(progress: BuildProgress | None, plan: Plan, index: int) -> Progress | None:

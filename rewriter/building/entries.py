@@ -24,7 +24,7 @@ def engine_attributes(
         build = builds.get(name)
         engine = build.outcome if build and isinstance(build.outcome, BuiltEngine) else None
         plain = EngineAttributes(segment_hash=segment.content_hash, data_inputs=len(segment.segment.inputs))
-        plain = dataclasses.replace(plain, precision=precision)
+        plain = dataclasses.replace(plain, precision=precision, not_runnable=result.plan.not_runnable.get(name, ""))
         attributes[name] = plain
         if build and engine:
             attributes[name] = dataclasses.replace(

@@ -18,6 +18,9 @@ from rewriter.manifest import profile_to_json
 from rewriter.precision.lowering import Lowered
 from rewriter.runtime.device import installed_gpu_names
 
+#: Why there is no engine when every build is to fail.
+ABORTED = "every build fails, because abort_builds (TF_TRT_ABORT_CUDA_ENGINE_BUILD) is set"
+
 
 @dataclasses.dataclass(frozen=True)
 class SegmentBuild:
@@ -45,12 +48,15 @@ class SegmentBuilder:
         options: workspace, targets and level, the same for every segment.
         scratch: folder that holds the engine files; the caller owns it.
         cache: engines of earlier conversions on disk; None for none.
+        abort_builds: True makes every build fail, to see what happens then: nothing is built, read from the cache,
+            or remembered.
     """
 
     backend: Backend
     options: BuildOptions
     scratch: Path
     cache: EngineCache | None = None
+    abort_builds: bool = False
     _outcomes: dict[str, BuiltEngine | BuildFailure] = dataclasses.field(default_factory=dict)
 
     @property
@@ -101,6 +107,9 @@ class SegmentBuilder:
             InvalidParameterError: a target or optimization level that TensorRT does not know.
             BackendError, MissingDependencyError: TensorRT cannot be run, or a file cannot be read or written.
         """
+        if self.abort_builds:
+            made = () if isinstance(profiles, str) else profiles
+            return SegmentBuild("", made, BuildFailure("aborted", ABORTED), lowered)
         if isinstance(profiles, str):
             return SegmentBuild("", (), BuildFailure("profile", profiles), lowered)
         key = self.key(lowered, profiles)

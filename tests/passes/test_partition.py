@@ -307,6 +307,61 @@ def test_node_names_must_be_unique():
         _ = propose(model, judge(model), PartitionOptions(1)), GraphIndex.of(model.proto.graph).position
 
 
+TWO_SIZES = (
+    "g (float[2] x) => (float[2] y, float[2] z) { [a] a1 = Relu(x) [s] s1 = Sin(a1) [b] b1 = Abs(s1) [c] c1 = Neg(b1) "
+    "[t] t1 = Sin(c1) [d] d1 = Relu(t1) [u] u1 = Sin(d1) [e] y = Relu(u1) [f] z = Neg(y) }"
+)
+
+
+class TestMaxEngines:
+    def limited(self, model, limit, minimum=1, **bad):
+        result = propose(model, judge(model, **bad), PartitionOptions(minimum, max_engines=limit))
+        assert len(result.segments) <= limit
+        return result
+
+    def test_the_largest_stay_and_the_first_of_equals(self):
+        model = parse(TWO_SIZES)
+        assert [s.nodes for s in self.limited(model, 4).segments] == [("a",), ("b", "c"), ("d",), ("e", "f")]
+        result = self.limited(model, 3)
+        assert [(s.name, s.nodes) for s in result.segments] == [
+            ("TRTEngineOp_000", ("a",)), ("TRTEngineOp_001", ("b", "c")), ("TRTEngineOp_002", ("e", "f")),
+        ]  # fmt: skip
+        assert [s.nodes for s in self.limited(model, 1).segments] == [("b", "c")]
+        assert_valid(model, self.limited(model, 1))
+
+    def test_what_goes_has_its_reason_in_graph_order(self):
+        result = self.limited(parse(TWO_SIZES), 2)
+        assert [(v.node, v.rule) for v in result.native] == [
+            ("a", "max_engines"), ("s", "parser"), ("t", "parser"), ("d", "max_engines"), ("u", "parser"),
+        ]  # fmt: skip
+        assert result.native[0].reason == "its segment has 1 effective node, and max_engines keeps the 2 largest"
+        assert result.effective_nodes == 9
+        assert result.coverage == pytest.approx(4 / 9)
+
+    def test_none_at_all(self):
+        result = self.limited(parse(TWO_SIZES), 0)
+        assert (result.segments, result.coverage) == ((), 0.0)
+        assert len(result.native) == 9
+
+    def test_nodes_in_bodies_go_with_theirs(self):
+        model = parse(CONTROL)
+        full = propose(model, judge(model), PartitionOptions(1))
+        assert {s.nodes for s in full.segments} == {("a",), ("b", "if")}
+        assert [s.nodes for s in self.limited(model, 1).segments] == [("b", "if")]
+        none = self.limited(model, 0)
+        assert {v.node for v in none.native if v.rule == "max_engines"} == {"a", "b", "if", "t1", "t2", "t3", "e1"}
+        assert none.effective_nodes == full.effective_nodes
+        assert_valid(model, none)
+
+    def test_it_counts_over_all_graphs(self):
+        result = self.limited(parse(CONTROL), 1, bad_nodes=("if",))
+        assert [(s.name, s.scope) for s in result.segments] == [("TRTEngineOp_000", ("if/then_branch",))]
+
+    def test_a_negative_number_is_refused(self):
+        with pytest.raises(ValueError, match="max_engines is None or at least 0, not -1"):
+            PartitionOptions(max_engines=-1)
+
+
 @st.composite
 def models(draw):
     count = draw(st.integers(1, 20))
@@ -330,6 +385,19 @@ def test_random_models_are_cut_validly_and_stably(model, minimum, absorb):
     assert 0.0 <= result.coverage <= 1.0
     again = propose(model, judge(model), PartitionOptions(minimum, absorb))
     assert again == result
+
+
+@settings(max_examples=100)
+@given(models(), st.integers(0, 4))
+def test_random_models_keep_their_largest_segments(model, limit):
+    full = cut(model, 1)
+    result = propose(model, judge(model), PartitionOptions(1, max_engines=limit))
+    assert_valid(model, result)
+    sizes = sorted((s.effective_nodes for s in full.segments), reverse=True)
+    assert sorted((s.effective_nodes for s in result.segments), reverse=True) == sizes[:limit]
+    assert {s.nodes for s in result.segments} <= {s.nodes for s in full.segments}
+    assert result.effective_nodes == full.effective_nodes
+    assert propose(model, judge(model), PartitionOptions(1, max_engines=max(len(sizes), limit))) == full
 
 
 def test_the_result_does_not_depend_on_hash_seeds(tmp_path):

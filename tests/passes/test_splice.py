@@ -121,8 +121,9 @@ def test_attributes_are_typed_and_come_back():
     model = parse(FLAT)
     segmentation = cut(model, 3)
     built = EngineAttributes(
-        "ab" * 32, 2, "FP16", ("engines/é.engine", "b"), ("00", "11"), '[{"x": 1}]', "tensorrt_rtx", "1.7", ("SM89",)
-    )
+        "ab" * 32, 2, "FP16", ("engines/é.engine", "b"), ("00", "11"), '[{"x": 1}]', "tensorrt_rtx", "1.7", ("SM89",),
+        not_runnable="only what if",
+    )  # fmt: skip
     result = splice(model, segmentation, {"TRTEngineOp_000": built})
     assert read_engines(result.proto) == (((), built, "TRTEngineOp_000"),)
     (_, node), *_ = engine_nodes(result.proto)
@@ -137,6 +138,7 @@ def test_attributes_are_typed_and_come_back():
 def test_unbuilt_engines_have_empty_lists():
     (engine,) = read_engines(spliced(parse(FLAT), 3).proto)
     assert engine[1].engine_files == engine[1].targets == ()
+    assert engine[1].not_runnable == ""
 
 
 def test_files_and_digests_go_together():
