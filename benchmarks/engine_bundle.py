@@ -65,7 +65,7 @@ def bundle(name: str, folder: Path, backend: Any) -> int:
         with Converter(model=model.model, backend=backend, progress=False) as converter:
             converter.convert()
             converter.build(lambda: iter(model.samples))
-            done = converter._converted("bundle")
+            done = next(iter(converter._tracks.values())).conversion
             feeds = list(sample_feeds(done.source.signature, model.samples))
             values = [boundary_values(done.model, done.result.plan.segments, feed) for feed in feeds]
             shutil.rmtree(folder, ignore_errors=True)

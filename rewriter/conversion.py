@@ -116,13 +116,12 @@ def start_conversion(
     Args:
         source: the exported model.
         settings: what the converter was told.
-        precision: how the lowering is to be found; what it misses is told here, before the long work.
+        precision: how the lowering is to be found.
         oracle: knows what TensorRT supports.
         stages: times the steps.
         folder: where the weights are put; it must outlive the conversion.
 
     Raises:
-        InvalidParameterError: ranges are missing.
         BackendError, MissingDependencyError: TensorRT cannot be asked.
     """
     with stages.stage("passes"):
@@ -139,6 +138,5 @@ def start_conversion(
         support = oracle.examine(model)
     with stages.stage("partition"):
         plan = make_plan(model, support, oracle, settings.partition)
-    precision.check(model, plan.segments)
     source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
     return Conversion(source, model, records, BuildResult(plan, {}, ()), idle, precision)

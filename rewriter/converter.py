@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +9,24 @@ from typing import Any
 from passes.precision.ranges import RangeTable
 from rewriter import params as parameters
 from rewriter.accuracy.target import AccuracyTarget
-from rewriter.artifact import ArtifactPart, save_artifact
-from rewriter.backends import as_backend
+from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
-from rewriter.backends.oracle import ParserOracle
-from rewriter.building.builder import EngineBuilder, SegmentBuild
 from rewriter.building.cache import open_cache
-from rewriter.building.entries import engine_entries
-from rewriter.conversion import Conversion, start_conversion
+from rewriter.by_signature import InputFns, by_signature, check_keys, chosen, values_of
 from rewriter.errors import ConverterStateError, InvalidParameterError
-from rewriter.frontend import load_source
 from rewriter.params import ConversionParams
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.plan import make_precision_plan
-from rewriter.progress import ProgressCallback, ProgressEvent, Stages, resolve
+from rewriter.progress import ProgressCallback, resolve
 from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
-from rewriter.runtime.loading import Runnable, make_function
+from rewriter.runtime.loading import make_function
 from rewriter.runtime.options import RuntimeOptions
-from rewriter.runtime.slots import StoredEngine
 from rewriter.settings import Settings
-from rewriter.shapes.observer import Observer
-from rewriter.shapes.sampling import InputFn, batch_input_fn, profile_input_fn, shaped_input_fn, unknown_dimensions
+from rewriter.shapes.sampling import InputFn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
+from rewriter.workshop import Track, Workshop
 
 
 class Converter:
@@ -48,7 +39,8 @@ class Converter:
     Args:
         input_saved_model_dir: a TensorFlow SavedModel directory (or give `model`).
         input_saved_model_tags: tags of its graph; default ("serve",).
-        input_saved_model_signature_key: signature to convert; default "serving_default".
+        input_saved_model_signature_key: signature to convert; default "serving_default". A list of keys, or "*" for
+            all of them, converts several signatures into one artifact.
         use_dynamic_shape: None or True: engines cover ranges of shapes. False: profiles as TF-TRT's implicit batch
             mode made them ("ImplicitBatchModeCompatible").
         dynamic_shape_profile_strategy: one of `supported_profile_strategies()`; default "Range".
@@ -94,7 +86,7 @@ class Converter:
         self,
         input_saved_model_dir: str | Path | None = None,
         input_saved_model_tags: Iterable[str] | None = None,
-        input_saved_model_signature_key: str | None = None,
+        input_saved_model_signature_key: str | Sequence[str] | None = None,
         use_dynamic_shape: bool | None = None,
         dynamic_shape_profile_strategy: str | None = None,
         max_workspace_size_bytes: int = parameters.DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES,
@@ -138,7 +130,7 @@ class Converter:
             strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
             origin=parameters.one_source(input_saved_model_dir, model),
             tags=parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags),
-            signature_key=input_saved_model_signature_key,
+            signature_keys=check_keys(input_saved_model_signature_key),
             op_denylist=parameters.check_names("op_denylist", op_denylist),
             node_denylist=parameters.check_patterns("node_denylist", node_denylist),
             cache_full=parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES),
@@ -151,45 +143,31 @@ class Converter:
             parameters.refuse(name, value)
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
         cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
-        self._stages = Stages(resolve(progress))
-        self._backend = as_backend(backend, parameters.check_optional_names("targets", targets) or ())
-        self._precision, self._faults = asked.on(self._backend)
-        self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
-        own = self._backend if isinstance(backend, str) else None
-        self._finalizer = weakref.finalize(self, _release, self._scratch, own)
-        # One oracle and one builder for the whole conversion: they remember verdicts and engines.
-        self._oracle = ParserOracle(
-            self._backend, self._settings.op_denylist, self._settings.node_denylist, self._settings.allow_double
-        )
-        self._builder = EngineBuilder(
-            self._backend,
-            self._oracle,
-            self._settings.build_options(self._backend),
-            self._settings.partition,
-            Path(self._scratch.name),
-            cache,
-        )
-        self._conversion: Conversion | None = None
-        self._input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
+        wanted = parameters.check_optional_names("targets", targets) or ()
+        self._shop = Workshop(self._settings, asked, backend, wanted, cache, resolve(progress))
+        #: Signature key -> what is made of it, in the order asked for; read and cut, but perhaps not converted yet.
+        self._tracks: dict[str, Track] = {}
+        self._done = False
 
     def convert(
         self,
-        calibration_input_fn: Callable[[], Iterable[Any]] | None = None,
+        calibration_input_fn: InputFns = None,
         *,
         check: Callable[[Signature], object] | None = None,
     ) -> ConvertedFunction:
         """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
 
         Args:
-            calibration_input_fn: INT8 and FP8 only: takes nothing and yields typical inputs, as `build()` takes them.
-                Needed when tensors that are quantised have no range yet. With dynamic shapes the calibration itself
-                runs in `build()`, as in TF-TRT; with `is_dynamic_op` or `use_dynamic_shape` False it runs here.
-            check: called with names and shapes of the inputs as soon as the model is read, before any long work; what
-                it raises ends the conversion. Dtypes, outputs and names of dimensions may not be known then.
+            calibration_input_fn: INT8 and FP8 only: takes nothing and yields typical inputs, as `build()` takes them;
+                of several signatures a dict with one such function for each. Needed when tensors that are quantised
+                have no range yet. With dynamic shapes the calibration itself runs in `build()`, as in TF-TRT; with
+                `is_dynamic_op` or `use_dynamic_shape` False it runs here.
+            check: called with names and shapes of the inputs as soon as a signature is read, before any long work;
+                what it raises ends the conversion. Dtypes, outputs and names of dimensions may not be known then.
 
         Returns:
-            The spliced model as a function. It has no engines yet (with static shapes it has): where there is a GPU
-            they may be built at run time; after `build()`, `function()` gives a function that uses what was built.
+            The (first) signature as a function. It has no engines yet (with static shapes it has): where there is a
+            GPU they may be built at run time; after `build()`, `function()` gives a function that uses what was built.
 
         Raises:
             ConverterStateError: called twice.
@@ -197,33 +175,17 @@ class Converter:
             InvalidParameterError: `is_dynamic_op` is False, but a dimension other than the batch is not fixed;
                 calibration inputs are missing, or given without need.
         """
-        if self._conversion is not None:
+        if self._done:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
-        if not self._finalizer.alive:
+        if not self._shop.open:
             raise ConverterStateError("this converter is closed: make a new one")
-        precision = self._precision.with_inputs(calibration_input_fn)
-        settings = self._settings
-        source = load_source(
-            settings.origin,
-            tags=settings.tags,
-            signature_key=settings.signature_key,
-            samples=settings.samples,
-            verify=settings.verify,
-            tolerance=settings.tolerance,
-            check=check,
-        )
-        for stage, seconds in source.timings.items():
-            self._stages.add(stage, seconds)
-        static = None
-        if not self.params.is_dynamic_op:  # a dimension that is not fixed is told before any more work
-            static = batch_input_fn(source.signature, self.params.max_batch_size, source.samples)
-        self._conversion = start_conversion(
-            source, settings, precision, self._oracle, self._stages, Path(self._scratch.name)
-        )
-        if settings.calibrates_early or not precision.waits:
-            self._conversion = self._conversion.settled(self._stages)
-        if static is not None:
-            self._build(static)
+        for input_fn in values_of(calibration_input_fn):
+            self._shop.precision.with_inputs(input_fn)  # what is wrong with it is told before any work
+        self._prepare(check)
+        input_fns = by_signature("calibration_input_fn", calibration_input_fn, tuple(self._tracks))
+        for name, track in self._tracks.items():
+            self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
+        self._done = True
         return self.function()
 
     def calibrate(self) -> None:
@@ -236,36 +198,43 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             InputError, ConversionError: calibration inputs do not fit, or the model fails on one.
         """
-        self._conversion = self._converted("calibrate").settled(self._stages)
+        self._need("calibrate")
+        for name, track in self._tracks.items():
+            self._tracks[name] = self._shop.settle(track)
 
-    def build(self, input_fn: Callable[[], Iterable[Any]] | None = None) -> None:
+    def build(self, input_fn: InputFns = None) -> None:
         """Builds the engines for the shapes of sample inputs.
 
         Args:
             input_fn: takes nothing and yields inputs: an array, a tuple in signature order, or a dict by name. It
                 may be called more than once. None is enough for a model whose input shapes are all fixed. Calling
-                `build` again adds to the shapes seen before.
+                `build` again adds to the shapes seen before. Of several signatures a dict with one such function for
+                each that is to get engines; one function alone serves all of them.
 
         Raises:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: no input_fn although a dimension is unknown; the message names it.
             InputError: an input does not fit the signature.
         """
-        source = self._converted("build").source
-        if input_fn is None:
-            unknown = unknown_dimensions(source.signature)
-            if unknown:
+        self._need("build")
+        given = by_signature("input_fn", input_fn, tuple(self._tracks))
+        for name in given if isinstance(input_fn, Mapping) else tuple(self._tracks):
+            track = self._tracks[name]
+            source, function = track.conversion.source, given.get(name)
+            if function is None:
+                unknown = unknown_dimensions(source.signature)
+                if unknown:
+                    raise InvalidParameterError(
+                        f"build() needs an input_fn that yields sample inputs, for {unknown[0]} is not fixed"
+                    )
+                function = shaped_input_fn(source.signature, {}, source.samples)
+            elif not callable(function):
                 raise InvalidParameterError(
-                    f"build() needs an input_fn that yields sample inputs, for {unknown[0]} is not fixed"
+                    f"input_fn must be a function that yields inputs, not {type(function).__name__}"
                 )
-            input_fn = shaped_input_fn(source.signature, {}, source.samples)
-        elif not callable(input_fn):
-            raise InvalidParameterError(
-                f"input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
-            )
-        self._build(input_fn)
+            self._tracks[name] = self._shop.build(track, function)
 
-    def function(self, execution: str = "auto") -> ConvertedFunction:
+    def function(self, execution: str = "auto", *, signature_key: str | None = None) -> ConvertedFunction:
         """The conversion so far as a function, without the way over an artifact.
 
         On a GPU it uses the engines that `build()` has built by now, as a loaded artifact does; engines that are
@@ -275,29 +244,21 @@ class Converter:
             execution: "auto": engines where they can be used. "native": the source's own arithmetic. "emulate": that
                 of the engines, on the CPU; for INT8 and FP8 it needs the ranges, so `build()` must have run (or
                 `convert()`, with static shapes).
+            signature_key: which of several signatures; default: the first.
 
         Raises:
             ConverterStateError: `convert()` has not run, or the ranges are not known yet.
-            InvalidParameterError: an unknown execution.
+            InvalidParameterError: an unknown execution, or no such signature.
         """
-        done = self._converted("function")
-        if execution == "emulate" and done.pending is not None:
+        track = self._track("function", signature_key)
+        if execution == "emulate" and track.conversion.pending is not None:
             raise ConverterStateError("what the engines compute is known when build() has run: call it first")
-        builds = done.result.builds
-        runnable = Runnable(
-            model=done.spliced(builds, self._builder),
-            signature=done.source.signature,
-            engines=tuple(
-                StoredEngine(entry, path)
-                for entry, path in engine_entries(done.result, builds, self._builder, done.recipe.label)
-            ),
-            params=self._params_json(),
-            recipe=done.result.lowering.recipe if done.pending is None else None,
-            ranges=done.result.lowering.ranges,
-        )
+        runnable = self._shop.runnable(track)
         return make_function(runnable, RuntimeOptions(execution=execution), lazy=True, keep_engines=True)
 
-    def sample_input_fn(self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None) -> InputFn:
+    def sample_input_fn(
+        self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None, *, signature_key: str | None = None
+    ) -> InputFn:
         """An `input_fn` for `build()` that makes inputs up.
 
         Args:
@@ -306,13 +267,14 @@ class Converter:
                 "Range" profiles are tuned for the largest. The i-th shapes of all inputs go together; an input with
                 one shape keeps it. Default: batches 1 and 8, other unknown dimensions as in the check against
                 TensorFlow.
+            signature_key: which of several signatures; default: the first.
 
         Raises:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: an unknown input, a shape that does not fit, three shapes in another order, inputs
                 with different numbers of shapes, or a dimension that stays unknown; the message names it.
         """
-        done = self._converted("sample_input_fn")
+        done = self._track("sample_input_fn", signature_key).conversion
         return profile_input_fn(done.source.signature, shapes or {}, done.source.samples)
 
     def save(
@@ -338,20 +300,13 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             ArtifactError: the folder exists or cannot be written.
         """
-        done = self._converted("save")
+        self._need("save")
         if options is not None:
             raise InvalidParameterError("options must be None: TensorFlow's SaveOptions mean nothing to an artifact")
-        builds: Mapping[str, SegmentBuild] = done.result.builds if save_gpu_specific_engines else {}
-        with self._stages.stage("save"):
-            part = ArtifactPart(
-                model=done.spliced(builds, self._builder),
-                signature=done.source.signature,
-                params=self._params_json(),
-                engines=engine_entries(done.result, builds, self._builder, done.recipe.label),
-                report=self.report.to_dict(),
-                ranges=done.result.lowering.ranges if done.result.lowering.ranges.ranges else None,
-            )
-            return save_artifact(output_saved_model_dir, part, overwrite=overwrite)
+        first = next(iter(self._tracks.values()))
+        with first.stages.stage("save"):
+            parts = [self._shop.part(track, engines=save_gpu_specific_engines) for track in self._tracks.values()]
+            return save_artifact(output_saved_model_dir, *parts, overwrite=overwrite)
 
     def summary(
         self, line_length: int = 160, detailed: bool = True, print_fn: Callable[[str], object] | None = None
@@ -367,33 +322,54 @@ class Converter:
             ConverterStateError: `convert()` has not run.
             InvalidParameterError: line_length is too small.
         """
-        self._converted("summary")
+        self._need("summary")
         if not isinstance(line_length, int) or line_length < MINIMUM_LINE_LENGTH:
             raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {line_length!r}")
-        print_with(print_fn or print, render_summary(self.report, line_length, detailed))
+        for name, report in self.reports.items():
+            title = f"Signature {name}\n" if len(self._tracks) > 1 else ""
+            print_with(print_fn or print, title + render_summary(report, line_length, detailed))
 
     @property
     def signature(self) -> Signature:
-        """Names, dtypes and shapes of the model's inputs and outputs.
+        """Names, dtypes and shapes of the (first) signature's inputs and outputs.
 
         Raises:
             ConverterStateError: `convert()` has not run.
         """
-        return self._converted("signature").source.signature
+        return self._track("signature").conversion.source.signature
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """All signatures by their keys, in the order asked for.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+        """
+        self._need("signatures")
+        return {name: track.conversion.source.signature for name, track in self._tracks.items()}
 
     @property
     def report(self) -> Report:
-        """What the conversion did so far.
+        """What the conversion did so far, of the (first) signature.
 
         Raises:
             ConverterStateError: `convert()` has not run.
         """
-        done = self._converted("report")
-        return done.report(self._builder, self._stages.timings, self._params_json(), self._faults)
+        return self._shop.report(self._track("report"))
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        """The same for every signature, by its key.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+        """
+        self._need("reports")
+        return {name: self._shop.report(track) for name, track in self._tracks.items()}
 
     def close(self) -> None:
         """Ends TensorRT's child process and removes the temporary folder; harmless when repeated."""
-        self._finalizer()
+        self._shop.close()
 
     def __enter__(self) -> Converter:
         return self
@@ -401,32 +377,18 @@ class Converter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _converted(self, verb: str) -> Conversion:
-        if self._conversion is None:
+    def _prepare(self, check: Callable[[Signature], object] | None = None) -> None:
+        """Reads and cuts the signatures, unless that is done."""
+        if self._tracks:
+            return
+        tracks = [self._shop.prepare(key, check) for key in self._shop.wanted()]
+        self._tracks = {track.conversion.source.signature.name: track for track in tracks}
+
+    def _need(self, verb: str) -> None:
+        if not self._done:
             raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
-        if not self._finalizer.alive:
-            raise ConverterStateError(f"{verb} came too late: this converter is closed")
-        return self._conversion
+        self._shop.require_open(verb)
 
-    def _params_json(self) -> dict[str, Any]:
-        recipe = self._conversion.recipe if self._conversion else self._precision.recipe
-        return self._settings.to_json(self._builder.targets, recipe)
-
-    def _build(self, input_fn: Callable[[], Iterable[Any]]) -> None:
-        done = self._conversion = self._converted("build").settled(self._stages)
-        input_fns = (*self._input_fns, input_fn)
-        observer = Observer(done.model, done.source.signature, input_fns, self._settings.build_strategy)
-        with self._stages.stage("build"):
-            result = self._builder.build(
-                done.model, done.result.plan, observer, self._build_progress, done.result.lowering
-            )
-        self._conversion, self._input_fns = dataclasses.replace(done, result=result), input_fns
-
-    def _build_progress(self, name: str, index: int, total: int, phase: str, done: int, steps: int) -> bool:
-        return self._stages.emit(ProgressEvent("build", done, max(steps, 1), f"{name} ({index + 1}/{total}): {phase}"))
-
-
-def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:
-    if backend is not None:
-        backend.close()
-    scratch.cleanup()
+    def _track(self, verb: str, key: str | None = None) -> Track:
+        self._need(verb)
+        return chosen(self._tracks, key)

@@ -25,7 +25,8 @@ class Settings:
         params: TF-TRT's nine parameters.
         strategy: one of `supported_profile_strategies()`.
         origin: what is converted.
-        tags, signature_key: of a SavedModel; None for the defaults.
+        tags: of a SavedModel; None for the default.
+        signature_keys: of a SavedModel; None is the default one, "*" all of them.
         op_denylist, node_denylist: what stays native.
         cache_full: what a full engine cache does at run time.
         samples, verify, tolerance: how the export is checked.
@@ -36,7 +37,7 @@ class Settings:
     strategy: str
     origin: Any
     tags: tuple[str, ...] | None
-    signature_key: str | None
+    signature_keys: tuple[str | None, ...]
     op_denylist: tuple[str, ...]
     node_denylist: tuple[str, ...]
     cache_full: str

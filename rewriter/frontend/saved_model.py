@@ -109,8 +109,28 @@ def _listed(signatures: dict[str, Any]) -> str:
     return "; ".join(sorted(parts))
 
 
+def signature_keys(path: Path, tags: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The keys of the signatures in a SavedModel directory, TensorFlow's own ("__...") included.
+
+    Raises:
+        SourceError: no SavedModel, damaged, wrong tags.
+    """
+    if not any((path / name).is_file() for name in _FILES):
+        raise SourceError(_not_a_saved_model(path))
+    import_tensorflow()
+    metas = _meta_graphs(path)
+    chosen = _choose_tags(path, [tuple(meta.meta_info_def.tags) for meta in metas], tags)
+    meta = next(meta for meta in metas if tuple(meta.meta_info_def.tags) == chosen)
+    return tuple(sorted(meta.signature_def))
+
+
 def _tag_sets(path: Path) -> list[tuple[str, ...]]:
     """The tag sets of the SavedModel, in file order."""
+    return [tuple(meta.meta_info_def.tags) for meta in _meta_graphs(path)]
+
+
+def _meta_graphs(path: Path) -> list[Any]:
+    """The graphs of a SavedModel, one for each tag set."""
     from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
     try:
@@ -122,7 +142,7 @@ def _tag_sets(path: Path) -> list[tuple[str, ...]]:
         ) from error
     if not proto.meta_graphs:
         raise SourceError(f"the SavedModel in {path} is damaged (it holds no graph): copy or export it again")
-    return [tuple(meta.meta_info_def.tags) for meta in proto.meta_graphs]
+    return list(proto.meta_graphs)
 
 
 def _choose_tags(path: Path, available: list[tuple[str, ...]], tags: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, onnx_file, tmp_p
 @pytest.mark.parametrize(("shapes", "message"), [("z:1x4", "'z'"), ("x:1x5", "does not fit input 'x'")])
 @pytest.mark.rtx
 def test_shapes_are_checked_as_soon_as_the_model_is_read(onnx_file, tmp_path, capsys, monkeypatch, shapes, message):
-    monkeypatch.setattr("rewriter.converter.start_conversion", None)  # never reached
+    monkeypatch.setattr("rewriter.workshop.start_conversion", None)  # never reached
     assert main(["convert", str(onnx_file), "-o", str(tmp_path / "out"), "--shapes", shapes]) == 2
     assert message in one_line_error(capsys)
 

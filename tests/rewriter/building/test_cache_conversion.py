@@ -205,7 +205,7 @@ def convert_key(rtx):
     with Converter(model=small(), backend=rtx, progress=False) as converter:
         converter.convert()
         converter.build(lambda: iter([{"x": np.zeros((b, 3, 8, 8), np.float32)} for b in (1, 4)]))
-        (build,) = converter._conversion.result.builds.values()
+        (build,) = next(iter(converter._tracks.values())).conversion.result.builds.values()
         return build.key
 
 

@@ -141,7 +141,7 @@ def test_static_engines_cover_all_batches(rtx, tmp_path, strategy):
         dynamic_shape_profile_strategy=strategy,
     ) as converter:
         converter.convert()
-        (build,) = converter._conversion.result.builds.values()
+        (build,) = next(iter(converter._tracks.values())).conversion.result.builds.values()
     (profile,) = build.profiles
     assert (profile["x"].minimum, profile["x"].optimum, profile["x"].maximum) == ((1, 4), (8, 4), (8, 4))
 

@@ -1,0 +1,229 @@
+"""What the signatures of one conversion share, and the work on each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter.artifact import ArtifactPart
+from rewriter.backends import as_backend
+from rewriter.backends.base import Backend
+from rewriter.backends.oracle import ParserOracle
+from rewriter.building.builder import EngineBuilder, SegmentBuild
+from rewriter.building.cache import EngineCache
+from rewriter.building.entries import engine_entries
+from rewriter.by_signature import ALL_SIGNATURES
+from rewriter.conversion import Conversion, start_conversion
+from rewriter.errors import ConverterStateError
+from rewriter.frontend import load_source
+from rewriter.frontend.signatures import signature_keys
+from rewriter.precision.plan import PrecisionPlan
+from rewriter.progress import ProgressCallback, ProgressEvent, Stages
+from rewriter.report import Report
+from rewriter.runtime.loading import Runnable
+from rewriter.runtime.slots import StoredEngine
+from rewriter.settings import Settings
+from rewriter.shapes.observer import Observer
+from rewriter.shapes.sampling import InputFn, batch_input_fn
+from rewriter.source import Signature, SourceModel
+
+#: Called with names and shapes of the inputs as soon as a model is read.
+SignatureCheck = Callable[[Signature], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One signature on its way.
+
+    Attributes:
+        conversion: what has been made of it.
+        stages: times its stages.
+        input_fns: what `build()` was given for it so far.
+    """
+
+    conversion: Conversion
+    stages: Stages
+    input_fns: tuple[Callable[[], Iterable[Any]], ...] = ()
+
+
+class Workshop:
+    """TensorRT, the temporary folder and the settings of a conversion; what it is told is checked already.
+
+    One oracle and one builder serve all signatures: they remember verdicts and engines.
+
+    Args:
+        settings: what the converter was told.
+        asked: how the engines' arithmetic is to be found.
+        backend: a name ("auto" ...), or an open `Backend`, which the caller closes.
+        targets: GPU architectures to build for; () for all that the backend names.
+        cache: engines of earlier conversions on disk; None for none.
+        progress: told of every step.
+
+    Raises:
+        MissingDependencyError: no TensorRT package is installed.
+        InvalidParameterError: an unknown backend or target.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        asked: PrecisionPlan,
+        backend: str | Backend,
+        targets: tuple[str, ...],
+        cache: EngineCache | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self.settings = settings
+        self._progress = progress
+        self._backend = as_backend(backend, targets)
+        self.precision, self._faults = asked.on(self._backend)
+        self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
+        own = self._backend if isinstance(backend, str) else None
+        self.close = weakref.finalize(self, _release, self._scratch, own)
+        self._oracle = ParserOracle(self._backend, settings.op_denylist, settings.node_denylist, settings.allow_double)
+        self.builder = EngineBuilder(
+            self._backend,
+            self._oracle,
+            settings.build_options(self._backend),
+            settings.partition,
+            Path(self._scratch.name),
+            cache,
+        )
+
+    @property
+    def open(self) -> bool:
+        """False once it is closed."""
+        return self.close.alive
+
+    def wanted(self) -> tuple[str | None, ...]:
+        """The signatures that are to be converted; None is the default one."""
+        if self.settings.signature_keys == (ALL_SIGNATURES,):
+            return signature_keys(self.settings.origin, self.settings.tags)
+        return self.settings.signature_keys
+
+    def prepare(self, key: str | None, check: SignatureCheck | None) -> Track:
+        """Reads a signature, cleans and cuts it; nothing is calibrated or built.
+
+        Raises:
+            SourceError, ExportError, VerificationError: as `load_source` raises them.
+            BackendError, MissingDependencyError: TensorRT cannot be asked.
+        """
+        settings, stages = self.settings, Stages(self._progress)
+        folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.name))
+        source = load_source(
+            settings.origin,
+            tags=settings.tags,
+            signature_key=key,
+            samples=settings.samples,
+            verify=settings.verify,
+            tolerance=settings.tolerance,
+            check=check,
+        )
+        for stage, seconds in source.timings.items():
+            stages.add(stage, seconds)
+        self._static_inputs(source)  # a dimension that is not fixed is told before any more work
+        return Track(start_conversion(source, settings, self.precision, self._oracle, stages, folder), stages)
+
+    def begin(self, track: Track, precision: PrecisionPlan) -> Track:
+        """Has the ranges that are missing looked for, and static engines built, where that is done in `convert()`.
+
+        Raises:
+            InvalidParameterError: ranges are missing; or `is_dynamic_op` is False, and a dimension is not fixed.
+        """
+        done = track.conversion
+        static = self._static_inputs(done.source)
+        precision.check(done.model, done.result.plan.segments)
+        track = dataclasses.replace(track, conversion=dataclasses.replace(done, pending=precision))
+        if self.settings.calibrates_early or not precision.waits:
+            track = self.settle(track)
+        return track if static is None else self.build(track, static)
+
+    def settle(self, track: Track) -> Track:
+        """With the engines' arithmetic found: calibrated, and the accuracy guard asked."""
+        return dataclasses.replace(track, conversion=track.conversion.settled(track.stages))
+
+    def build(self, track: Track, input_fn: Callable[[], Iterable[Any]]) -> Track:
+        """Builds the engines for the shapes of these inputs and those of earlier builds."""
+        track = self.settle(track)
+        done, input_fns = track.conversion, (*track.input_fns, input_fn)
+        observer = Observer(done.model, done.source.signature, input_fns, self.settings.build_strategy)
+
+        def progress(name: str, index: int, total: int, phase: str, step: int, steps: int) -> bool:
+            detail = f"{name} ({index + 1}/{total}): {phase}"
+            return track.stages.emit(ProgressEvent("build", step, max(steps, 1), detail))
+
+        with track.stages.stage("build"):
+            result = self.builder.build(done.model, done.result.plan, observer, progress, done.result.lowering)
+        conversion = dataclasses.replace(done, result=result)
+        return dataclasses.replace(track, conversion=conversion, input_fns=input_fns)
+
+    def runnable(self, track: Track) -> Runnable:
+        """What a function of the conversion so far needs."""
+        done = track.conversion
+        builds = done.result.builds
+        entries = engine_entries(done.result, builds, self.builder, done.recipe.label)
+        return Runnable(
+            model=done.spliced(builds, self.builder),
+            signature=done.source.signature,
+            engines=tuple(StoredEngine(entry, path) for entry, path in entries),
+            params=self._params_json(done),
+            recipe=done.result.lowering.recipe if done.pending is None else None,
+            ranges=done.result.lowering.ranges,
+        )
+
+    def part(self, track: Track, *, engines: bool) -> ArtifactPart:
+        """What is saved of a signature.
+
+        Args:
+            track: the signature.
+            engines: False leaves its engines out.
+        """
+        done = track.conversion
+        builds: Mapping[str, SegmentBuild] = done.result.builds if engines else {}
+        ranges = done.result.lowering.ranges
+        return ArtifactPart(
+            model=done.spliced(builds, self.builder),
+            signature=done.source.signature,
+            params=self._params_json(done),
+            engines=engine_entries(done.result, builds, self.builder, done.recipe.label),
+            report=self.report(track).to_dict(),
+            ranges=ranges if ranges.ranges else None,
+        )
+
+    def report(self, track: Track) -> Report:
+        """What was done so far."""
+        done = track.conversion
+        return done.report(self.builder, track.stages.timings, self._params_json(done), self._faults)
+
+    def _static_inputs(self, source: SourceModel) -> InputFn | None:
+        """The inputs that static engines are built for; None where they are not static.
+
+        Raises:
+            InvalidParameterError: a dimension other than the batch is not fixed.
+        """
+        params = self.settings.params
+        if params.is_dynamic_op:
+            return None
+        return batch_input_fn(source.signature, params.max_batch_size, source.samples)
+
+    def require_open(self, verb: str) -> None:
+        """Raises when the temporary folder is gone.
+
+        Raises:
+            ConverterStateError: it is; the message begins with `verb`.
+        """
+        if not self.open:
+            raise ConverterStateError(f"{verb} came too late: this converter is closed")
+
+    def _params_json(self, done: Conversion) -> dict[str, Any]:
+        return self.settings.to_json(self.builder.targets, done.recipe)
+
+
+def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:
+    if backend is not None:
+        backend.close()
+    scratch.cleanup()
