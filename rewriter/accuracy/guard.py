@@ -100,12 +100,12 @@ def run_model(
     Raises:
         ConversionError: ONNX Runtime refuses the model or fails on an input; the message says which.
     """
-    from rewriter.runtime.native import NativeSession
+    from rewriter.runtime.native import open_native
     from rewriter.runtime.other_errors import first_line
 
     names = list(dict.fromkeys(spec.tensor for spec in signature.outputs))
     try:
-        session = NativeSession(model, names, honest=honest)
+        session = open_native(model, names, honest=honest)
     except ConversionError:
         raise
     except Exception as error:  # ONNX Runtime's errors share no narrower base class

@@ -91,14 +91,14 @@ def _of_onnx(path: Path, tags: Any, signature_key: str | None) -> Reference:
     """An ONNX file, in ONNX Runtime; `load_source` words the errors of everything else."""
     from rewriter.frontend import load_source
     from rewriter.runtime.inputs import to_feeds
-    from rewriter.runtime.native import NativeSession, import_onnxruntime
+    from rewriter.runtime.native import import_onnxruntime, open_native
     from rewriter.runtime.other_errors import first_line
 
     source = load_source(path, tags=tags, signature_key=signature_key)
     signature = source.signature
     import_onnxruntime()
     try:
-        session = NativeSession(source.model)
+        session = open_native(source.model)
     except Exception as error:  # ONNX Runtime's errors share no narrower base class
         raise ConversionError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
 

@@ -13,7 +13,7 @@ from passes.graph.walk import iter_nodes
 from passes.model import Model, stubs_as_inputs
 from rewriter.errors import ConversionError, SourceError
 from rewriter.runtime.inputs import first_line
-from rewriter.runtime.native import NativeSession
+from rewriter.runtime.native import open_native
 
 #: Element types whose values are calibrated.
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -57,7 +57,7 @@ class Probe:
         self._weights = model.weights
         try:
             # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
-            self._session = NativeSession(Model(stubs_as_inputs(extended)), list(self._outputs.values()) or None)
+            self._session = open_native(Model(stubs_as_inputs(extended)), list(self._outputs.values()) or None)
         except ConversionError:
             raise
         except Exception as error:

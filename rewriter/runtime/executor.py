@@ -12,7 +12,7 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, SourceError
-from rewriter.runtime.native import NativeSession
+from rewriter.runtime.native import Session, open_native
 from rewriter.runtime.other_errors import first_line
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class NativeExecutor:
         self._outputs = tuple(dict.fromkeys(outputs))
         self._fallbacks = dict(fallbacks)
         self._lock = threading.Lock()
-        self._session: NativeSession | None = None
+        self._session: Session | None = None
         if not lazy:
             self._ready()
 
@@ -122,10 +122,10 @@ class NativeExecutor:
         with self._lock:
             self._model = self._session = None
 
-    def _make_session(self, model: Model) -> NativeSession:
-        return NativeSession(model, self._outputs)
+    def _make_session(self, model: Model) -> Session:
+        return open_native(model, self._outputs)
 
-    def _ready(self) -> NativeSession:
+    def _ready(self) -> Session:
         with self._lock:
             if self._session is not None:
                 return self._session
@@ -164,11 +164,11 @@ class EmulatedExecutor(NativeExecutor):
         self._ranges = ranges
         super().__init__(model, outputs, {}, lazy=lazy)
 
-    def _make_session(self, model: Model) -> NativeSession:
+    def _make_session(self, model: Model) -> Session:
         from rewriter.precision.emulation import emulated_artifact
 
         try:
             emulated = emulated_artifact(model, self._recipe, self._ranges)
         except PassError as error:
             raise ConversionError(f"the engines cannot be emulated: {error}") from error
-        return NativeSession(emulated, self._outputs, honest=True)
+        return open_native(emulated, self._outputs, honest=True)

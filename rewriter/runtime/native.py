@@ -5,14 +5,30 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import ModelProto, helper
 
+from passes.island_node import island_nodes
 from passes.model import Model, is_file_map, is_stub
 from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
 from rewriter.runtime.other_errors import import_failure
+
+
+class Session(Protocol):
+    """What computes a model on the CPU; see `open_native`. Thread-safe."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Maps ONNX input names to arrays; returns ONNX output name -> array."""
+        ...
+
+    def end_profiling(self) -> Path:
+        """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
+        ...
 
 
 class NativeSession:
@@ -69,6 +85,39 @@ class NativeSession:
     def end_profiling(self) -> Path:
         """Ends the recording that `profile` began; returns its file (JSON, Chrome trace events)."""
         return Path(self._session.end_profiling())
+
+
+def open_native(
+    model: Model,
+    outputs: Sequence[str] | None = None,
+    *,
+    optimize: bool = True,
+    honest: bool = False,
+    threads: int = 0,
+    profile: Path | None = None,
+) -> Session:
+    """A session of any model: `NativeSession`, or one that calls TensorFlow for the island nodes of the model.
+
+    Args:
+        model: see `NativeSession`, as for all that follows.
+        outputs: graph outputs to compute.
+        optimize: ONNX Runtime's graph optimisations.
+        honest: no fusion over Casts.
+        threads: intra-op threads.
+        profile: prefix of a record.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed; or TensorFlow, and the model needs it.
+        SourceError: an island of the model cannot be loaded.
+        PassError: the model cannot be cut at its islands; the message says why.
+    """
+    kind: Any = NativeSession
+    if any(True for _ in island_nodes(model.proto)):
+        from rewriter.runtime.sectioned import SectionedSession
+
+        kind = SectionedSession
+    session: Session = kind(model, outputs, optimize=optimize, honest=honest, threads=threads, profile=profile)
+    return session
 
 
 def open_session(model: Model, options: Any, providers: Sequence[Any]) -> tuple[Any, object]:

@@ -32,7 +32,7 @@ from passes.model import Model, stubs_as_inputs
 from passes.segments import Segment, Segmentation, TensorSpec
 from rewriter.errors import ConversionError, InputError, SourceError
 from rewriter.runtime.inputs import first_line
-from rewriter.runtime.native import NativeSession
+from rewriter.runtime.native import Session, open_native
 
 logger = logging.getLogger(__name__)
 
@@ -207,9 +207,9 @@ class _Probe:
     def _found(self, values: Mapping[str, Observed], trace: _Trace) -> list[tuple[str, InputSet]]:
         return [(segment.name, seen) for segment in self.segments for seen in self._sets(segment, values, trace)]
 
-    def _session(self, outputs: Sequence[str], trace: Path | None) -> NativeSession:
+    def _session(self, outputs: Sequence[str], trace: Path | None) -> Session:
         try:
-            return NativeSession(
+            return open_native(
                 Model(stubs_as_inputs(self._model)),
                 outputs or None,
                 optimize=trace is None,  # fused nodes would be missing in the record
@@ -345,7 +345,7 @@ def _node(op_type: str, value: str, output: str) -> NodeProto:
 
 
 def _run(
-    session: NativeSession, number: int, feeds: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
+    session: Session, number: int, feeds: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     try:
         return session.run({**weights, **feeds})

@@ -266,8 +266,8 @@ def test_a_model_that_onnx_runtime_refuses(no_gpu):
 
 def test_lazy_makes_the_session_at_the_first_call(make, monkeypatch):
     made = []
-    session = executor.NativeSession
-    monkeypatch.setattr(executor, "NativeSession", lambda *given: made.append(1) or session(*given))
+    session = executor.open_native
+    monkeypatch.setattr(executor, "open_native", lambda *given: made.append(1) or session(*given))
     converted = make(lazy=True)
     assert made == []
     x, y = inputs()

@@ -167,7 +167,7 @@ def test_a_model_that_onnx_runtime_refuses_is_told():
 
 def test_inputs_of_the_model_need_no_run(main, monkeypatch):
     """A model that is one segment: everything is read off the samples, and no session is made."""
-    monkeypatch.setattr("rewriter.shapes.harvest.NativeSession", None)
+    monkeypatch.setattr("rewriter.shapes.harvest.open_native", None)
     whole = cut(main, "S", (), [n.name for n in main.proto.graph.node])
     found = harvest(main, segmentation(whole), [feeds(2, 5), feeds(1, 1)])
     assert found.segments["S"].sets == (
@@ -177,7 +177,7 @@ def test_inputs_of_the_model_need_no_run(main, monkeypatch):
 
 
 def test_values_of_inputs_are_read_off_the_samples(monkeypatch):
-    monkeypatch.setattr("rewriter.shapes.harvest.NativeSession", None)
+    monkeypatch.setattr("rewriter.shapes.harvest.open_native", None)
     model = named(
         '<ir_version: 10, opset_import: ["": 20]> '
         "g (float[N] x, int64[2] size) => (float[A, B] y) { t = Relu(x) y = Reshape(t, size) }"

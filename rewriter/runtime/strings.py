@@ -1,0 +1,46 @@
+"""Strings between ONNX Runtime, which has `str`, and TensorFlow, which has bytes.
+
+Rules:
+    1. Text is UTF-8 on the TensorFlow side.
+    2. Bytes that are no UTF-8 become lone surrogates (`surrogateescape`), from which the same bytes are made again:
+       from one island to another, and from an island to the caller, nothing is lost.
+    3. ONNX Runtime takes no lone surrogates: for it they become U+FFFD, as decoders do with bytes they cannot read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def to_text(array: np.ndarray) -> np.ndarray:
+    """An array of bytes or `str` as an object array of `str` of the same shape."""
+    return _mapped(array, lambda v: v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v))
+
+
+def to_bytes(array: np.ndarray) -> np.ndarray:
+    """An array of `str` or bytes as an object array of bytes of the same shape."""
+    return _mapped(array, lambda v: v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape"))
+
+
+def to_valid_text(array: np.ndarray) -> np.ndarray:
+    """An array of bytes or `str` as `str` that can be written as UTF-8: what ONNX Runtime takes."""
+    return _mapped(array, _valid)
+
+
+def _valid(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    text = str(value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text
+
+
+def _mapped(array: np.ndarray, change: Any) -> np.ndarray:
+    found = np.empty(array.size, dtype=object)
+    found[:] = [change(item) for item in array.reshape(-1).tolist()]
+    return found.reshape(array.shape)
