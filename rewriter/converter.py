@@ -253,8 +253,14 @@ class Converter:
         track = self._track("function", signature_key)
         if execution == "emulate" and track.conversion.pending is not None:
             raise ConverterStateError("what the engines compute is known when build() has run: call it first")
-        runnable = self._shop.runnable(track)
-        return make_function(runnable, RuntimeOptions(execution=execution), lazy=True, keep_engines=True)
+        siblings = tuple(self._tracks), lambda key: self.function(execution, signature_key=key)
+        return make_function(
+            self._shop.runnable(track),
+            RuntimeOptions(execution=execution),
+            lazy=True,
+            keep_engines=True,
+            siblings=siblings,
+        )
 
     def sample_input_fn(
         self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None, *, signature_key: str | None = None

@@ -17,6 +17,7 @@ from rewriter.runtime.executor import Execution, Executor
 from rewriter.runtime.inputs import bind, describe, disagreement, is_tensorflow, to_device_feeds, to_feeds
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.other_errors import first_line
+from rewriter.runtime.siblings import Signatures
 from rewriter.runtime.stats import CallCounters, build_totals, grown
 from rewriter.source import Signature
 
@@ -46,6 +47,8 @@ class ConvertedFunction:
         engine_nodes: how many engine nodes the model has.
         artifact: the directory that it was loaded from; None for a model straight from a converter.
         on_close: called when this object is closed, after the executor.
+        siblings: the keys of all signatures of the model, and what makes the functions of the others; None where this
+            is the only one.
 
     Attributes:
         signature: what it was made with.
@@ -56,6 +59,8 @@ class ConvertedFunction:
             `onnx.TensorProto.DataType` (FLOAT is 1); their `shape` is None or a tuple whose unknown dimensions are
             None or a name ("batch").
         structured_outputs: {output name: spec}, likewise.
+        signatures: all signatures of the artifact by their keys, this one included, as TensorFlow's loaded SavedModels
+            have them; the others are loaded with the first look, and closed with this one.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ConvertedFunction:
         engine_nodes: int = 0,
         artifact: Path | None = None,
         on_close: Callable[[], object] | None = None,
+        siblings: tuple[Sequence[str], Callable[[str], ConvertedFunction]] | None = None,
     ) -> None:
         self.signature = signature
         self.engines = tuple(engines)
@@ -77,6 +83,7 @@ class ConvertedFunction:
             {spec.name: spec for spec in signature.inputs},
         )
         self.structured_outputs: dict[str, TensorSpec] = {spec.name: spec for spec in signature.outputs}
+        self.signatures = Signatures(self, *(siblings or ()))
         self._engine_nodes = engine_nodes
         self._artifact = artifact
         self._on_close = on_close
@@ -218,9 +225,10 @@ class ConvertedFunction:
         from rewriter.artifact_engines import save_engines
 
         executor = self._ready()
-        save_engines(target, ())  # a wrong path is told before builds are waited for
+        name = self.signature.name
+        save_engines(target, (), name)  # a wrong path is told before builds are waited for
         executor.wait_for_builds()
-        return len(save_engines(target, executor.built_engines()))
+        return len(save_engines(target, executor.built_engines(), name))
 
     def stats(self) -> dict[str, Any]:
         """Counters since the function was made.
@@ -276,6 +284,7 @@ class ConvertedFunction:
             if executor is not None:
                 executor.close()
         finally:
+            self.signatures.close()
             if done is not None:
                 done()
 

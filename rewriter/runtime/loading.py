@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from rewriter.runtime.function import ConvertedFunction, counted
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 from rewriter.source import Signature
+
+#: The keys of all signatures of a model, and what makes the function of one.
+Siblings = tuple[Sequence[str], Callable[[str], ConvertedFunction]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Runnable:
 def load(
     path: str | Path,
     *,
+    signature: str | None = None,
     provider: str = "auto",
     strict: bool = False,
     execution: str = "auto",
@@ -74,6 +78,7 @@ def load(
 
     Args:
         path: the directory that `Converter.save` wrote.
+        signature: which of several; default: the first. The others are in the function's `signatures`.
         provider: "auto" (GPU where one can be used, else CPU), "cpu" (no engine is used) or "cuda".
         strict: True raises where an engine is not used, instead of running its segment natively.
         execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic) or "emulate":
@@ -95,7 +100,8 @@ def load(
 
     Raises:
         ArtifactError: not an artifact, or a damaged one.
-        InvalidParameterError: an option has a value that is not allowed, or does not go with the others.
+        InvalidParameterError: no such signature; an option has a value that is not allowed, or does not go with the
+            others.
         ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used; or the engines
             cannot be emulated.
         SourceError: ONNX Runtime refuses the model.
@@ -115,21 +121,31 @@ def load(
         maximum_cached_engines=maximum_cached_engines,
         cache_full=cache_full,
     )
-    artifact = load_artifact(path)
+    return _load(path, signature, options)
+
+
+def _load(path: str | Path, signature: str | None, options: RuntimeOptions) -> ConvertedFunction:
+    artifact = load_artifact(path, signature=signature)
     runnable = Runnable(
         model=artifact.model,
         signature=artifact.signature,
         engines=tuple(StoredEngine(entry, artifact.engine_path(entry)) for entry in artifact.engines),
         params=artifact.params,
-        recipe=_recipe_of(artifact, needed=execution == "emulate"),
+        recipe=_recipe_of(artifact, needed=options.execution == "emulate"),
         ranges=artifact.ranges,
         artifact=artifact.path,
     )
-    return make_function(runnable, options)
+    siblings = artifact.signatures, lambda key: _load(path, key, options)
+    return make_function(runnable, options, siblings=siblings)
 
 
 def make_function(
-    runnable: Runnable, options: RuntimeOptions | None = None, *, lazy: bool = False, keep_engines: bool = False
+    runnable: Runnable,
+    options: RuntimeOptions | None = None,
+    *,
+    lazy: bool = False,
+    keep_engines: bool = False,
+    siblings: Siblings | None = None,
 ) -> ConvertedFunction:
     """A function of a converted model.
 
@@ -140,6 +156,7 @@ def make_function(
             memory.
         keep_engines: True gives the function its own links to the engine files, for those whose folder may go
             before it does.
+        siblings: the keys of all signatures, and what makes the functions of the others.
 
     Raises:
         InvalidParameterError: "emulate" without a recipe.
@@ -162,6 +179,7 @@ def make_function(
         engine_nodes=sum(1 for _ in engine_nodes(runnable.model.proto)),
         artifact=runnable.artifact,
         on_close=folder.cleanup if folder else None,
+        siblings=siblings,
     )
 
 
