@@ -19,6 +19,7 @@ from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.other_errors import first_line
 from rewriter.runtime.siblings import Signatures
 from rewriter.runtime.stats import CallCounters, build_totals, grown
+from rewriter.runtime.strings import to_bytes
 from rewriter.source import Signature
 
 logger = logging.getLogger(__name__)
@@ -328,7 +329,9 @@ class ConvertedFunction:
         tensorflow = None if device_outputs else sys.modules.get("tensorflow")
         if tensorflow is not None and any(is_tensorflow(value) for value in values.values()):
             convert = tensorflow.convert_to_tensor
-            outputs = {name: convert(array) for name, array in outputs.items()}
+            outputs = {
+                name: convert(to_bytes(array) if array.dtype.kind == "O" else array) for name, array in outputs.items()
+            }
         return outputs
 
     def _warm(self, executor: Executor, feeds: Mapping[str, Any], *, final: bool) -> Mapping[str, int]:

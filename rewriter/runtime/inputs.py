@@ -14,6 +14,7 @@ from passes.segments import TensorSpec
 from rewriter.errors import InputError
 from rewriter.runtime.native import numpy_dtype
 from rewriter.runtime.other_errors import first_line
+from rewriter.runtime.strings import to_text
 from rewriter.source import Signature
 
 __all__ = [
@@ -329,20 +330,16 @@ def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 def _decoded(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Bytes (TensorFlow's strings) as text: ONNX Runtime looks bytes up wrongly, without an error.
 
-    It also makes texts of whatever else an object array holds, None included: only texts and bytes are let pass.
+    It also makes texts of whatever else an object array holds, None included: only texts and bytes are let pass. Bytes
+    that are no text (an encoded image) become lone surrogates, see `rewriter.runtime.strings`: islands of TensorFlow
+    take them as they were, ONNX Runtime refuses them.
     """
     strange = next((item for item in array.reshape(-1).tolist() if not isinstance(item, (str, bytes))), "")
     if not isinstance(strange, str):
         raise InputError(
             f"input {spec.name!r} holds {strange!r:.60} ({type(strange).__name__}), expected strings: convert it first"
         )
-    try:
-        items = [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1).tolist()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"input {spec.name!r} holds bytes that are not UTF-8 text: {error}") from error
-    decoded = np.empty(array.size, dtype=object)
-    decoded[:] = items
-    return decoded.reshape(array.shape)
+    return to_text(array)
 
 
 class _TensorFlowOnDevice:

@@ -12,8 +12,10 @@ from onnx import ModelProto, helper
 
 from passes.island_node import island_nodes
 from passes.model import Model, is_file_map, is_stub
+from rewriter.errors import InputError
 from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
 from rewriter.runtime.other_errors import import_failure
+from rewriter.runtime.strings import holds_no_text
 
 
 class Session(Protocol):
@@ -72,7 +74,18 @@ class NativeSession:
         )
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Maps ONNX input names to arrays; returns ONNX output name -> array (thread-safe)."""
+        """Maps ONNX input names to arrays; returns ONNX output name -> array (thread-safe).
+
+        Raises:
+            InputError: strings that are no text: ONNX Runtime has UTF-8 only.
+        """
+        try:
+            return self._run(feeds)
+        except UnicodeEncodeError as error:
+            name = next((n for n, value in feeds.items() if holds_no_text(value)), "?")
+            raise InputError(f"input {name!r} holds bytes that are not UTF-8 text, which ONNX Runtime needs") from error
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         names = list(self.output_names)
         if self._exotic_outputs:
             values = {name: to_ort_value(np.asarray(value)) for name, value in feeds.items()}

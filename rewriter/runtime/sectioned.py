@@ -84,13 +84,13 @@ class SectionedSession:
     def _compute(self, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
         step, part = self._route.steps[number], self._parts[number]
         if isinstance(step, Section):
-            values = {name: section_feed(value) for name, value in values.items()}
+            values = {name: section_feed(name, value, self._route) for name, value in values.items()}
         return part.run(values)
 
 
-def section_feed(value: Any) -> Any:
-    """What a section is given: strings as ONNX Runtime takes them, anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+def section_feed(name: str, value: Any, route: Route) -> Any:
+    """What a section is given: an island's strings as ONNX Runtime takes them, anything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O" and name in route.made_by_islands:
         return to_valid_text(value)
     return value
 

@@ -114,6 +114,11 @@ class Route:
         """The island steps, in order."""
         return tuple(step for step in self.steps if isinstance(step, IslandStep))
 
+    @functools.cached_property
+    def made_by_islands(self) -> frozenset[str]:
+        """The values that islands make."""
+        return frozenset(name for step in self.islands for name in step.outputs if name)
+
     def run(self, feeds: Mapping[str, Any], compute: Compute) -> dict[str, Any]:
         """All steps once; each value is let go when nothing needs it any more.
 

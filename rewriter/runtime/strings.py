@@ -29,6 +29,13 @@ def to_valid_text(array: np.ndarray) -> np.ndarray:
     return _mapped(array, _valid)
 
 
+def holds_no_text(value: Any) -> bool:
+    """True for an array with a string that cannot be written as UTF-8."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "OU":
+        return False
+    return any(isinstance(item, str) and _valid(item) != item for item in value.reshape(-1).tolist())
+
+
 def _valid(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from rewriter.errors import InvalidParameterError
 from rewriter.runtime.inputs import bind
 from rewriter.runtime.native import numpy_dtype
 from rewriter.runtime.other_errors import import_failure
+from rewriter.runtime.strings import to_bytes
 from rewriter.source import Signature
 
 if TYPE_CHECKING:
@@ -89,11 +90,7 @@ def _guarded(tf: Any, value: Any) -> Any:
 
 def _encoded(array: np.ndarray) -> np.ndarray:
     """TensorFlow's strings are bytes."""
-    if array.dtype.kind != "O":
-        return array
-    encoded = np.empty(array.size, dtype=object)
-    encoded[:] = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1).tolist()]
-    return encoded.reshape(array.shape)
+    return array if array.dtype.kind != "O" else to_bytes(array)
 
 
 def _tensor_spec(tf: Any, spec: TensorSpec) -> Any:
