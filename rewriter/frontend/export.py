@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,8 @@ OPSET = 18
 def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
     """The ONNX model, and notes: what the user should know of it, a line each.
 
-    Its inputs and outputs carry the frozen graph's tensor names, in order.
+    Its inputs and outputs carry the frozen graph's tensor names, in order. Where the frozen graph has its large weights
+    in files, the proto has stubs of them, which `large_weights.attached` turns into weights of a `Model`.
 
     The converter's optimizers work in place (its own way is to copy the graph, weights included, before each of
     about 50 runs); if one raises, the export is repeated in the slow, copying way.
@@ -57,7 +59,8 @@ def _convert(frozen: Frozen, copy: bool) -> tuple[ModelProto, tuple[str, ...]]:
     from tf2onnx import optimizer, tfonnx
 
     notes: list[str] = []
-    with tf.Graph().as_default() as graph, patches.applied(), left_to_us():
+    lent = frozen.weights.lent() if frozen.weights is not None else contextlib.nullcontext()
+    with tf.Graph().as_default() as graph, patches.applied(), left_to_us(), lent:
         tf.import_graph_def(frozen.graph_def, name="")
         converted = tfonnx.process_tf_graph(
             graph,

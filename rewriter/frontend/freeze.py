@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewriter.errors import ExportError
+from rewriter.frontend import large_weights
 from rewriter.frontend.callee import Callee, import_tensorflow
 from rewriter.frontend.grappler import grapple
+from rewriter.frontend.large_weights import LargeWeights
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.tables import name_tables
+from rewriter.frontend.variables import to_constants
 
 INPUT = "trt_rewriter_input_{}"
 
@@ -27,6 +30,8 @@ class Frozen:
         tables: lookup tables: shared name -> (keys, values).
         reduced: True when the graph computes in float16 or bfloat16 somewhere.
         quantised: True when it emulates quantisation somewhere.
+        weights: where the data of large variables are, which the GraphDef has marked placeholders for (see
+            `large_weights`); None when it holds all data itself.
     """
 
     graph_def: Any
@@ -38,25 +43,33 @@ class Frozen:
     tables: Mapping[bytes, tuple[Any, Any]]
     reduced: bool
     quantised: bool = False
+    weights: LargeWeights | None = None
 
 
-def freeze(callee: Callee) -> Frozen:
+def freeze(callee: Callee, *, threshold: int | None = None) -> Frozen:
     """Traces, freezes and simplifies `callee`.
 
     Numbered steps: 1. trace a new tf.function that calls it, with an Identity for each output (so passed-through,
-    repeated and constant outputs are tensors of their own). 2. Variables become constants. 3. Captured lookup
+    repeated and constant outputs are tensors of their own). 2. Variables become constants; where the large ones have
+    `threshold` bytes or more together, these become marked placeholders, with their data in files. 3. Captured lookup
     tables become named tables. 4. `_XlaMustCompile` goes, for Grappler never inlines such functions. 5. bfloat16
     becomes float32, for the converter writes bfloat16 constants as float16. 6. Grappler folds and inlines, once.
 
+    Args:
+        callee: what to freeze; it is not needed any more afterwards.
+        threshold: bytes; None for `large_weights.THRESHOLD`.
+
     Raises:
-        ExportError: TensorFlow cannot freeze the function, or the frozen graph exceeds 2 GB.
+        ExportError: TensorFlow cannot freeze the function, what is left in the frozen graph exceeds 2 GB, or the large
+            variables cannot be written to files.
     """
     function, names = _trace(callee)
     count = len(callee.inputs)
     inputs = tuple(t.name for t in function.inputs[:count])
     outputs = tuple(t.name for t in function.outputs)
+    threshold = large_weights.THRESHOLD if threshold is None else threshold
     try:
-        graph_def = _to_constants(function, callee.reference_variables)
+        graph_def, weights = to_constants(function, callee.reference_variables, threshold)
     except (ValueError, KeyError, StopIteration) as error:
         raise ExportError(f"TensorFlow cannot freeze {callee.origin}: {one_line(error)}") from error
     tables = name_tables(function, graph_def)
@@ -64,8 +77,10 @@ def freeze(callee: Callee) -> Frozen:
     reduced = _computes_reduced(graph_def)
     _bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
+    graph_def = grapple(graph_def, inputs, outputs)
+    large_weights.bypass_identities(graph_def)
     return Frozen(
-        graph_def=grapple(graph_def, inputs, outputs),
+        graph_def=graph_def,
         inputs=inputs,
         outputs=outputs,
         output_names=tuple(names),
@@ -74,6 +89,7 @@ def freeze(callee: Callee) -> Frozen:
         tables=tables,
         reduced=reduced,
         quantised=any(node.op.startswith(("FakeQuant", "QuantizeAndDequantize")) for node in _all_nodes(graph_def)),
+        weights=weights,
     )
 
 
@@ -91,42 +107,6 @@ def _trace(callee: Callee) -> tuple[Any, list[str]]:
     with tf.device("/CPU:0"):
         function = tf.function(body, autograph=False).get_concrete_function(*specs)
     return function, names
-
-
-def _to_constants(function: Any, references: Mapping[str, Any]) -> Any:
-    """The GraphDef of `function` with its variables as constants; functions are inlined where TensorFlow can.
-
-    The pieces of `convert_variables_to_constants_v2` are called without its last step, which would import the whole
-    graph again only for it to be exported again.
-    """
-    from tensorflow.python.framework import convert_to_constants
-    from tf2onnx import tf_loader
-
-    class Data(convert_to_constants._FunctionConverterDataInEager):  # type: ignore[misc]
-        """Leaves reference variables alone: TensorFlow would look for them in the wrong graph."""
-
-        def _should_convert(self, name: str) -> bool:
-            return self.node_defs[name].op != "VariableV2" and bool(super()._should_convert(name))
-
-    data = Data(func=function, lower_control_flow=False, aggressive_inlining=True)
-    graph_def, _ = convert_to_constants._replace_variables_by_constants(data)
-    if any(node.op.startswith("Assign") and node.op.endswith("VariableOp") for node in graph_def.node):
-        graph_def = tf_loader.fix_freezing_errors(graph_def)
-    _fill_references(graph_def, references)
-    return tf_loader.fix_freezing_errors_part2(graph_def)
-
-
-def _fill_references(graph_def: Any, references: Mapping[str, Any]) -> None:
-    """Turns TF1 reference variables into constants; inlining has put a prefix before their names."""
-    tf = import_tensorflow()
-    for node in graph_def.node:
-        if node.op == "VariableV2":
-            value = references[next(name for name in references if f"/{node.name}".endswith(f"/{name}"))]
-            node.op = "Const"
-            node.attr.clear()
-            tensor = tf.make_tensor_proto(value)
-            node.attr["value"].tensor.CopyFrom(tensor)
-            node.attr["dtype"].type = tensor.dtype
 
 
 def _all_nodes(graph_def: Any) -> list[Any]:

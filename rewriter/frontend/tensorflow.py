@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from passes.model import from_proto
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.export import export
 from rewriter.frontend.freeze import Frozen, freeze
+from rewriter.frontend.large_weights import attached
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
@@ -68,7 +68,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
         proto, notes = export(frozen, callee.origin)
         signature = _sign(proto, callee, frozen, seen, symbols)
         shorten(proto)
-        model = from_proto(proto)
+        model = attached(proto, frozen.weights)
     verification = None
     if options.verify:
         with clock.stage("verify"):
