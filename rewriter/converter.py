@@ -22,7 +22,7 @@ from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import make_function
 from rewriter.runtime.options import RuntimeOptions
-from rewriter.settings import Settings
+from rewriter.settings import Settings, SourceSettings
 from rewriter.shapes.sampling import InputFn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
@@ -51,14 +51,18 @@ class Converter:
         use_calibration: INT8 and FP8 only; see `ConversionParams`.
         allow_build_at_runtime: whether requests may build engines at run time; saved in the artifact.
         conversion_params: all of these (and three more) as one value; then none of them may be given beside it.
-        model: instead of a directory: a path (SavedModel, .keras, .h5, .onnx), a Keras model, a ConcreteFunction, a
-            tf.function or an ONNX ModelProto.
-        inputs: not available yet (frozen GraphDef).
-        outputs: not available yet (frozen GraphDef).
+        model: instead of a directory: a path (SavedModel, .keras, .h5, .pb, .onnx), a Keras model, a
+            ConcreteFunction, a tf.function, a frozen GraphDef or an ONNX ModelProto.
+        inputs: frozen GraphDef only: names of its input tensors, in the order of the signature; default: found out.
+        outputs: frozen GraphDef only: the same of its outputs.
         backend: "auto", "tensorrt_rtx", "tensorrt", or an open `Backend`, which the caller closes.
         targets: GPU architectures to build for, for example ["sm80", "sm89"]; default: all that the backend names.
         op_denylist: operator types that stay native.
         node_denylist: regular expressions; nodes whose name one of them finds stay native.
+        op_fakelist: operator types that are cut as if TensorRT took them: what would the segments be? Segments that
+            rest on it get no engine and run natively.
+        max_engines: the largest so many segments get engines, the others stay native; None: all of them do.
+        abort_builds: True makes every build fail, to see what a deployment does then.
         cache_full: what a full engine cache does at run time: "native" or "evict".
         engine_cache_dir: folder in which built engines are kept for later conversions, also of other processes; made
             when needed. None: nothing is kept.
@@ -104,6 +108,9 @@ class Converter:
         targets: Iterable[str] | None = None,
         op_denylist: Iterable[str] = (),
         node_denylist: Iterable[str] = (),
+        op_fakelist: Iterable[str] = (),
+        max_engines: int | None = None,
+        abort_builds: bool = False,
         cache_full: str = "native",
         engine_cache_dir: str | Path | None = None,
         engine_cache_max_bytes: int | None = None,
@@ -125,22 +132,28 @@ class Converter:
             allow_build_at_runtime=allow_build_at_runtime,
         )
         self.params = parameters.merge_params(conversion_params, single)
-        self._settings = Settings(
-            params=self.params,
-            strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
+        source = SourceSettings(
             origin=parameters.one_source(input_saved_model_dir, model),
             tags=parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags),
             signature_keys=check_keys(input_saved_model_signature_key),
-            op_denylist=parameters.check_names("op_denylist", op_denylist),
-            node_denylist=parameters.check_patterns("node_denylist", node_denylist),
-            cache_full=parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES),
+            inputs=parameters.check_optional_names("inputs", inputs),
+            outputs=parameters.check_optional_names("outputs", outputs),
             samples=parameters.check_samples(samples),
-            allow_double=parameters.check_switch("allow_double", allow_double),
             verify=parameters.check_switch("verify", verify),
             tolerance=parameters.check_tolerance(tolerance),
         )
-        for name, value in (("inputs", inputs), ("outputs", outputs)):
-            parameters.refuse(name, value)
+        self._settings = Settings(
+            params=self.params,
+            strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
+            source=source,
+            op_denylist=parameters.check_names("op_denylist", op_denylist),
+            node_denylist=parameters.check_patterns("node_denylist", node_denylist),
+            op_fakelist=parameters.check_names("op_fakelist", op_fakelist),
+            max_engines=parameters.check_count("max_engines", max_engines),
+            cache_full=parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES),
+            allow_double=parameters.check_switch("allow_double", allow_double),
+            abort_builds=parameters.check_switch("abort_builds", abort_builds),
+        )
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
         cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
         wanted = parameters.check_optional_names("targets", targets) or ()
@@ -387,7 +400,7 @@ class Converter:
         """Reads and cuts the signatures, unless that is done."""
         if self._tracks:
             return
-        tracks = [self._shop.prepare(key, check) for key in self._shop.wanted()]
+        tracks = [self._shop.prepare(key, check) for key in self._settings.source.wanted()]
         self._tracks = {track.conversion.source.signature.name: track for track in tracks}
 
     def _need(self, verb: str) -> None:

@@ -269,14 +269,13 @@ def one_source(directory: object, model: Any) -> Any:
     return directory if model is None else model
 
 
-def refuse(name: str, value: object) -> None:
-    """Refuses a parameter that belongs to the interface and does nothing yet, rather than ignore it.
+def check_count(name: str, value: object) -> int | None:
+    """The value as an integer of at least 1; None for none given.
 
     Raises:
-        InvalidParameterError: it is given.
+        InvalidParameterError: it is something else.
     """
-    if value is not None:
-        raise InvalidParameterError(f"{name} is not available yet: leave it out")
+    return None if value is None else _check_integer(name, value)
 
 
 def _check_integer(name: str, value: object) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from passes.partition import PartitionOptions
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend, BuildOptions
+from rewriter.by_signature import ALL_SIGNATURES
+from rewriter.frontend import load_source
+from rewriter.frontend.signatures import signature_keys
 from rewriter.params import (
     PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE,
     PROFILE_STRATEGY_RANGE,
@@ -15,6 +19,53 @@ from rewriter.params import (
 )
 from rewriter.precision.options import narrowed_targets
 from rewriter.reporting import params_to_json
+from rewriter.source import Signature, SourceModel
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """What is converted, and how it is read and checked.
+
+    Attributes:
+        origin: the model.
+        tags: of a SavedModel; None for the default.
+        signature_keys: of a SavedModel; None is the default one, "*" all of them.
+        inputs, outputs: tensor names of a GraphDef; None for what can be found out.
+        samples, verify, tolerance: how the export is checked.
+    """
+
+    origin: Any
+    tags: tuple[str, ...] | None = None
+    signature_keys: tuple[str | None, ...] = (None,)
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    samples: list[Any] | None = None
+    verify: bool = True
+    tolerance: float | None = None
+
+    def wanted(self) -> tuple[str | None, ...]:
+        """The keys of the signatures that are to be converted; None is the default one.
+
+        Raises:
+            InvalidParameterError, SourceError: all are asked for, and the source is no SavedModel or has none.
+        """
+        if self.signature_keys == (ALL_SIGNATURES,):
+            return signature_keys(self.origin, self.tags)
+        return self.signature_keys
+
+    def read(self, key: str | None, check: Callable[[Signature], object] | None) -> SourceModel:
+        """One signature as ONNX; see `load_source` for errors."""
+        return load_source(
+            self.origin,
+            tags=self.tags,
+            signature_key=key,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            samples=self.samples,
+            verify=self.verify,
+            tolerance=self.tolerance,
+            check=check,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +75,30 @@ class Settings:
     Attributes:
         params: TF-TRT's nine parameters.
         strategy: one of `supported_profile_strategies()`.
-        origin: what is converted.
-        tags: of a SavedModel; None for the default.
-        signature_keys: of a SavedModel; None is the default one, "*" all of them.
+        source: what is converted.
         op_denylist, node_denylist: what stays native.
+        op_fakelist: what counts as supported although it is not.
+        max_engines: how many engines there may be; None for any number.
         cache_full: what a full engine cache does at run time.
-        samples, verify, tolerance: how the export is checked.
         allow_double: whether TensorRT may take float64.
+        abort_builds: whether every build is to fail.
     """
 
     params: ConversionParams
     strategy: str
-    origin: Any
-    tags: tuple[str, ...] | None
-    signature_keys: tuple[str | None, ...]
-    op_denylist: tuple[str, ...]
-    node_denylist: tuple[str, ...]
-    cache_full: str
-    samples: list[Any] | None
-    allow_double: bool
-    verify: bool
-    tolerance: float | None
+    source: SourceSettings
+    op_denylist: tuple[str, ...] = ()
+    node_denylist: tuple[str, ...] = ()
+    op_fakelist: tuple[str, ...] = ()
+    max_engines: int | None = None
+    cache_full: str = "native"
+    allow_double: bool = False
+    abort_builds: bool = False
 
     @property
     def partition(self) -> PartitionOptions:
         """How the graph is cut."""
-        return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size)
+        return PartitionOptions(minimum_segment_size=self.params.minimum_segment_size, max_engines=self.max_engines)
 
     @property
     def build_strategy(self) -> str:
@@ -85,6 +134,8 @@ class Settings:
             dynamic_shape_profile_strategy=self.strategy,
             op_denylist=self.op_denylist,
             node_denylist=self.node_denylist,
+            op_fakelist=self.op_fakelist,
+            max_engines=self.max_engines,
             cache_full=self.cache_full,
             allow_double=self.allow_double,
             targets=targets,

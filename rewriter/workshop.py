@@ -16,11 +16,8 @@ from rewriter.backends.oracle import ParserOracle
 from rewriter.building.builder import EngineBuilder, SegmentBuild
 from rewriter.building.cache import EngineCache
 from rewriter.building.entries import engine_entries
-from rewriter.by_signature import ALL_SIGNATURES
 from rewriter.conversion import Conversion, start_conversion
 from rewriter.errors import ConverterStateError
-from rewriter.frontend import load_source
-from rewriter.frontend.signatures import signature_keys
 from rewriter.precision.plan import PrecisionPlan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages
 from rewriter.report import Report
@@ -84,7 +81,13 @@ class Workshop:
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
         self.close = weakref.finalize(self, _release, self._scratch, own)
-        self._oracle = ParserOracle(self._backend, settings.op_denylist, settings.node_denylist, settings.allow_double)
+        self._oracle = ParserOracle(
+            self._backend,
+            settings.op_denylist,
+            settings.node_denylist,
+            settings.allow_double,
+            op_fakelist=settings.op_fakelist,
+        )
         self.builder = EngineBuilder(
             self._backend,
             self._oracle,
@@ -92,18 +95,13 @@ class Workshop:
             settings.partition,
             Path(self._scratch.name),
             cache,
+            abort_builds=settings.abort_builds,
         )
 
     @property
     def open(self) -> bool:
         """False once it is closed."""
         return self.close.alive
-
-    def wanted(self) -> tuple[str | None, ...]:
-        """The signatures that are to be converted; None is the default one."""
-        if self.settings.signature_keys == (ALL_SIGNATURES,):
-            return signature_keys(self.settings.origin, self.settings.tags)
-        return self.settings.signature_keys
 
     def prepare(self, key: str | None, check: SignatureCheck | None) -> Track:
         """Reads a signature, cleans and cuts it; nothing is calibrated or built.
@@ -114,15 +112,7 @@ class Workshop:
         """
         settings, stages = self.settings, Stages(self._progress)
         folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.name))
-        source = load_source(
-            settings.origin,
-            tags=settings.tags,
-            signature_key=key,
-            samples=settings.samples,
-            verify=settings.verify,
-            tolerance=settings.tolerance,
-            check=check,
-        )
+        source = settings.source.read(key, check)
         for stage, seconds in source.timings.items():
             stages.add(stage, seconds)
         self._static_inputs(source)  # a dimension that is not fixed is told before any more work
