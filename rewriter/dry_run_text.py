@@ -11,7 +11,7 @@ from rich.table import Table
 
 from passes.segments import TensorSpec
 from rewriter.dry_run import DryEngine, DryNative, DryRun, SizeRow
-from rewriter.report import dtype_name, shape_text
+from rewriter.report import dtype_name, flops_text, shape_text
 from rewriter.summary import MAXIMUM_NAMES, MINIMUM_LINE_LENGTH, plain_console
 
 
@@ -57,16 +57,6 @@ def coverage_text(dry: DryRun) -> str:
     fakes = sum(bool(engine.not_runnable) for engine in dry.engines)
     doubt = f", {fakes} of them not runnable (fake list)" if fakes else ""
     return f"{nodes}{flops} in {len(dry.engines)} engine(s) of at least {dry.minimum_segment_size} nodes{doubt}"
-
-
-def flops_text(flops: int) -> str:
-    """Operations with a unit, for example 7.73 GFLOP (decimal units)."""
-    value = float(flops)
-    for unit in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.0f} FLOP" if not unit else f"{value:.2f} {unit}FLOP"
-        value /= 1000
-    return f"{value:.2f} TFLOP"
 
 
 def _share(part: int, whole: int) -> str:

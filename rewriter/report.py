@@ -37,6 +37,7 @@ class EngineReport:
             integers and booleans); empty when not built.
         lowering: rule -> how often lowering applied it ("quantize", "keep-range" ...); empty when not built.
         decisions: (rule, node, reason) of everything that lowering left alone or changed beside its type.
+        flops: estimated operations of one call (`passes.graph.flops`); None in older reports.
     """
 
     name: str
@@ -55,6 +56,7 @@ class EngineReport:
     arithmetic: Mapping[str, int] = dataclasses.field(default_factory=dict)
     lowering: Mapping[str, int] = dataclasses.field(default_factory=dict)
     decisions: tuple[tuple[str, str, str], ...] = ()
+    flops: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Report:
         params: the parameters in force.
         precision: the arithmetic of the engines, and what was kept out of it.
         cache: what the engine cache on disk did; None without one.
+        flops: estimated operations of one call of the whole model; None in older reports.
     """
 
     source: str
@@ -162,6 +165,12 @@ class Report:
     params: Mapping[str, Any]
     precision: PrecisionReport = dataclasses.field(default_factory=PrecisionReport)
     cache: CacheStats | None = None
+    flops: int | None = None
+
+    @property
+    def flops_coverage(self) -> float | None:
+        """Fraction of the operations that lies in segments, built or not; None when nothing was counted."""
+        return sum(engine.flops or 0 for engine in self.engines) / self.flops if self.flops else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -181,10 +190,11 @@ class Report:
         if data.get("schema_version") != REPORT_SCHEMA_VERSION:
             raise ValueError(f"report schema {data.get('schema_version')!r} is not {REPORT_SCHEMA_VERSION}")
         try:
-            later = ("precision", "cache")  # fields that older reports lack
+            later = ("precision", "cache", "flops")  # fields that older reports lack
             values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name not in later}
             cache = data.get("cache")
             values["cache"] = None if cache is None else CacheStats(**cache)
+            values["flops"] = data.get("flops")
             precision = dict(data.get("precision", {}))
             values["precision"] = PrecisionReport(**{**precision, "notes": tuple(precision.get("notes", ()))})
             values["engines"] = tuple(_engine(engine) for engine in values["engines"])
@@ -234,6 +244,16 @@ def dtype_name(dtype: int) -> str:
     names = {"FLOAT": "float32", "DOUBLE": "float64"}
     name: str = TensorProto.DataType.Name(dtype)
     return names.get(name, name.lower())
+
+
+def flops_text(flops: int) -> str:
+    """Operations with a unit, for example 7.73 GFLOP (decimal units)."""
+    value = float(flops)
+    for unit in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.2f} {unit}FLOP" if unit else f"{value:.0f} FLOP"
+        value /= 1000
+    return f"{value:.2f} TFLOP"
 
 
 def shape_text(spec: TensorSpec) -> str:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from passes.segments import TensorSpec
-from rewriter.report import CacheStats, EngineReport, Report, dtype_name, group_by_reason, shape_text
+from rewriter.report import CacheStats, EngineReport, Report, dtype_name, flops_text, group_by_reason, shape_text
+from rewriter.tftrt_summary import print_tftrt_table
 
-#: Narrower lines than this break the tables (TF-TRT's rule too).
+#: Narrower lines than this break the tables (TF-TRT wanted 160).
 MINIMUM_LINE_LENGTH = 80
 #: Reasons shown for what an engine computes in higher precision.
 MAXIMUM_REASONS = 8
@@ -23,14 +24,16 @@ MAXIMUM_NAMES = 3
 
 
 def render_summary(report: Report, line_length: int = 160, detailed: bool = True) -> str:
-    """Engines, native nodes by reason and coverage as text.
+    """TF-TRT's table, then ours: engines, native nodes by reason and coverage, as text.
 
     Args:
         report: what to show.
         line_length: characters a line, at least `MINIMUM_LINE_LENGTH`.
-        detailed: with op counts and shapes of every engine; False prints the engine table in short.
+        detailed: with op counts and shapes of every engine; False prints the engine tables in short.
     """
     console = plain_console(file=io.StringIO(), width=max(line_length, MINIMUM_LINE_LENGTH), color_system=None)
+    print_tftrt_table(console, report, detailed=detailed)
+    console.print()
     print_report(console, report, detailed=detailed)
     file = console.file
     assert isinstance(file, io.StringIO)  # noqa: S101 - narrows the type
@@ -43,7 +46,7 @@ def plain_console(**options: Any) -> Console:
 
 
 def print_report(console: Console, report: Report, *, detailed: bool = True) -> None:
-    """Prints the same to a console (with colours where it has them)."""
+    """Prints our tables to a console (with colours where it has them)."""
     console.print(_engine_table(report), soft_wrap=False)
     for engine in report.engines:
         if not engine.built:
@@ -114,8 +117,11 @@ def coverage_line(report: Report) -> str:
         return f"No engine: all {report.total_nodes} nodes run natively (reasons above)."
     built = sum(e.built for e in report.engines)
     native = len(report.native)
+    share = report.flops_coverage
+    work = "" if share is None else f" ({share:.1%} of the operations)"
     return (
-        f"{report.total_nodes} nodes: {report.coverage:.1%} of the effective ones in {len(report.engines)} segment(s), "
+        f"{report.total_nodes} nodes: {report.coverage:.1%} of the effective ones{work} in "
+        f"{len(report.engines)} segment(s), "
         f"{built} with an engine ({report.built_coverage:.1%}); {native} node(s) native."
     )
 
@@ -167,6 +173,8 @@ def _engine_details(engine: EngineReport) -> Table:
     table.add_row(f"  {engine.name}", _ops(engine.op_counts.items()))
     if engine.scope:
         table.add_row("    inside", "/".join(engine.scope))
+    if engine.flops:
+        table.add_row("    operations", flops_text(engine.flops))
     if engine.arithmetic:
         table.add_row("    computes in", ", ".join(f"{name} x{count}" for name, count in engine.arithmetic.items()))
     reasons = _by_reason(engine)

@@ -13,15 +13,15 @@ from rewriter.report import EngineReport, Report, dtype_name
 
 #: TF-TRT's headers, the share of a line that each column gets there, and its least width in characters.
 COLUMNS = (
-    ("TRTEngineOP Name", 20, 16),
+    ("TRTEngineOP Name", 20, 15),
     ("Device", 9, 6),
     ("# Nodes", 5, 7),
     ("# Inputs", 9, 8),
     ("# Outputs", 9, 9),
     ("Input DTypes", 12, 7),
     ("Output Dtypes", 12, 7),
-    ("Input Shapes", 12, 7),
-    ("Output Shapes", 12, 7),
+    ("Input Shapes", 12, 6),
+    ("Output Shapes", 12, 6),
 )
 
 

@@ -18,7 +18,8 @@ from rewriter.building.builder import BuildResult
 from rewriter.building.planning import make_plan
 from rewriter.conversion import Conversion
 from rewriter.dry_run import SizeRow, describe, make_dry_run, recommend
-from rewriter.dry_run_text import coverage_text, flops_text
+from rewriter.dry_run_text import coverage_text
+from rewriter.report import flops_text
 from rewriter.source import Signature, SourceModel
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 from onnx import TensorProto as T
@@ -82,6 +83,37 @@ def test_the_cache_is_optional():
     assert "Engine cache: 2 hits" in render_summary(report)
     with pytest.raises(ValueError, match="field"):
         Report.from_dict({**data, "cache": {"hit": 1}})
+
+
+def test_operations_are_optional_and_shown_when_they_are_known():
+    data = REPORT.to_dict()
+    del data["flops"]
+    for engine in data["engines"]:
+        del engine["flops"]
+    assert Report.from_dict(data) == REPORT
+    assert "operations" not in render_summary(REPORT)
+    engines = (dataclasses.replace(ENGINE, flops=7_500_000), UNBUILT)
+    counted = dataclasses.replace(REPORT, engines=engines, flops=10_000_000)
+    assert Report.from_dict(json.loads(counted.to_json())) == counted
+    assert counted.flops_coverage == 0.75
+    text = render_summary(counted)
+    assert "7.50 MFLOP" in text
+    assert "80.0% of the effective ones (75.0% of the operations) in 2 segment(s)" in text
+
+
+def test_tf_trts_table_comes_first():
+    lines = render_summary(REPORT, 160).splitlines()
+    headers = "TRTEngineOP Name|Device|# Nodes|# Inputs|# Outputs|Input DTypes|Output Dtypes|Input Shapes|Output Shapes"
+    assert re.fullmatch(headers.replace("|", r"\s+"), lines[0])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith("TRTEngineOp_0")]
+    assert rows[0] == ["TRTEngineOp_000", "GPU", "5", "1", "1", "float32", "int64", "[-1, 8, -1]", "of any rank"]
+    assert rows[1] == ["TRTEngineOp_001", "not built", "3", "0", "0"]
+    for line in ("  - Conv: 3x", "  - Relu: 2x", "  - Add: 3x"):
+        assert line in [text.rstrip() for text in lines]
+    assert "[*] Total number of TensorRT engines: 2" in lines
+    assert "[*] % of OPs Converted: 72.73% [8/11]" in lines
+    assert not any(line.startswith("  - ") for line in render_summary(REPORT, 160, detailed=False).splitlines())
+    assert max(map(len, render_summary(REPORT, 80).splitlines()[:10])) <= 80
 
 
 def test_what_the_cache_did_in_one_line():
