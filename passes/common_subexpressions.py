@@ -171,11 +171,11 @@ def _attribute_key(attribute: AttributeProto) -> bytes:
     plain = AttributeProto()
     plain.CopyFrom(attribute)
     plain.ClearField("doc_string")
+    content = b""
     if attribute.type == AttributeProto.TENSOR:
         plain.ClearField("t")
-        form = repr((attribute.t.data_type, list(attribute.t.dims))).encode()
-        return plain.SerializeToString(deterministic=True) + form + tensor_digest(attribute.t)
-    return plain.SerializeToString(deterministic=True)
+        content = repr(_form(attribute.t)).encode() + tensor_digest(attribute.t)
+    return bytes(plain.SerializeToString(deterministic=True)) + content
 
 
 def _keep_better_claim(claims: dict[str, ValueInfoProto], old: str, new: str) -> None:
