@@ -18,6 +18,8 @@ from rewriter.frontend.callee import (
 )
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
+from rewriter.rescue import needs_rescue
+from rewriter.rescue.temporary import TemporaryRescue
 
 #: What TensorFlow says of variables that are cut off, changed, or not there.
 _DAMAGED_VARIABLES = (
@@ -34,25 +36,33 @@ _FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 def load(path: Path, tags: str | Sequence[str] | None, signature_key: str | None) -> Callee:
     """A signature of the SavedModel in `path`, freshly loaded.
 
+    One that TF-TRT wrote is rescued first, into a temporary folder that lives as long as the callee; its notes say what
+    TF-TRT recorded of the conversion.
+
     Args:
         path: the directory.
         tags: a tag set, as a sequence or comma-separated; None for "serve", or the only one there is.
         signature_key: None for "serving_default", or the only one there is.
 
     Raises:
-        SourceError: no SavedModel, damaged, wrong tags, wrong signature.
+        SourceError: no SavedModel, damaged, wrong tags, wrong signature, an engine of TF-TRT without its segment.
     """
     if not any((path / name).is_file() for name in _FILES):
         raise SourceError(_not_a_saved_model(path))
     tf = import_tensorflow()
     chosen = _choose_tags(path, _tag_sets(path), tags)
+    rescued = TemporaryRescue(path) if needs_rescue(path) else None
     with quiet():
         try:
-            loaded = tf.saved_model.load(str(path), tags=list(chosen))
+            loaded = tf.saved_model.load(str(rescued.path if rescued else path), tags=list(chosen))
         except Exception as error:
             raise SourceError(_load_failure(path, error)) from error
     origin = f"SavedModel {path}, tags {','.join(chosen) or '(none)'}"
-    return from_loaded(loaded, origin, signature_key)
+    callee = from_loaded(loaded, origin, signature_key)
+    if rescued is None:
+        return callee
+    # Assets may be read long after loading, so the folder goes with the model.
+    return dataclasses.replace(callee, owner=(callee.owner, rescued), notes=(*rescued.report.notes, *callee.notes))
 
 
 def from_loaded(loaded: Any, origin: str, signature_key: str | None) -> Callee:
@@ -179,11 +189,6 @@ def _not_a_saved_model(path: Path) -> str:
 
 def _load_failure(path: Path, error: Exception) -> str:
     text = str(error)
-    if "TRTEngineOp" in text or "CreateTRTResourceHandle" in text:
-        return (
-            f"the SavedModel in {path} was converted by the old TF-TRT, which this TensorFlow cannot load: "
-            "pass the original SavedModel"
-        )
     if "Op type not registered" in text:
         return f"the SavedModel in {path} uses an op of a library that is not loaded: {one_line(error)}"
     if any(words in text for words in _DAMAGED_VARIABLES):

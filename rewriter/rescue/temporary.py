@@ -1,0 +1,62 @@
+"""A rescued model in a temporary folder, for as long as something needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from rewriter.errors import SourceError
+from rewriter.rescue.reading import parse
+from rewriter.rescue.report import RescueReport
+from rewriter.rescue.rewriting import rewrite
+from rewriter.rescue.writing import fill, serialize
+
+
+class TemporaryRescue:
+    """A rescued model whose folder is removed with this object, or when the process ends.
+
+    Variables and assets are links to the old model's, which is not copied; where the system has no links, copies.
+
+    Attributes:
+        path: the folder.
+        report: what was found and done; its destination is "".
+    """
+
+    def __init__(self, source: Path) -> None:
+        """Rescues the SavedModel in `source`.
+
+        Raises:
+            SourceError: a native segment is not there, or the file is damaged.
+        """
+        source = source.resolve()
+        message = parse(source)
+        described = f"the SavedModel in {source}"
+        rewritten = rewrite(message, described)
+        content = serialize(message, described)
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="rescued-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            fill(content, source, self.path, set(rewritten.removed.assets), _link_folder, _link_file)
+        except OSError as error:
+            raise SourceError(f"cannot write the rescued model beside other temporary files: {error}") from error
+        version = message.meta_graphs[0].meta_info_def.tensorflow_version
+        self.report = RescueReport(
+            described, "", rewritten.engines.engines, rewritten.removed, rewritten.engines.rebuilt, version
+        )
+
+
+def _link_folder(source: Path, place: Path) -> None:
+    with contextlib.suppress(OSError, NotImplementedError):
+        place.symlink_to(source, target_is_directory=True)
+        return
+    shutil.copytree(source, place)
+
+
+def _link_file(source: Path, place: Path) -> None:
+    with contextlib.suppress(OSError, NotImplementedError):
+        place.symlink_to(source)
+        return
+    shutil.copy2(source, place)
