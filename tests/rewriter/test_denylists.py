@@ -3,7 +3,7 @@ import logging
 import onnx
 
 from passes.model import from_proto
-from rewriter.denylists import idle_entries
+from rewriter.denylists import ONNX_OPERATORS, idle_entries, translate
 
 MODEL = from_proto(
     onnx.parser.parse_model(
@@ -42,3 +42,25 @@ def test_idle_entries_of_precision_options_are_told_by_their_names():
         ("precision", "keep_nodes", "idle"),
     ]
     assert "did you mean 'Conv'?" in found[0].reason
+
+
+def test_the_fake_list_is_looked_at_too():
+    (found,) = idle_entries(MODEL, op_fakelist=["Conv", "Softmaxx"])
+    assert (found.stage, found.target) == ("fakelist", "op_fakelist")
+    assert "did you mean 'Softmax'?" in found.reason
+
+
+def test_of_a_translated_operator_one_onnx_operator_is_enough():
+    words = {"TF_TRT_OP_DENYLIST": translate(["Conv2D", "StatelessIf", "BiasAdd", "MatMul", "Zebra"])}
+    assert [f"{f.stage} {f.target}: {f.reason}" for f in idle_entries(MODEL, translations=words)] == [
+        "denylist TF_TRT_OP_DENYLIST: no node of the model is a 'BiasAdd' (in ONNX Add)",
+        "denylist TF_TRT_OP_DENYLIST: no node of the model is a 'MatMul' (in ONNX MatMul or Gemm)",
+        "denylist TF_TRT_OP_DENYLIST: no node of the model is a 'Zebra'",
+    ]
+    (found,) = idle_entries(MODEL, translations={"TF_TRT_OP_FAKELIST": translate(["Pack"])})
+    assert found.stage == "fakelist"
+
+
+def test_the_table_names_operators_that_onnx_has():
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    assert {operator for operators in ONNX_OPERATORS.values() for operator in operators} <= known
