@@ -55,10 +55,16 @@ class CancelTransposes:
         """Cancels all it can; a second run finds nothing."""
         proto = model.copy_proto()
         changes: list[Change] = []
-        sweep = _Sweep(Model(proto, model.weights), self.through_elementwise, changes)
-        for graph in iter_graphs(proto.graph):
-            sweep.run(graph)
-        substitute(proto.graph, sweep.alias, outputs=True)
+        # A Transpose that goes may leave another one with a single reader, so again until nothing is found: each round
+        # but the last one takes a Transpose away.
+        while True:
+            found = len(changes)
+            sweep = _Sweep(Model(proto, model.weights), self.through_elementwise, changes)
+            for graph in iter_graphs(proto.graph):
+                sweep.run(graph)
+            substitute(proto.graph, sweep.alias, outputs=True)
+            if len(changes) == found:
+                break
         if changes:
             changes.extend(drop_stale_value_info(proto.graph))
         return finish(model, proto, {}, changes)
