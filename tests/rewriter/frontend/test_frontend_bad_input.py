@@ -147,7 +147,7 @@ def test_old_tftrt_saved_model(tf, tmp_path):
             if node.op == "AddV2":
                 node.op = "TRTEngineOp"
     (tmp_path / "saved_model.pb").write_bytes(proto.SerializeToString())
-    refuse(tmp_path, r"TRTEngineOp \w+ in function \w+ of the SavedModel in .* has lost its native segment")
+    refuse(tmp_path, r"TRTEngineOp \w+ in function \S+ of the SavedModel in .* has lost its native segment")
 
 
 @pytest.mark.tensorflow
