@@ -72,7 +72,7 @@ class TensorFlowIsland:
         try:
             made = loaded.call({**values, **self.step.constants})
         except Exception as error:
-            raise RuntimeError(f"TensorFlow island {self.step.name!r}{_of(self.step)}: {first_line(error)}") from error
+            raise RuntimeError(f"TensorFlow island {self.step.name!r}{_of(self.step)}: {_said(error)}") from error
         with self._lock:
             self._calls += 1
             self._seconds += time.perf_counter() - began
@@ -172,6 +172,13 @@ def _array(tensor: Any, name: str, expected: int) -> np.ndarray:
     raise TypeError(
         f"its output {name!r} is {tensor.dtype.name}, but the graph says {TensorProto.DataType.Name(expected)}"
     )
+
+
+def _said(error: Exception) -> str:
+    """What TensorFlow says in one line: of an error in a graph the one before the node, not the headline."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    node = next((i for i, line in enumerate(lines) if line.startswith("[[{{node")), 0)
+    return lines[node - 1] if node else first_line(error)
 
 
 def _of(step: IslandStep) -> str:
