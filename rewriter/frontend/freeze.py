@@ -9,7 +9,7 @@ from typing import Any
 from rewriter.errors import ExportError
 from rewriter.frontend import large_weights
 from rewriter.frontend.callee import Callee, import_tensorflow
-from rewriter.frontend.grappler import grapple
+from rewriter.frontend.grappler import GrapplerOptions, grapple
 from rewriter.frontend.large_weights import LargeWeights
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.tables import name_tables
@@ -46,7 +46,7 @@ class Frozen:
     weights: LargeWeights | None = None
 
 
-def freeze(callee: Callee, *, threshold: int | None = None) -> Frozen:
+def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOptions | None = None) -> Frozen:
     """Traces, freezes and simplifies `callee`.
 
     Numbered steps: 1. trace a new tf.function that calls it, with an Identity for each output (so passed-through,
@@ -58,10 +58,11 @@ def freeze(callee: Callee, *, threshold: int | None = None) -> Frozen:
     Args:
         callee: what to freeze; it is not needed any more afterwards.
         threshold: bytes; None for `large_weights.THRESHOLD`.
+        grappler: what runs in step 6; None for the default.
 
     Raises:
-        ExportError: TensorFlow cannot freeze the function, what is left in the frozen graph exceeds 2 GB, or the large
-            variables cannot be written to files.
+        ExportError: TensorFlow cannot freeze the function, what is left in the frozen graph exceeds 2 GB, the large
+            variables cannot be written to files, or Grappler failed and `grappler` says that this counts.
     """
     function, names = _trace(callee)
     count = len(callee.inputs)
@@ -77,7 +78,7 @@ def freeze(callee: Callee, *, threshold: int | None = None) -> Frozen:
     reduced = _computes_reduced(graph_def)
     _bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
-    graph_def = grapple(graph_def, inputs, outputs)
+    graph_def = grapple(graph_def, inputs, outputs, grappler)
     large_weights.bypass_identities(graph_def)
     return Frozen(
         graph_def=graph_def,

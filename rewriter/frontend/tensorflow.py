@@ -15,6 +15,7 @@ from rewriter.frontend.callee import Callee
 from rewriter.frontend.export import export
 from rewriter.frontend.freeze import Frozen, freeze
 from rewriter.frontend.large_weights import attached
+from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
@@ -33,11 +34,13 @@ class Options:
         verify: False skips the comparison with TensorFlow (the samples are still made and run).
         tolerance: largest relative difference; None for 1e-4, 1e-2 for graphs with float16 or bfloat16, 3e-2 for
             graphs that emulate quantisation.
+        grappler: what TensorFlow's own graph optimiser does; None for the default.
     """
 
     samples: Sequence[Any] | None = None
     verify: bool = True
     tolerance: float | None = None
+    grappler: GrapplerOptions | None = None
 
 
 class Clock:
@@ -63,7 +66,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
             runs, symbols = _reference(callee, options.samples)
             seen = witnesses(callee, runs, symbols)
         with clock.stage("freeze"):
-            frozen = freeze(callee)
+            frozen = freeze(callee, grappler=options.grappler)
     with clock.stage("export"):
         proto, notes = export(frozen, callee.origin)
         signature = _sign(proto, callee, frozen, seen, symbols)
