@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidParameterError(f"--json {arguments.json!r}: there is no such folder")
     given = [read_npz(path) for path in arguments.inputs]
     artifact = load_artifact(arguments.artifact)
+    if arguments.signature in artifact.signatures[1:]:
+        artifact = load_artifact(arguments.artifact, signature=arguments.signature)
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
         import_tensorflow(f"running {arguments.source}")
     comparison = _compare(arguments, artifact, given, shapes, tolerance)
@@ -104,12 +106,13 @@ def _compare(
     runners: dict[str, Runner] = {"source": reference.run}
     said = {"source": reference.origin, "native": f"{artifact.path}, every node in ONNX Runtime"}
     notes = input_notes(precisions, given)
-    with load(artifact.path, execution="native") as native:
+    name = artifact.signature.name
+    with load(artifact.path, signature=name, execution="native") as native:
         runners["native"] = lambda inputs: native(**inputs)
         if not precisions:
             notes.append("no engine computes in another precision than the source, so there is nothing to emulate")
             return compare(runners, samples, pairs(precisions, tolerance), words=said, notes=notes)
-        with load(artifact.path, execution="emulate") as emulated:
+        with load(artifact.path, signature=name, execution="emulate") as emulated:
             runners["emulated"] = lambda inputs: emulated(**inputs)
             said["emulated"] = f"{artifact.path}, engines ({', '.join(precisions)}) emulated on the CPU"
             return compare(runners, samples, pairs(precisions, tolerance), words=said, notes=notes)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rewriter.commands.options import add_conversion_options, conversion_arguments, parse_shapes, words
+from rewriter.by_signature import ALL_SIGNATURES
+from rewriter.commands.options import Shapes, add_conversion_options, conversion_arguments, parse_shapes
 from rewriter.commands.precision_options import accuracy_target, add_accuracy_options, calibration_input_fn
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
+from rewriter.commands.source_options import add_source_options, source_arguments
 from rewriter.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from rewriter.converter import Converter
+    from rewriter.shapes.sampling import InputFn
+    from rewriter.source import Signature
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument("source", metavar="SRC", help="SavedModel directory, .keras, .h5 or .onnx file")
+    add_source_options(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write the artifact to")
     parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace an existing artifact (refused when its folder holds other files)",
     )
-    parser.add_argument("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
-    parser.add_argument("--signature", help="signature key (default serving_default)")
     parser.add_argument(
         "--shapes",
         action="append",
@@ -30,11 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shapes of an input that the engines must cover, as image:1x224x224x3,8x224x224x3,32x224x224x3; three are "
         "minimum, optimum and maximum, in this order; once an input; default: batches 1 and 8, other unknown "
         "dimensions as in the check against TensorFlow",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help="largest relative difference from TensorFlow that the check of the export lets pass (default 1e-4)",
     )
     parser.add_argument("--no-engines", action="store_true", help="save without building engines")
     add_conversion_options(parser)
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
-    from rewriter.shapes.sampling import check_named_shapes, check_profile_shapes
+    from rewriter.shapes.sampling import check_profile_shapes
     from rewriter.summary import plain_console, print_report
 
     console = plain_console()
@@ -61,28 +63,52 @@ def run(arguments: argparse.Namespace) -> int:
         import_tensorflow(f"reading {arguments.source}")
     title(console, f"Converting {arguments.source}")
     with Converter(
-        model=arguments.source,
-        input_saved_model_tags=words(arguments.tags) if arguments.tags else None,
-        input_saved_model_signature_key=arguments.signature,
-        tolerance=arguments.tolerance,
         accuracy=accuracy_target(arguments),
         progress=StageScreen(console),
+        **source_arguments(arguments),
         **conversion_arguments(arguments),
     ) as converter:
-        converter.convert(
-            calibration_input_fn(arguments), check=lambda signature: check_named_shapes(signature, shapes)
-        )
+        converter.convert(calibration_input_fn(arguments), check=_shape_check(arguments, shapes))
         if arguments.no_engines:
             converter.calibrate()
         elif arguments.is_dynamic_op:  # else the engines are there already
-            converter.build(converter.sample_input_fn(shapes))
+            converter.build(_input_fns(converter, shapes))
         converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)
-        print_report(console, converter.report)
-        verification = converter.report.verification
-    if verification:
-        console.print(f"Largest relative difference from TensorFlow: {max(verification.values()):.1e}")
+        for key, report in converter.reports.items():
+            if len(converter.reports) > 1:
+                title(console, f"Signature {key}")
+            print_report(console, report)
+            if report.verification:
+                worst = max(report.verification.values())
+                console.print(f"Largest relative difference from TensorFlow: {worst:.1e}")
     console.print(f"Saved to {output}")
     return 0
+
+
+def _shape_check(arguments: argparse.Namespace, shapes: Shapes) -> Callable[[Signature], None] | None:
+    """What is to be checked as soon as a signature is read; with several ones only all of them together tell."""
+    from rewriter.shapes.sampling import check_named_shapes
+
+    if arguments.signature and ("," in arguments.signature or arguments.signature == ALL_SIGNATURES):
+        return None
+    return lambda signature: check_named_shapes(signature, shapes)
+
+
+def _input_fns(converter: Converter, shapes: Shapes) -> dict[str, InputFn]:
+    """Made-up inputs for every signature; of the shapes each takes those of its own inputs.
+
+    Raises:
+        InvalidParameterError: shapes for an input that no signature has, or that do not fit.
+    """
+    known = {key: [spec.name for spec in signature.inputs] for key, signature in converter.signatures.items()}
+    for name in shapes:
+        if not any(name in names for names in known.values()):
+            listed = "; ".join(f"{key}: {', '.join(names)}" for key, names in known.items())
+            raise InvalidParameterError(f"shapes name the input {name!r}, the signatures have {listed}")
+    return {
+        key: converter.sample_input_fn({n: s for n, s in shapes.items() if n in names}, signature_key=key)
+        for key, names in known.items()
+    }
 
 
 def _check_static(arguments: argparse.Namespace) -> None:

@@ -63,6 +63,8 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     add("--targets", default="", help="GPU architectures, as sm80,sm89 (default: all the backend supports)")
     add("--op-denylist", default="", help="ONNX operator types that stay native, as Conv,MatMul")
     add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
+    add("--op-fakelist", default="", help="operator types to cut as if TensorRT took them: what if (never built)")
+    add("--max-engines", type=int, metavar="N", help="only the N largest segments get engines (default: all)")
     add(
         "--engine-cache-dir",
         metavar="DIR",
@@ -93,6 +95,8 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "targets": words(arguments.targets),
         "op_denylist": words(arguments.op_denylist),
         "node_denylist": tuple(arguments.node_denylist),
+        "op_fakelist": words(arguments.op_fakelist),
+        "max_engines": arguments.max_engines,
         "engine_cache_dir": arguments.engine_cache_dir,
         "engine_cache_max_bytes": arguments.engine_cache_max_bytes,
         "allow_double": arguments.allow_double,

@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     parser.add_argument("artifact", metavar="OUT", help="folder of an artifact")
     parser.add_argument("--inputs", required=True, metavar="IN.npz", help="one array an input, named as the signature")
+    parser.add_argument("--signature", metavar="KEY", help="which of the artifact's signatures (default: the first)")
     parser.add_argument("--outputs", metavar="OUT.npz", help="file to write the outputs to")
     parser.add_argument(
         "--provider",
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     feeds = read_npz(arguments.inputs)
     console = plain_console()
     options: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("provider", "strict", "execution", "device", "wait_for_builds")
+        name: getattr(arguments, name)
+        for name in ("signature", "provider", "strict", "execution", "device", "wait_for_builds")
     }
     with load(arguments.artifact, cuda_graph=not arguments.no_cuda_graph, **options) as function:
         outputs = function.run(feeds)

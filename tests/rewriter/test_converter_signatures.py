@@ -5,6 +5,7 @@ import pytest
 
 from rewriter import Converter, InvalidParameterError, load
 from rewriter.by_signature import by_signature, check_keys
+from rewriter.cli import main
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.rtx]
 RNG = np.random.default_rng(0)
@@ -115,3 +116,22 @@ def test_one_function_serves_every_signature():
     assert by_signature("input_fn", function, ("a", "b")) == {"a": function, "b": function}
     assert by_signature("input_fn", {"b": function}, ("a", "b")) == {"b": function}
     assert by_signature("input_fn", None, ("a", "b")) == {}
+
+
+def test_the_command_line_converts_and_runs_several(saved, outputs, tmp_path, capsys):
+    x, _, embedding = outputs
+    out, inputs = str(tmp_path / "out"), str(tmp_path / "in.npz")
+    np.savez(inputs, x=x)
+    arguments = ["--signature", "*", "--shapes", "x:1x16,4x16,8x16", "--minimum-segment-size", "1"]
+    assert main(["convert", saved, "-o", out, *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "Signature serving_default" in text
+    assert "Signature embed" in text
+    assert main(["run", out, "--inputs", inputs, "--signature", "embed", "--outputs", str(tmp_path / "o.npz")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "o.npz")["embedding"], embedding, rtol=1e-5)
+    for key in ("serving_default", "embed"):
+        assert main(["compare", saved, out, "--inputs", inputs, "--signature", key]) == 0
+    assert main(["convert", saved, "-o", out + "2", "--signature", "*", "--shapes", "y:1x16"]) == 2
+    assert "shapes name the input 'y', the signatures have serving_default: x; embed: x" in capsys.readouterr().err
+    assert main(["run", out, "--inputs", inputs, "--signature", "train"]) == 2
+    assert "has no signature 'train'; it has: 'serving_default', 'embed'" in capsys.readouterr().err

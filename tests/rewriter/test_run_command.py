@@ -51,6 +51,7 @@ def inputs(tmp_path):
 
 
 DEFAULTS = {
+    "signature": None,
     "provider": "auto",
     "strict": False,
     "execution": "auto",
@@ -80,6 +81,7 @@ def test_defaults_inputs_and_outputs(loads, inputs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "options"),
     [
+        (["--signature", "embed"], {"signature": "embed"}),
         (["--provider", "cuda", "--strict"], {"provider": "cuda", "strict": True}),
         (["--no-cuda-graph"], {"cuda_graph": False}),
         (["--device", "1", "--wait-for-builds"], {"device": 1, "wait_for_builds": True}),
