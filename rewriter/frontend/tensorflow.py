@@ -14,8 +14,8 @@ from onnx import ModelProto, TensorProto, helper
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.export import export
 from rewriter.frontend.freeze import Frozen, freeze
-from rewriter.frontend.large_weights import attached
 from rewriter.frontend.grappler import GrapplerOptions
+from rewriter.frontend.large_weights import attached
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
