@@ -201,6 +201,9 @@ def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None)
     if use_dynamic_shape is not None:
         check_switch("use_dynamic_shape", use_dynamic_shape)
     if strategy is not None:
+        # TF-TRT took the words in any case.
+        words = {word.lower(): word for word in supported_profile_strategies()}
+        strategy = words.get(strategy.lower(), strategy) if isinstance(strategy, str) else strategy
         check_choice("dynamic_shape_profile_strategy", strategy, supported_profile_strategies())
     if use_dynamic_shape is False:
         if strategy not in (None, PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE):
