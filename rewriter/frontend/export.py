@@ -24,6 +24,18 @@ _LOG = logging.getLogger(__name__)
 OPSET = 18
 
 
+class UnknownOpsError(ExportError):
+    """The export holds ops that ONNX has no word for.
+
+    Attributes:
+        nodes: (op, node name) of each.
+    """
+
+    def __init__(self, message: str, nodes: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(message)
+        self.nodes = nodes
+
+
 def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
     """The ONNX model, and notes: what the user should know of it, a line each.
 
@@ -34,7 +46,8 @@ def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
     about 50 runs); if one raises, the export is repeated in the slow, copying way.
 
     Raises:
-        ExportError: an op that ONNX has no word for, or the converter failed.
+        UnknownOpsError: an op that ONNX has no word for.
+        ExportError: the converter failed.
     """
     with quiet():
         try:
@@ -47,7 +60,7 @@ def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
                 raise ExportError(f"the converter to ONNX failed on {origin}: {one_line(error)}") from error
     unknown = list(unknown_nodes(proto))
     if unknown:
-        raise ExportError(_no_word_for(unknown, origin))
+        raise UnknownOpsError(_no_word_for(unknown, origin), tuple(unknown))
     for note in notes:
         _LOG.warning("%s", note)
     return proto, notes
