@@ -9,11 +9,12 @@ from typing import Any
 from rewriter.errors import ExportError
 from rewriter.frontend import large_weights
 from rewriter.frontend.callee import Callee, import_tensorflow
+from rewriter.frontend.graph_names import settle_names
 from rewriter.frontend.grappler import GrapplerOptions, grapple
 from rewriter.frontend.large_weights import LargeWeights
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.tables import name_tables
-from rewriter.frontend.variables import to_constants
+from rewriter.frontend.variables import constant_bytes, to_constants
 
 INPUT = "trt_rewriter_input_{}"
 
@@ -79,7 +80,7 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
     _bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
     graph_def = grapple(graph_def, inputs, outputs, grappler)
-    large_weights.bypass_identities(graph_def)
+    settle_names(graph_def, {name.split(":")[0] for name in (*inputs, *outputs)})
     return Frozen(
         graph_def=graph_def,
         inputs=inputs,
@@ -154,9 +155,9 @@ def _bfloat16_to_float32(graph_def: Any) -> None:
 
 
 def _check_size(graph_def: Any, origin: str) -> None:
-    size = sum(len(node.attr["value"].tensor.tensor_content) for node in graph_def.node if node.op == "Const")
-    if size >= 1 << 31:
+    size = constant_bytes(graph_def)
+    if size >= large_weights.LIMIT:
         raise ExportError(
-            f"{origin} has {size / 1e9:.1f} GB of weights and TensorFlow's GraphDef ends at 2.1 GB: "
-            "convert it in parts, or export it to ONNX with external data and convert that"
+            f"{origin} has {size / 1e9:.1f} GB of small constants and constants in control flow, which must fit into "
+            "TensorFlow's GraphDef, and that ends at 2.1 GB: convert it in parts"
         )

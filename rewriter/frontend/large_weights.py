@@ -31,6 +31,8 @@ from rewriter.frontend.structure import unique
 #: Weights take the way through files where the large ones among them have so many bytes together. Beyond 2 GB there is
 #: no other; below, room is left for what else the GraphDef holds.
 THRESHOLD = 1_500_000_000
+#: What a GraphDef or any other proto holds at most, less what goes with the weights.
+LIMIT = 2_000_000_000
 #: A weight of at least so many bytes is large; smaller ones may be shapes or scales, which TensorFlow folds.
 LARGE = 1 << 16
 #: The attribute of a GraphDef's Placeholder that stands for a large weight: its number.
@@ -226,26 +228,6 @@ def place(node: Any, number: int, array: np.ndarray) -> None:
     node.attr[MARK].i = number
 
 
-def bypass_identities(graph_def: Any) -> None:
-    """Lets the readers of an Identity of a marked placeholder, which reading a variable has become, read that itself.
-
-    The converter sees through an Identity of a constant; of a placeholder it would not. `graph_def` is changed.
-    """
-    marked = {node.name: node.name for node in graph_def.node if MARK in node.attr}
-    passed: dict[str, str] = {}
-    waiting = [node for node in graph_def.node if node.op == "Identity" and len(node.input) == 1]
-    while True:
-        # Nodes are in no order, so one round may find the sources of the next.
-        found = {n.name: passed.get(s, s) for n in waiting if (s := n.input[0].removesuffix(":0")) in passed | marked}
-        if not found:
-            break
-        passed.update(found)
-        waiting = [node for node in waiting if node.name not in passed]
-    for node in graph_def.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = passed.get(name.removesuffix(":0"), name)
-
-
 def with_weights(graph_def: Any, weights: LargeWeights | None, origin: str) -> Any:
     """A copy of a (partial) GraphDef in which marked placeholders are constants again: what TensorFlow can run.
 
@@ -256,7 +238,7 @@ def with_weights(graph_def: Any, weights: LargeWeights | None, origin: str) -> A
 
     found = [node for node in graph_def.node if MARK in node.attr]
     size = sum(weights[node.attr[MARK].i].nbytes for node in found) if weights is not None else 0
-    if size >= THRESHOLD:
+    if size >= LIMIT:
         raise ExportError(
             f"a part of {origin} that stays in TensorFlow has {size / 1e9:.1f} GB of weights, and TensorFlow's "
             "GraphDef ends at 2.1 GB: convert the model in parts"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.frontend.callee import import_tensorflow
-from rewriter.frontend.large_weights import LargeWeights, is_large, place
+from rewriter.frontend.large_weights import LARGE, LargeWeights, is_large, place
 
 
 def to_constants(function: Any, references: Mapping[str, Any], threshold: int) -> tuple[Any, LargeWeights | None]:
@@ -36,6 +36,10 @@ def to_constants(function: Any, references: Mapping[str, Any], threshold: int) -
     if any(node.op.startswith("Assign") and node.op.endswith("VariableOp") for node in graph_def.node):
         graph_def = tf_loader.fix_freezing_errors(graph_def)
     _fill_references(graph_def, references, weights)
+    if weights is None and constant_bytes(graph_def) >= threshold:
+        weights = LargeWeights()
+    if weights is not None:
+        _take_out_constants(graph_def, weights)
     return tf_loader.fix_freezing_errors_part2(graph_def), weights
 
 
@@ -46,6 +50,22 @@ def _large_bytes(function: Any, references: Mapping[str, Any]) -> int:
     captured = [t for t in (*function.graph.variables, *tensors) if _worth(t)]
     known = [value for value in map(np.asarray, references.values()) if is_large(value.dtype, value.size)]
     return sum(int(t.dtype.size * t.shape.num_elements()) for t in captured) + sum(value.nbytes for value in known)
+
+
+def constant_bytes(graph_def: Any) -> int:
+    """Bytes of data in the constants of a GraphDef and its functions."""
+    nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
+    return sum(len(node.attr["value"].tensor.tensor_content) for node in nodes if node.op == "Const")
+
+
+def _take_out_constants(graph_def: Any, weights: LargeWeights) -> None:
+    """Writes large constants of the main graph to files."""
+    tf = import_tensorflow()
+    for node in graph_def.node:
+        if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) >= LARGE:
+            array = tf.make_ndarray(node.attr["value"].tensor)
+            if is_large(array.dtype, array.size):
+                place(node, weights.put(array), array)
 
 
 def _worth(tensor: Any) -> bool:
