@@ -20,12 +20,13 @@ from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, resolve
 from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
-from rewriter.runtime.loading import make_function
+from rewriter.runtime.loading import make_function, natively_forbidden
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.settings import Settings, SourceSettings
 from rewriter.shapes.sampling import InputFn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
+from rewriter.switches import Switches
 from rewriter.workshop import Track, Workshop
 
 
@@ -33,6 +34,7 @@ class Converter:
     """Turns a model into one with TensorRT engines spliced in.
 
     Call `convert()`, then `build()` with sample inputs, then `save()`. Nothing heavy happens before `convert()`.
+    TF-TRT's environment variables (`rewriter.switches`) add to what the arguments say.
     A converter holds a temporary folder and a child process: use it as a context manager, or `close()` it, to free
     them early; otherwise they go with the object.
 
@@ -132,6 +134,7 @@ class Converter:
             allow_build_at_runtime=allow_build_at_runtime,
         )
         self.params = parameters.merge_params(conversion_params, single)
+        switches = Switches.from_environment()
         source = SourceSettings(
             origin=parameters.one_source(input_saved_model_dir, model),
             tags=parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags),
@@ -146,13 +149,14 @@ class Converter:
             params=self.params,
             strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
             source=source,
-            op_denylist=parameters.check_names("op_denylist", op_denylist),
+            op_denylist=(*parameters.check_names("op_denylist", op_denylist), *switches.op_denylist),
             node_denylist=parameters.check_patterns("node_denylist", node_denylist),
-            op_fakelist=parameters.check_names("op_fakelist", op_fakelist),
-            max_engines=parameters.check_count("max_engines", max_engines),
+            op_fakelist=(*parameters.check_names("op_fakelist", op_fakelist), *switches.op_fakelist),
+            max_engines=parameters.check_count("max_engines", max_engines) or switches.max_engines,
             cache_full=parameters.check_choice("cache_full", cache_full, parameters.CACHE_FULL_RULES),
             allow_double=parameters.check_switch("allow_double", allow_double),
-            abort_builds=parameters.check_switch("abort_builds", abort_builds),
+            abort_builds=parameters.check_switch("abort_builds", abort_builds) or switches.abort_builds,
+            switches=switches,
         )
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
         cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
@@ -269,7 +273,7 @@ class Converter:
         siblings = tuple(self._tracks), lambda key: self.function(execution, signature_key=key)
         return make_function(
             self._shop.runnable(track),
-            RuntimeOptions(execution=execution),
+            RuntimeOptions(execution=execution, strict=natively_forbidden(execution)),
             lazy=True,
             keep_engines=True,
             siblings=siblings,

@@ -20,6 +20,7 @@ from rewriter.params import (
 from rewriter.precision.options import narrowed_targets
 from rewriter.reporting import params_to_json
 from rewriter.source import Signature, SourceModel
+from rewriter.switches import Switches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Settings:
         cache_full: what a full engine cache does at run time.
         allow_double: whether TensorRT may take float64.
         abort_builds: whether every build is to fail.
+        switches: what TF-TRT's environment variables ask for; the fields above hold it already.
     """
 
     params: ConversionParams
@@ -94,6 +96,7 @@ class Settings:
     cache_full: str = "native"
     allow_double: bool = False
     abort_builds: bool = False
+    switches: Switches = dataclasses.field(default_factory=Switches)
 
     @property
     def partition(self) -> PartitionOptions:

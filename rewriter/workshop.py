@@ -187,7 +187,9 @@ class Workshop:
     def report(self, track: Track) -> Report:
         """What was done so far."""
         done = track.conversion
-        return done.report(self.builder, track.stages.timings, self._params_json(done), self._faults)
+        return done.report(
+            self.builder, track.stages.timings, self._params_json(done), (*self.settings.switches.notes, *self._faults)
+        )
 
     def _static_inputs(self, source: SourceModel) -> InputFn | None:
         """The inputs that static engines are built for; None where they are not static.

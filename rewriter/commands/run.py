@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         name: getattr(arguments, name)
         for name in ("signature", "provider", "strict", "execution", "device", "wait_for_builds")
     }
+    options["strict"] = arguments.strict or None  # else the environment decides
     with load(arguments.artifact, cuda_graph=not arguments.no_cuda_graph, **options) as function:
         outputs = function.run(feeds)
         stats = function.stats()

@@ -24,6 +24,7 @@ from rewriter.runtime.function import ConvertedFunction, counted
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 from rewriter.source import Signature
+from rewriter.switches import Switches
 
 #: The keys of all signatures of a model, and what makes the function of one.
 Siblings = tuple[Sequence[str], Callable[[str], ConvertedFunction]]
@@ -62,7 +63,7 @@ def load(
     *,
     signature: str | None = None,
     provider: str = "auto",
-    strict: bool = False,
+    strict: bool | None = None,
     execution: str = "auto",
     cuda_graph: bool = True,
     stream: Any = None,
@@ -80,7 +81,8 @@ def load(
         path: the directory that `Converter.save` wrote.
         signature: which of several; default: the first. The others are in the function's `signatures`.
         provider: "auto" (GPU where one can be used, else CPU), "cpu" (no engine is used) or "cuda".
-        strict: True raises where an engine is not used, instead of running its segment natively.
+        strict: True raises where an engine is not used, instead of running its segment natively. Default: False, unless
+            TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION forbids native runs.
         execution: "auto" (engines where they can be used), "native" (none: the model's own arithmetic) or "emulate":
             what the engines would compute, on the CPU and slower, to see what a precision costs without a GPU. Every
             engine node is emulated, built or not; FP32 nodes and engines compute as natively.
@@ -109,7 +111,7 @@ def load(
     """
     options = RuntimeOptions(
         provider=provider,
-        strict=strict,
+        strict=natively_forbidden(execution) if strict is None else strict,
         execution=execution,
         cuda_graph=cuda_graph,
         stream=stream,
@@ -137,6 +139,11 @@ def _load(path: str | Path, signature: str | None, options: RuntimeOptions) -> C
     )
     siblings = artifact.signatures, lambda key: _load(path, key, options)
     return make_function(runnable, options, siblings=siblings)
+
+
+def natively_forbidden(execution: str) -> bool:
+    """Whether the environment makes a native run of an engine node an error, where engines are to run at all."""
+    return execution == "auto" and not Switches.from_environment().allow_native
 
 
 def make_function(
@@ -169,8 +176,9 @@ def make_function(
     if keep_engines and runnable.engines and not blocked:
         folder, kept = _linked(runnable.engines)
         runnable = dataclasses.replace(runnable, engines=kept)
-    # Without a GPU it is known what runs the model, and why; only the session is left for later.
-    put_off = lazy and not blocked
+    # Without a GPU it is known what runs the model, and why; only the session is left for later. What is an error then
+    # is one of the first call, as on a GPU.
+    put_off = lazy and (not blocked or options.strict)
     return ConvertedFunction(
         (lambda: _make_executor(runnable, options)) if put_off else _make_executor(runnable, options, blocked, lazy),
         runnable.signature,

@@ -53,7 +53,7 @@ def inputs(tmp_path):
 DEFAULTS = {
     "signature": None,
     "provider": "auto",
-    "strict": False,
+    "strict": None,
     "execution": "auto",
     "device": 0,
     "wait_for_builds": False,
