@@ -87,6 +87,7 @@ def test_single_arguments_beside_conversion_params_are_a_contradiction():
     [
         (None, None, "Range"),
         (True, "Optimal", "Optimal"),
+        (True, "range+OPTIMAL", "Range+Optimal"),
         (None, "Range+Optimal", "Range+Optimal"),
         (False, None, "ImplicitBatchModeCompatible"),
         (False, "ImplicitBatchModeCompatible", "ImplicitBatchModeCompatible"),
@@ -98,7 +99,7 @@ def test_profile_strategy(dynamic, strategy, meaning):
 
 def test_wrong_profile_strategies():
     with pytest.raises(InvalidParameterError, match="must be one of Range, Optimal"):
-        parameters.check_profile_strategy(True, "range")
+        parameters.check_profile_strategy(True, "widest")
     with pytest.raises(InvalidParameterError, match="needs use_dynamic_shape=True"):
         parameters.check_profile_strategy(False, "Optimal")
     assert len(supported_profile_strategies()) == 4
