@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from passes.graph.flops import Estimate, estimate
+from passes.graph.flops import Estimate
 from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.partition import PartitionOptions, propose
@@ -16,8 +16,8 @@ from passes.segments import Segmentation, SegmentModel, TensorSpec
 from passes.support import SupportMap
 from rewriter.building.planning import Plan
 from rewriter.conversion import Conversion
+from rewriter.operations import count_operations
 from rewriter.report import group_by_reason
-from rewriter.source import SourceModel
 
 DRY_RUN_SCHEMA_VERSION = 1
 #: Sizes of the table, as far as the model has segments for them.
@@ -180,18 +180,11 @@ def make_dry_run(
             others as in the samples that the model was checked with.
         default_dim: the size of the dimensions that nothing is known of.
     """
-    given = {**_sizes(conversion.source), **(sizes or {})}
-    return describe(conversion.source.origin, conversion.model, conversion.result.plan, options, given, default_dim)
+    counted = count_operations(conversion.model, conversion.source, sizes, default_dim)
+    return describe(conversion.source.origin, conversion.model, conversion.result.plan, options, counted)
 
 
-def describe(
-    source: str,
-    model: Model,
-    plan: Plan,
-    options: PartitionOptions,
-    sizes: Mapping[str, int] | None = None,
-    default_dim: int = 1,
-) -> DryRun:
+def describe(source: str, model: Model, plan: Plan, options: PartitionOptions, counted: Estimate) -> DryRun:
     """The same out of its parts; nothing is asked of TensorRT.
 
     Args:
@@ -199,10 +192,8 @@ def describe(
         model: the cleaned model.
         plan: how it is cut.
         options: the options of that cut.
-        sizes: dimension name -> the size to count operations for.
-        default_dim: the size of all others.
+        counted: the operations of its nodes.
     """
-    counted = estimate(model, sizes, default_dim)
     cut = plan.segmentation
     rows = _table(model, plan, options, counted)
     recommended, rule = recommend(rows, options.minimum_segment_size)
@@ -253,23 +244,6 @@ def recommend(rows: Iterable[SizeRow], current: int) -> tuple[int | None, str]:
     words = "the one in force" if best.size == current else f"in force is {current}"
     plural = "s" if best.engines != 1 else ""
     return best.size, f"{rule}: {best.size}, with {best.engines} engine{plural} ({words})."
-
-
-def _sizes(source: SourceModel) -> dict[str, int]:
-    """Names of dimensions -> sizes: 1 for the first of an input, the sample's for the others."""
-    found: dict[str, int] = {}
-    for spec in source.signature.inputs:
-        for axis, dim in enumerate(spec.shape or ()):
-            if not isinstance(dim, str):
-                continue
-            if axis == 0:
-                found[dim] = 1
-            elif source.samples and dim not in found:
-                sample = source.samples[0].get(spec.name)
-                shape = getattr(sample, "shape", ())
-                if axis < len(shape):
-                    found[dim] = max(int(shape[axis]), 1)
-    return found
 
 
 def _engine(segment: SegmentModel, not_runnable: str, counted: Estimate) -> DryEngine:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from passes.base import PassRecord, count_by_rule
+from passes.graph.flops import Estimate
 from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.precision.recipe import origin
@@ -33,11 +34,12 @@ def make_report(
     builder: EngineBuilder,
     params: Mapping[str, Any],
     precision: PrecisionReport,
+    counted: Estimate | None = None,
 ) -> Report:
     """Collects everything that a user may ask about a conversion (see `Report`)."""
     plan = result.plan
     engines = tuple(
-        _engine(segment, result.builds.get(segment.segment.name), precision.label) for segment in plan.segments
+        _engine(segment, result.builds.get(segment.segment.name), precision.label, counted) for segment in plan.segments
     )
     built = {e.name for e in engines if e.built}
     inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
@@ -65,6 +67,7 @@ def make_report(
         params=dict(params),
         precision=precision,
         cache=builder.cache.stats if builder.cache else None,
+        flops=None if counted is None else counted.total,
     )
 
 
@@ -73,7 +76,9 @@ def params_to_json(params: ConversionParams, **more: Any) -> dict[str, Any]:
     return {**params._asdict(), **more}
 
 
-def _engine(segment: SegmentModel, build: SegmentBuild | None, precision: str) -> EngineReport:
+def _engine(
+    segment: SegmentModel, build: SegmentBuild | None, precision: str, counted: Estimate | None
+) -> EngineReport:
     nodes = segment.model.proto.graph.node
     outcome = build.outcome if build else None
     engine = outcome if isinstance(outcome, BuiltEngine) else None
@@ -95,6 +100,7 @@ def _engine(segment: SegmentModel, build: SegmentBuild | None, precision: str) -
         arithmetic=build.lowered.arithmetic if build else {},
         lowering=count_by_rule(build.lowered.changes) if build else {},
         decisions=_decisions(build) if build else (),
+        flops=None if counted is None else counted.of(segment.segment.nodes),
     )
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 
 from passes.base import PassRecord
+from passes.graph.flops import estimate
 from passes.model import from_proto
 from passes.partition import PartitionOptions
 from passes.pipeline import default_pipeline
@@ -63,7 +64,8 @@ def judged(model):
 def dry(pattern, size=3, **options):
     model, _ = chain(pattern)
     asked = PartitionOptions(minimum_segment_size=size)
-    return describe("a chain", model, make_plan(model, judged(model), Content(), asked), asked, **options)
+    plan = make_plan(model, judged(model), Content(), asked)
+    return describe("a chain", model, plan, asked, estimate(model, **options))
 
 
 def test_what_would_be_built_and_what_would_not():

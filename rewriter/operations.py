@@ -1,0 +1,40 @@
+"""Operations of one call of a converted model, for sizes that its samples show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from passes.graph.flops import Estimate, estimate
+from passes.model import Model
+from rewriter.source import SourceModel
+
+
+def count_operations(
+    model: Model, source: SourceModel, sizes: Mapping[str, int] | None = None, default_dim: int = 1
+) -> Estimate:
+    """Counts the operations of every node of a cleaned model.
+
+    Args:
+        model: the cleaned model.
+        source: what it was made from: its signature names dimensions, its samples show sizes.
+        sizes: dimension name -> size; wins over the rule: the first dimension of each input is 1, others are as in the
+            first sample.
+        default_dim: the size of the dimensions that nothing is known of.
+    """
+    return estimate(model, {**sample_sizes(source), **(sizes or {})}, default_dim)
+
+
+def sample_sizes(source: SourceModel) -> dict[str, int]:
+    """Names of dimensions -> sizes: 1 for the first of an input, the sample's for the others."""
+    found: dict[str, int] = {}
+    for spec in source.signature.inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if not isinstance(dim, str):
+                continue
+            if axis == 0:
+                found[dim] = 1
+            elif source.samples and dim not in found:
+                shape = getattr(source.samples[0].get(spec.name), "shape", ())
+                if axis < len(shape):
+                    found[dim] = max(int(shape[axis]), 1)
+    return found
