@@ -157,13 +157,17 @@ def recorded_params(engines: Sequence[EngineRecord]) -> tuple[ConversionParams, 
     if precision not in TrtPrecisionMode.supported_precision_modes():
         notes.append(f"the recorded precision_mode {precision!r} is none that TF-TRT had: FP32 is taken")
         precision = TrtPrecisionMode.FP32
+    # Engines in other precisions say False whatever the user said, for it means nothing there.
+    calibrated = True
+    if precision == TrtPrecisionMode.INT8:
+        calibrated = agreed("use_calibration", lambda e: e.use_calibration, _most_frequent)
     static = agreed("static_engine", lambda e: e.static_engine, _most_frequent)
     return ConversionParams(
         max_workspace_size_bytes=workspace,
         precision_mode=precision,
         is_dynamic_op=not static,
         maximum_cached_engines=max(1, agreed("maximum_cached_engines", lambda e: e.maximum_cached_engines, max)),
-        use_calibration=agreed("use_calibration", lambda e: e.use_calibration, _most_frequent),
+        use_calibration=calibrated,
         max_batch_size=max(1, agreed("max_batch_size", lambda e: e.max_batch_size, max)),
         allow_build_at_runtime=agreed("allow_build_at_runtime", lambda e: e.allow_build_at_runtime, _most_frequent),
     ), tuple(notes)
