@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -120,24 +121,31 @@ def _natives(dry: DryRun, detailed: bool) -> Table:
 
 
 def _sizes(dry: DryRun) -> Table:
+    """One line for all neighbouring sizes that give the same."""
     numbers = ("minimum", "engines", "nodes", "of all", "operations", "of all ")
     table = _table("What other values of minimum_segment_size would give", {**dict.fromkeys(numbers, True), "": False})
-    for row in dry.sizes:
+    for _, group in itertools.groupby(dry.sizes, lambda row: (row.engines, row.nodes, row.flops)):
+        rows = list(group)
+        row = rows[0]
         table.add_row(
-            str(row.size),
+            str(row.size) if len(rows) == 1 else f"{row.size} to {rows[-1].size}",
             str(row.engines),
             str(row.nodes),
             f"{row.coverage:.1%}",
             flops_text(row.flops),
             "-" if row.flops_coverage is None else f"{row.flops_coverage:.1%}",
-            _mark(row, dry),
+            _mark(rows, dry),
         )
     return table
 
 
-def _mark(row: SizeRow, dry: DryRun) -> str:
-    marks = (("in force", row.size == dry.minimum_segment_size), ("recommended", row.size == dry.recommended))
-    return ", ".join(word for word, true in marks if true)
+def _mark(rows: Sequence[SizeRow], dry: DryRun) -> str:
+    marks: dict[int, list[str]] = {}
+    for word, size in (("in force", dry.minimum_segment_size), ("recommended", dry.recommended)):
+        if size is not None and any(row.size == size for row in rows):
+            marks.setdefault(size, []).append(word)
+    words = {size: " and ".join(found) for size, found in marks.items()}
+    return ", ".join(word if len(rows) == 1 else f"{size}: {word}" for size, word in words.items())
 
 
 def _ops(counts: Mapping[str, int]) -> str:

@@ -143,6 +143,9 @@ def test_text_and_json_say_the_same():
         for words in ("TRTEngineOp_000", "no layer for Sin", "x: float32 [batch, 8]", "recommended", "in force"):
             assert words in " ".join(text.split()), (width, words)
     assert "x: float32" not in found.render(detailed=False)
+    lines = [line.split() for line in found.render().splitlines()]
+    assert ["1", "to", "2", "3", "7", "77.8%", "1.66", "kFLOP", "96.3%", "1:", "recommended"] in lines
+    assert ["3", "1", "3", "33.3%", "1.06", "kFLOP", "61.1%", "in", "force"] in lines
     assert str(found) == found.render()
 
 
