@@ -17,9 +17,10 @@ __all__ = ["load_source"]
 
 #: Characters of a path that can be none, in a message.
 _SHOWN = 100
+_GRAPH_FILES = (".pb", ".pbtxt")
 _KINDS = (
-    "a SavedModel directory, a .keras, .h5 or .onnx file, a Keras or tf-keras model, a ConcreteFunction, a tf.function "
-    "or an onnx.ModelProto"
+    "a SavedModel directory, a .keras, .h5, .pb, .pbtxt or .onnx file, a Keras or tf-keras model, a ConcreteFunction, "
+    "a tf.function, a frozen GraphDef or an onnx.ModelProto"
 )
 
 
@@ -28,6 +29,8 @@ def load_source(
     *,
     tags: str | Sequence[str] | None = None,
     signature_key: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
     samples: Sequence[Any] | None = None,
     verify: bool = True,
     tolerance: float | None = None,
@@ -39,10 +42,14 @@ def load_source(
     given is not changed. ONNX sources need no TensorFlow and are not compared with anything.
 
     Args:
-        source: a SavedModel directory, a .keras, .h5 or .onnx file, a Keras 3 or tf-keras model, a ConcreteFunction,
-            a tf.function, a loaded SavedModel or an onnx.ModelProto.
+        source: a SavedModel directory, a .keras, .h5, .pb, .pbtxt or .onnx file, a Keras 3 or tf-keras model, a
+            ConcreteFunction, a tf.function, a loaded SavedModel, a frozen GraphDef (or a tf.Graph of one) or an
+            onnx.ModelProto.
         tags: SavedModel only: its tag set ("serve", "serve,gpu" or a sequence); default "serve" or the only one.
         signature_key: SavedModel only: default "serving_default" or the only one.
+        inputs: GraphDef only: names of its input tensors or nodes ("x", "x:0"), in the order of the signature; default:
+            the placeholders that the outputs need. The public name is the tensor's, without ":0".
+        outputs: GraphDef only: the same of its outputs; default: the results that nobody reads.
         samples: sample inputs, each a dict by public input name, a tuple in signature order or a single array;
             default: made up until TensorFlow takes them. They also trace a tf.function without a signature.
         verify: False skips the comparison with TensorFlow.
@@ -53,7 +60,8 @@ def load_source(
             sources neither dtypes (0) nor names of dimensions, and no outputs. What it raises ends all work.
 
     Raises:
-        InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel.
+        InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel; inputs or outputs for
+            what is no GraphDef.
         SourceError: the source cannot be read.
         ExportError: it cannot be expressed in ONNX; the message names the ops.
         VerificationError: the export computes something else; the message names the outputs.
@@ -67,6 +75,11 @@ def load_source(
     if (tags is not None or signature_key is not None) and not _is_saved_model(source):
         raise InvalidParameterError(
             "tags (--tags) and signature_key (--signature) name a part of a SavedModel, and the source is none"
+        )
+    if (inputs is not None or outputs is not None) and not _is_graph_def(source):
+        raise InvalidParameterError(
+            "inputs (--graph-inputs) and outputs (--graph-outputs) name tensors of a frozen GraphDef, and the source "
+            "is none"
         )
     if isinstance(source, ModelProto):
         from rewriter.frontend import onnx as onnx_source
@@ -85,12 +98,12 @@ def load_source(
     with collector_paused():
         with clock.stage("load"):
             if isinstance(source, (str, os.PathLike)):
-                callee = _from_path(Path(source), tags, signature_key, samples)
+                callee = _from_path(Path(source), tags, signature_key, samples, (inputs, outputs))
             else:
-                callee = _from_object(source, signature_key, samples)
+                callee = _from_object(source, signature_key, samples, (inputs, outputs))
         if check is not None:
-            inputs = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
-            check(Signature(inputs, (), callee.name))
+            known = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
+            check(Signature(known, (), callee.name))
         return convert(callee, Options(samples, verify, tolerance), clock)
 
 
@@ -125,7 +138,19 @@ def _is_saved_model(source: Any) -> bool:
     return hasattr(source, "signatures")
 
 
-def _from_path(path: Path, tags: Any, signature_key: str | None, samples: Sequence[Any] | None) -> Any:
+def _is_graph_def(source: Any) -> bool:
+    """True for GraphDefs and their files."""
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return path.suffix.lower() in _GRAPH_FILES and path.name != "saved_model.pb" and not path.is_dir()
+    from rewriter.frontend import graph_def
+
+    return graph_def.is_graph(source)
+
+
+def _from_path(
+    path: Path, tags: Any, signature_key: str | None, samples: Sequence[Any] | None, ports: tuple[Any, Any]
+) -> Any:
     if not path.exists():
         raise SourceError(f"no such file or directory: {path}")
     if path.is_dir():
@@ -139,17 +164,18 @@ def _from_path(path: Path, tags: Any, signature_key: str | None, samples: Sequen
         return keras.load(path, samples)
     if path.name == "saved_model.pb":
         raise SourceError(f"{path} is a part of a SavedModel: pass its directory {str(path.parent)!r}")
-    if suffix in (".pb", ".pbtxt"):
-        raise SourceError(
-            f"{path} looks like a frozen GraphDef, which is not read yet: pass tf.compat.v1.wrap_function(...) of it, "
-            "pruned to its inputs and outputs"
-        )
+    if suffix in _GRAPH_FILES:
+        from rewriter.frontend import graph_def
+
+        return graph_def.load(path, *ports)
     raise SourceError(f"{path} is of no known kind: pass {_KINDS}")
 
 
-def _from_object(source: Any, signature_key: str | None, samples: Sequence[Any] | None) -> Any:
-    from rewriter.frontend import keras
+def _from_object(source: Any, signature_key: str | None, samples: Sequence[Any] | None, ports: tuple[Any, Any]) -> Any:
+    from rewriter.frontend import graph_def, keras
 
+    if graph_def.is_graph(source):
+        return graph_def.from_object(source, *ports)
     if keras.kind_of(source) is not None:
         return keras.from_model(source, samples)
     kind = f"{type(source).__module__}.{type(source).__qualname__}"

@@ -36,6 +36,7 @@ class Callee:
         owner: kept alive with the callee; it holds the variables.
         reference_variables: node name -> value of TF1 reference variables, which freezing cannot read by itself.
         notes: what the user should know of how it was read, a line each; they become notes of the SourceModel.
+        with_inputs: makes the callee anew for other input shapes; None where `call` is traced anew at every use.
     """
 
     call: Callable[[Sequence[Any]], dict[str, Any]]
@@ -46,6 +47,13 @@ class Callee:
     owner: Any = None
     reference_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    with_inputs: Callable[[Sequence[Argument]], Callee] | None = None
+
+    def fixed(self, inputs: Sequence[Argument]) -> Callee:
+        """This computation for inputs of other (narrower) shapes."""
+        if self.with_inputs is not None:
+            return dataclasses.replace(self.with_inputs(inputs), notes=self.notes)
+        return dataclasses.replace(self, inputs=tuple(inputs))
 
 
 def import_tensorflow() -> Any:
