@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from passes.island_node import is_island
 from passes.model import from_proto, stubs_as_inputs
 from passes.segments import TensorSpec
 from rewriter.frontend.callee import Argument
@@ -77,6 +78,8 @@ def set_types(
 ) -> Signature:
     """Writes input and output types with readable symbols; value_info is dropped (its symbols mean nothing).
 
+    That of values which TensorFlow islands compute stays: it was written with readable symbols.
+
     Args:
         proto: the model, changed in place.
         arguments: the inputs, in graph order.
@@ -107,7 +110,10 @@ def set_types(
 
 def _forget_inner_shapes(graph: GraphProto) -> None:
     """Drops value_info, and the converter's unknown dimensions ("unk__17", another each run) in bodies."""
+    islands = {name for node in graph.node if is_island(node) for name in node.output}
+    kept = [value for value in graph.value_info if value.name in islands]
     del graph.value_info[:]
+    graph.value_info.extend(kept)
     for node in graph.node:
         for body in bodies(node):
             _forget_inner_shapes(body)

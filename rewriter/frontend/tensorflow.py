@@ -6,18 +6,17 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto, TensorProto, helper
-
 from rewriter.frontend.callee import Callee
-from rewriter.frontend.export import export
 from rewriter.frontend.freeze import Frozen, freeze
 from rewriter.frontend.grappler import GrapplerOptions
+from rewriter.frontend.islands.road import Exported, Wishes, export_parts
 from rewriter.frontend.large_weights import attached
 from rewriter.frontend.naming import publish, set_types
 from rewriter.frontend.noise import quiet
+from rewriter.frontend.onnx_types import onnx_dtype
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
 from rewriter.frontend.short_names import shorten
 from rewriter.frontend.symbols import Dimension, dimension_symbols, other_sizes, output_symbols, witnesses
@@ -35,12 +34,19 @@ class Options:
         tolerance: largest relative difference; None for 1e-4, 1e-2 for graphs with float16 or bfloat16, 3e-2 for
             graphs that emulate quantisation.
         grappler: what TensorFlow's own graph optimiser does; None for the default.
+        islands: False refuses what ONNX has no word for; True leaves it in TensorFlow.
+        keep_in_tensorflow: TensorFlow operators that stay there in any case.
+        folder: where the SavedModels of what stays go, each model's in a new folder of its own, which the caller owns;
+            None for a temporary folder, which goes when this process ends.
     """
 
     samples: Sequence[Any] | None = None
     verify: bool = True
     tolerance: float | None = None
     grappler: GrapplerOptions | None = None
+    islands: bool = True
+    keep_in_tensorflow: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 class Clock:
@@ -67,23 +73,30 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
             seen = witnesses(callee, runs, symbols)
         with clock.stage("freeze"):
             frozen = freeze(callee, grappler=options.grappler)
-    with clock.stage("export"):
-        proto, notes = export(frozen, callee.origin)
-        signature = _sign(proto, callee, frozen, seen, symbols)
-        shorten(proto)
-        model = attached(proto, frozen.weights)
+    tolerance = _tolerance(options, frozen)
+    with quiet(), clock.stage("export"):
+        wishes = Wishes(options.islands, options.keep_in_tensorflow, tolerance, options.folder)
+        exported = export_parts(frozen, callee, seen, symbols, wishes)
+        signature = _sign(exported, callee, frozen, seen, symbols)
+        shorten(exported.proto)
+        model = attached(exported.proto, frozen.weights)
     verification = None
     if options.verify:
         with clock.stage("verify"):
-            tolerance = options.tolerance
-            if tolerance is None:
-                tolerance = REDUCED_TOLERANCE if frozen.reduced else TOLERANCE
-                tolerance = QUANTISED_TOLERANCE if frozen.quantised else tolerance
             verification = verify(model, signature, runs, tolerance, callee.origin)
     samples = tuple(run.inputs for run in runs)
     return SourceModel(
-        model, signature, callee.origin, verification, samples, dict(clock.seconds), (*callee.notes, *notes)
+        model, signature, callee.origin, verification, samples, dict(clock.seconds), (*callee.notes, *exported.notes)
     )
+
+
+def _tolerance(options: Options, frozen: Frozen) -> float:
+    """The user's, or what fits the graph."""
+    if options.tolerance is not None:
+        return options.tolerance
+    if frozen.quantised:
+        return QUANTISED_TOLERANCE
+    return REDUCED_TOLERANCE if frozen.reduced else TOLERANCE
 
 
 def _reference(callee: Callee, given: Sequence[Any] | None) -> tuple[tuple[Run, ...], dict[Dimension, str]]:
@@ -103,9 +116,10 @@ def _reference(callee: Callee, given: Sequence[Any] | None) -> tuple[tuple[Run, 
 
 
 def _sign(
-    proto: ModelProto, callee: Callee, frozen: Frozen, runs: Sequence[Run], symbols: Mapping[tuple[str, int], str]
+    exported: Exported, callee: Callee, frozen: Frozen, runs: Sequence[Run], symbols: Mapping[tuple[str, int], str]
 ) -> Signature:
     """Public names, dtypes and shapes, on the proto and as a Signature."""
+    proto = exported.proto
     _, tensors = publish(proto, frozen.inputs, frozen.outputs, [a.name for a in callee.inputs], frozen.output_names)
     outputs = []
     for name, tensor, dtype, shape in zip(
@@ -116,14 +130,6 @@ def _sign(
         seen = output_symbols(runs, symbols, name, rank)
         known = tuple(d if d is not None else s for d, s in zip(shape or (None,) * rank, seen, strict=True))
         outputs.append((name, tensor, onnx_dtype(dtype), known))
+    exported.describe(symbols)
     signature = set_types(proto, callee.inputs, symbols, outputs)
     return dataclasses.replace(signature, name=callee.name)
-
-
-def onnx_dtype(dtype: Any) -> int:
-    """The onnx.TensorProto number of a tf.DType; bfloat16 counts as float32, in which the export computes."""
-    if dtype.name == "bfloat16":
-        return int(TensorProto.FLOAT)
-    if dtype.name == "string":
-        return int(TensorProto.STRING)
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype.as_numpy_dtype)))

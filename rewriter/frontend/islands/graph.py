@@ -1,0 +1,138 @@
+"""A frozen GraphDef as nodes and edges: names, ports, bodies, and an order that control-flow loops cannot upset."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rewriter.frontend.islands.dtypes import node_dtypes
+
+#: Lookup tables: they hold no values of the computation and are rebuilt wherever they are read.
+TABLES = frozenset({"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2"})
+_CONSTANTS = frozenset({"Const", *TABLES})
+
+
+def tensor(name: str) -> tuple[str, int]:
+    """("node", port) of a NodeDef's data input: "node" or "node:1"."""
+    node, _, port = name.partition(":")
+    return node, int(port or 0)
+
+
+def spelled(node: str, port: int) -> str:
+    """A NodeDef's spelling of an output."""
+    return f"{node}:{port}" if port else node
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A read-only view of a GraphDef.
+
+    Attributes:
+        graph_def: stays as it is.
+        inputs: names of the Placeholder nodes that the caller feeds, in order.
+        outputs: tensors that are returned, in order.
+        nodes: every node that an output depends on through data, and every fed Placeholder, by name, in an order
+            in which producers come first (within a loop of TF1 control flow as well as can be).
+    """
+
+    graph_def: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[tuple[str, int], ...]
+    nodes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, graph_def: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
+        """A view; inputs and outputs are tensor names ("node:0")."""
+        by_name = {node.name: node for node in graph_def.node}
+        heads = tuple(tensor(name)[0] for name in inputs)
+        ends = tuple(tensor(name) for name in outputs)
+        order = _producers_first([*heads, *(node for node, _ in ends)], by_name)
+        return cls(graph_def, heads, ends, {name: by_name[name] for name in order})
+
+    @functools.cached_property
+    def library(self) -> dict[str, Any]:
+        """Function name -> FunctionDef."""
+        return {function.signature.name: function for function in self.graph_def.library.function}
+
+    @functools.cached_property
+    def all_nodes(self) -> dict[str, Any]:
+        """Every node by name, also those that only control edges reach (assertions)."""
+        return {node.name: node for node in self.graph_def.node}
+
+    @functools.cached_property
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """Node -> the nodes that read its outputs as data, each once."""
+        found: dict[str, dict[str, None]] = {name: {} for name in self.nodes}
+        for name, node in self.nodes.items():
+            for source, _ in data_inputs(node):
+                found[source][name] = None
+        return {name: tuple(readers) for name, readers in found.items()}
+
+    @functools.cached_property
+    def dtypes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Node -> DataType numbers of its data inputs and outputs."""
+        return {name: node_dtypes(node, self.library) for name, node in self.nodes.items()}
+
+    def dtype(self, source: tuple[str, int]) -> int:
+        """The DataType number of a tensor; 0 where it is not known."""
+        outputs = self.dtypes[source[0]][1]
+        return outputs[source[1]] if source[1] < len(outputs) else 0
+
+    def is_source(self, name: str) -> bool:
+        """True for nodes that compute nothing and read nothing: constants, tables and hidden weights."""
+        node = self.nodes[name]
+        return node.op in _CONSTANTS or (node.op == "Placeholder" and name not in self.inputs)
+
+
+def data_inputs(node: Any) -> Iterator[tuple[str, int]]:
+    """The tensors that a NodeDef reads, in order; control edges left out."""
+    return (tensor(name) for name in node.input if not name.startswith("^"))
+
+
+def control_inputs(node: Any) -> Iterator[str]:
+    """The nodes that a NodeDef waits for."""
+    return (name[1:] for name in node.input if name.startswith("^"))
+
+
+def functions_of(node: Any) -> Iterator[str]:
+    """Names of the functions in a NodeDef's attributes (bodies of loops and branches, calls)."""
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        for function in value.list.func:
+            yield function.name
+
+
+def reached_functions(nodes: Iterable[Any], library: Mapping[str, Any]) -> list[str]:
+    """Functions that the nodes call, directly or not, in the order in which they are met."""
+    found: dict[str, None] = {}
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        for name in [node.op, *functions_of(node)]:
+            if name in library and name not in found:
+                found[name] = None
+                waiting += library[name].node_def
+    return list(found)
+
+
+def _producers_first(roots: Sequence[str], by_name: Mapping[str, Any]) -> list[str]:
+    """Data ancestors of `roots`, each behind what it reads; iterative, for graphs are deep."""
+    done: dict[str, None] = {}
+    entered: set[str] = set()
+    stack = list(reversed(roots))
+    while stack:
+        name = stack[-1]
+        if name in done:
+            stack.pop()
+            continue
+        waiting = [] if name in entered else [s for s, _ in data_inputs(by_name[name]) if s not in entered]
+        entered.add(name)
+        if waiting:
+            stack += reversed(waiting)
+        else:
+            done[name] = None
+            stack.pop()
+    return list(done)

@@ -1,0 +1,140 @@
+"""Dtypes and shapes of the tensors that cross a cut: TensorFlow's inference, and what samples show."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import ExportError
+from rewriter.frontend.callee import import_tensorflow, static_shape
+from rewriter.frontend.freeze import Frozen
+from rewriter.frontend.islands.cutting import Cut, Known, Tensor
+from rewriter.frontend.islands.graph import Graph, data_inputs, reached_functions
+from rewriter.frontend.islands.loading import load_graph
+from rewriter.frontend.large_weights import with_weights
+from rewriter.frontend.samples import tensorflow_errors
+
+#: Texts for inputs of strings: different lengths and numbers of words, one empty, letters beyond ASCII. What a model
+#: makes of made-up strings that are all alike says little of how its dimensions depend on them.
+TEXTS = (
+    b"to be or not to be, that is the question",
+    b"",
+    b"a",
+    "na\u00efve caf\u00e9 2 b".encode(),
+    b"x = 1\nreturn x",
+)
+
+
+class Inference:
+    """Shapes of a graph's tensors as TensorFlow infers them; the graph is imported when first asked."""
+
+    def __init__(self, graph_def: Any) -> None:
+        self._graph_def = graph_def
+
+    @functools.cached_property
+    def _graph(self) -> Any:
+        tf = import_tensorflow()
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(self._graph_def, name="")
+        return graph
+
+    def shape(self, source: Tensor) -> tuple[int | None, ...] | None:
+        """The shape of ("node", port); None for an unknown rank."""
+        return static_shape(self._graph.get_tensor_by_name(f"{source[0]}:{source[1]}").shape)
+
+    def dtype(self, source: Tensor) -> int:
+        """Its DataType number."""
+        return int(self._graph.get_tensor_by_name(f"{source[0]}:{source[1]}").dtype.as_datatype_enum)
+
+    def first_input(self, node: str) -> tuple[int | None, ...] | None:
+        """The shape of the first input of a node."""
+        return static_shape(self._graph.get_operation_by_name(node).inputs[0].shape)
+
+
+def crossing(parts: Cut) -> tuple[Tensor, ...]:
+    """Every tensor that enters or leaves an island, each once."""
+    return tuple(dict.fromkeys(t for piece in parts.pieces for t in (*piece.inputs, *piece.outputs)))
+
+
+def observe(
+    graph: Graph,
+    tensors: Sequence[Tensor],
+    frozen: Frozen,
+    feeds: Sequence[Sequence[np.ndarray]],
+    origin: str,
+) -> list[dict[Tensor, tuple[int, ...]] | None]:
+    """Shapes of `tensors` for each feed (arrays in the order of `graph.inputs`); None where TensorFlow refuses it.
+
+    What they are computed from is run in TensorFlow; where that holds more weights than a GraphDef can, nothing is
+    observed.
+    """
+    tf = import_tensorflow()
+
+    needed = _needed(graph, tensors)
+    made = type(graph.graph_def)(versions=graph.graph_def.versions)
+    for name in (n for n in graph.nodes if n in needed):
+        node = made.node.add()
+        node.CopyFrom(graph.nodes[name])
+        data = [spelling for spelling in node.input if not spelling.startswith("^")]
+        kept = [c for c in node.input if c.startswith("^") and c[1:] in needed]
+        node.input[:] = data + kept
+    for name in reached_functions(made.node, graph.library):
+        made.library.function.add().CopyFrom(graph.library[name])
+    try:
+        made = with_weights(made, frozen.weights, origin)
+    except ExportError:
+        return [None for _ in feeds]
+    specs = [(name, tf.TensorSpec(None, graph.nodes[name].attr["dtype"].type)) for name in graph.inputs]
+    loaded = load_graph(made, specs, [f"{node}:{port}" for node, port in tensors], frozen.tables, origin)
+    found: list[dict[Tensor, tuple[int, ...]] | None] = []
+    for feed in feeds:
+        try:
+            with tf.device("/CPU:0"):
+                arguments = [tf.constant(value, dtype=s.dtype) for value, (_, s) in zip(feed, specs, strict=True)]
+                results = loaded.function(*arguments)
+        except tensorflow_errors():
+            found.append(None)
+            continue
+        found.append({t: tuple(results[f"output_{i}"].shape) for i, t in enumerate(tensors)})
+    return found
+
+
+def _needed(graph: Graph, tensors: Sequence[Tensor]) -> set[str]:
+    found = set(graph.inputs)
+    stack = [node for node, _ in tensors]
+    while stack:
+        name = stack.pop()
+        if name not in found:
+            found.add(name)
+            stack += [source for source, _ in data_inputs(graph.nodes[name])]
+    return found
+
+
+def with_texts(feed: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The same arrays with other strings in them."""
+
+    def texts(shape: tuple[int, ...]) -> np.ndarray:
+        count = int(np.prod(shape))
+        return np.array([TEXTS[i % len(TEXTS)] for i in range(count)], dtype=object).reshape(shape)
+
+    return [texts(array.shape) if array.dtype.kind in "OSU" else array for array in feed]
+
+
+def know(
+    graph: Graph, inference: Inference, tensors: Sequence[Tensor], seen: Sequence[Mapping[Tensor, Any] | None]
+) -> Known:
+    """What is known of `tensors`: inferred shapes, and where not even the rank is, that of the samples.
+
+    A fed Placeholder's own dtype and shape are among what inference knows.
+    """
+    shapes = {}
+    for source in tensors:
+        shape = inference.shape(source)
+        ranks = {len(run[source]) for run in seen if run is not None}
+        if shape is None and len(ranks) == 1:
+            shape = (None,) * ranks.pop()
+        shapes[source] = shape
+    return Known({t: inference.dtype(t) for t in tensors}, shapes)

@@ -1,0 +1,149 @@
+"""A GraphDef as a function that TensorFlow can call and save, with its lookup tables filled."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import ExportError
+from rewriter.frontend.callee import import_tensorflow
+from rewriter.frontend.islands.graph import TABLES, functions_of, reached_functions
+from rewriter.frontend.samples import one_line
+
+#: Everything that stays in TensorFlow runs on the host: the accelerator belongs to the engines.
+DEVICE = "/device:CPU:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A GraphDef as a ConcreteFunction.
+
+    Attributes:
+        module: owns the function and the tables; to be saved as a whole.
+        function: takes its inputs in order and returns {"output_0": ...}.
+    """
+
+    module: Any
+    function: Any
+
+
+def load_graph(
+    graph_def: Any,
+    inputs: Sequence[tuple[str, Any]],
+    outputs: Sequence[str],
+    tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]],
+    origin: str,
+) -> Loaded:
+    """Makes a function of a GraphDef.
+
+    Args:
+        graph_def: changed: functions get names of their own, devices and table nodes are replaced.
+        inputs: names of its Placeholders, each with the TensorSpec of the argument.
+        outputs: tensor names ("node:0").
+        tables: shared name of a table -> keys and values.
+        origin: one line for messages.
+
+    Raises:
+        ExportError: a table whose contents are not known, or that TensorFlow cannot rebuild.
+    """
+    tf = import_tensorflow()
+    module = tf.Module(name="island")
+    module.tables = []
+    handles = {}
+    for node in graph_def.node:
+        if node.op in TABLES:
+            table = _table(node, tables, origin)
+            module.tables.append(table)
+            handles[f"{node.name}:0"] = table
+    _rename_functions(graph_def)
+    _to_host(graph_def)
+    for node in graph_def.node:
+        if node.op in TABLES:
+            name = node.name
+            node.Clear()
+            node.name, node.op = name, "Placeholder"
+            node.attr["dtype"].type = tf.resource.as_datatype_enum
+
+    def island(*arguments: Any) -> dict[str, Any]:
+        fed = {f"{name}:0": value for (name, _), value in zip(inputs, arguments, strict=True)}
+        fed |= {name: table.resource_handle for name, table in handles.items()}
+        with tf.device(DEVICE):
+            found = tf.import_graph_def(graph_def, input_map=fed, return_elements=list(outputs), name="")
+            return {f"output_{index}": tf.identity(value) for index, value in enumerate(found)}
+
+    specs = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{index}") for index, (_, s) in enumerate(inputs)]
+    try:
+        with tf.device(DEVICE):
+            module.run = tf.function(island, autograph=False)
+            function = module.run.get_concrete_function(*specs)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise ExportError(f"TensorFlow cannot import its part of {origin}: {one_line(error)}") from error
+    return Loaded(module, function)
+
+
+def _table(node: Any, tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]], origin: str) -> Any:
+    """A StaticHashTable with the contents of a table node; misses are told by each lookup, not by the table."""
+    tf = import_tensorflow()
+    contents = tables.get(node.attr["shared_name"].s)
+    if contents is None:
+        raise ExportError(f"the lookup table {node.name} of {origin} has no contents that can be read")
+    key_dtype, value_dtype = (tf.as_dtype(node.attr[name].type) for name in ("key_dtype", "value_dtype"))
+    default: Any = b"" if value_dtype == tf.string else np.zeros((), value_dtype.as_numpy_dtype)
+    try:
+        with tf.device(DEVICE):
+            filling = tf.lookup.KeyValueTensorInitializer(*contents, key_dtype, value_dtype)
+            return tf.lookup.StaticHashTable(filling, default)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise ExportError(
+            f"the lookup table {node.name} of {origin} ({key_dtype.name} to {value_dtype.name}) cannot be rebuilt: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _to_host(graph_def: Any) -> None:
+    for node in [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]:
+        node.device = DEVICE
+
+
+def _rename_functions(graph_def: Any) -> None:
+    """Names after the contents: TensorFlow refuses a name that it knows already for another body.
+
+    Names that this process counted up ("__inference_body_1234") become the same in every process.
+    """
+    library = {function.signature.name: function for function in graph_def.library.function}
+    order = reached_functions(graph_def.node, library)
+    digest = hashlib.sha256()
+    for index, name in enumerate(order):
+        plain = type(library[name])()
+        plain.CopyFrom(library[name])
+        _rename(plain, {other: str(position) for position, other in enumerate(order)})
+        digest.update(f"{index}".encode() + plain.SerializeToString(deterministic=True))
+    names = {name: f"island_{digest.hexdigest()[:16]}_{index}" for index, name in enumerate(order)}
+    for holder in graph_def.library.function:
+        _rename(holder, names)
+    for node in graph_def.node:
+        _rename_calls(node, names)
+    kept = [function for function in graph_def.library.function if function.signature.name in names.values()]
+    library_def = type(graph_def.library)(function=kept)
+    graph_def.library.CopyFrom(library_def)
+
+
+def _rename(function: Any, names: Mapping[str, str]) -> None:
+    function.signature.name = names.get(function.signature.name, function.signature.name)
+    for node in function.node_def:
+        _rename_calls(node, names)
+
+
+def _rename_calls(node: Any, names: Mapping[str, str]) -> None:
+    node.op = names.get(node.op, node.op)
+    if not any(functions_of(node)):
+        return
+    for value in node.attr.values():
+        if value.HasField("func"):
+            value.func.name = names.get(value.func.name, value.func.name)
+        for function in value.list.func:
+            function.name = names.get(function.name, function.name)

@@ -1,0 +1,104 @@
+"""Islands as SavedModels: one folder each, one signature, nothing of this machine in it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter.errors import ExportError
+from rewriter.frontend.callee import import_tensorflow
+from rewriter.frontend.islands.cutting import Known, Piece, input_names, island_graph
+from rewriter.frontend.islands.graph import Graph, reached_functions
+from rewriter.frontend.islands.loading import load_graph
+from rewriter.frontend.islands.vocabulary import PYTHON, TABLE_WRITES
+from rewriter.frontend.large_weights import LargeWeights, with_weights
+
+#: The largest GraphDef that protobuf can write; the rest of a SavedModel is small.
+SIZE_MAX = (1 << 31) - (1 << 20)
+
+
+def save_island(
+    graph: Graph,
+    piece: Piece,
+    known: Known,
+    tables: Mapping[bytes, Any],
+    folder: Path,
+    origin: str,
+    weights: LargeWeights | None = None,
+) -> None:
+    """Writes an island as a SavedModel with the signature "serving_default".
+
+    Its inputs are "input_0", "input_1" ..., its outputs "output_0" ..., in the order of `piece`.
+
+    Raises:
+        ExportError: it runs Python code, changes a table, is larger than 2 GB, or TensorFlow cannot save it.
+    """
+    _check(graph, piece, origin)
+    tf = import_tensorflow()
+    made = with_weights(island_graph(graph, piece, known), weights, origin)
+    if made.ByteSize() > SIZE_MAX:
+        raise ExportError(
+            f"a part of {origin} that stays in TensorFlow has {made.ByteSize() / 1e9:.1f} GB of weights and a SavedModel "
+            f"function ends at 2.1 GB: {_told(piece)}"
+        )
+    specs = [
+        (name, tf.TensorSpec(known.shapes[t], known.dtypes[t]))
+        for name, t in zip(input_names(piece), piece.inputs, strict=True)
+    ]
+    loaded = load_graph(made, specs, [f"{node}:{port}" for node, port in piece.outputs], tables, origin)
+    try:
+        tf.saved_model.save(loaded.module, str(folder), signatures={"serving_default": loaded.function})
+    except (ValueError, TypeError, AssertionError, tf.errors.OpError) as error:
+        raise ExportError(f"TensorFlow cannot save its part of {origin} ({_told(piece)}): {error}") from error
+
+
+def _told(piece: Piece) -> str:
+    return ", ".join(list(piece.island.reasons)[:3])
+
+
+def _check(graph: Graph, piece: Piece, origin: str) -> None:
+    """Refuses what would not compute the same in another process.
+
+    Raises:
+        ExportError: Python code, or a table that changes while the model runs.
+    """
+    nodes = [graph.all_nodes[name] for name in piece.nodes]
+    inner = [node for name in reached_functions(nodes, graph.library) for node in graph.library[name].node_def]
+    for node in [*nodes, *inner]:
+        if node.op in PYTHON:
+            raise ExportError(
+                f"{origin} runs Python code ({node.op} {node.name}), which is saved with no model: replace "
+                "tf.py_function or tf.numpy_function by TensorFlow ops, or convert the part of the model without it"
+            )
+        if node.op in TABLE_WRITES:
+            raise ExportError(
+                f"{origin} changes a lookup table while it runs ({node.op} {node.name}), which no converted model keeps: "
+                "fill the table before the model is saved"
+            )
+
+
+def new_folder(parent: Path | None) -> Path:
+    """An empty folder for the islands of one model.
+
+    Args:
+        parent: the caller's folder, who owns what is put there; None for a temporary one, which goes when this
+            process ends.
+    """
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="islands-", dir=parent)).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="trt-rewriter-islands-")).resolve()
+    owner = os.getpid()
+
+    def remove() -> None:
+        # A forked child inherits this, and must leave its parent's files alone.
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder

@@ -1,0 +1,156 @@
+"""Nodes that cannot be parted from each other, as the nodes of a DAG.
+
+Handles of resources and variants (TensorArrays and TensorLists, ragged values in a box) exist within one runtime only,
+so the two ends of such an edge lie together. So do the nodes of a TF1 loop or branch (Enter to Exit, Switch to Merge):
+they pass on that a value is *dead*, which nothing else understands. What lies on a way from a unit back to itself
+belongs to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from rewriter.frontend.islands.graph import Graph, data_inputs
+
+_HANDLES = frozenset({20, 21})
+_IN, _OUT = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"}), frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """The computing nodes of a graph in units.
+
+    Attributes:
+        members: nodes of each unit; units are in topological order.
+        preds: per unit the units that it reads from.
+        succs: per unit the units that read from it.
+        of: node -> its unit; sources and fed Placeholders have none.
+    """
+
+    members: tuple[tuple[str, ...], ...]
+    preds: tuple[tuple[int, ...], ...]
+    succs: tuple[tuple[int, ...], ...]
+    of: Mapping[str, int]
+
+
+def find_units(graph: Graph) -> Units:
+    """Groups the nodes of a graph that compute something."""
+    names = [name for name in graph.nodes if name not in graph.inputs and not graph.is_source(name)]
+    number = {name: index for index, name in enumerate(names)}
+    edges = [[number[s] for s, _ in data_inputs(graph.nodes[name]) if s in number] for name in names]
+    parent = list(range(len(names)))
+    for reader, name in enumerate(names):
+        for source in data_inputs(graph.nodes[name]):
+            if source[0] in number and graph.dtype(source) in _HANDLES:
+                _join(parent, number[source[0]], reader)
+    dead = _between(graph, names, edges)
+    for reader, sources in enumerate(edges):
+        for source in sources:
+            if dead[reader] and dead[source]:
+                _join(parent, source, reader)
+    return _contract(names, edges, [_root(parent, index) for index in range(len(names))])
+
+
+def _between(graph: Graph, names: Sequence[str], edges: Sequence[Sequence[int]]) -> list[bool]:
+    """Per node whether it lies in TF1 control flow: behind a way in and before a way out, both included."""
+    ops = [graph.nodes[name].op for name in names]
+    if not any(op in _IN for op in ops):
+        return [False] * len(names)
+    readers: list[list[int]] = [[] for _ in names]
+    for reader, sources in enumerate(edges):
+        for source in sources:
+            readers[source].append(reader)
+    behind = _reach([i for i, op in enumerate(ops) if op in _IN], readers)
+    before = _reach([i for i, op in enumerate(ops) if op in _OUT], edges)
+    return [index in behind and index in before for index in range(len(names))]
+
+
+def _reach(starts: Iterable[int], edges: Sequence[Sequence[int]]) -> set[int]:
+    found = set(starts)
+    stack = list(found)
+    while stack:
+        for follower in edges[stack.pop()]:
+            if follower not in found:
+                found.add(follower)
+                stack.append(follower)
+    return found
+
+
+def _contract(names: Sequence[str], edges: Sequence[Sequence[int]], label: Sequence[int]) -> Units:
+    """Units of equal label, joined further until they form a DAG."""
+    preds: dict[int, dict[int, None]] = {root: {} for root in label}
+    for reader, sources in enumerate(edges):
+        for source in sources:
+            if label[source] != label[reader]:
+                preds[label[reader]][label[source]] = None
+    components = _components({root: list(sources) for root, sources in preds.items()})
+    unit_of_root = {root: unit for unit, roots in enumerate(components) for root in roots}
+    members: list[list[str]] = [[] for _ in components]
+    of = {}
+    for index, name in enumerate(names):
+        unit = unit_of_root[label[index]]
+        members[unit].append(name)
+        of[name] = unit
+    before: list[dict[int, None]] = [{} for _ in components]
+    behind: list[dict[int, None]] = [{} for _ in components]
+    for root, sources in preds.items():
+        for source in sources:
+            first, second = unit_of_root[source], unit_of_root[root]
+            if first != second:
+                before[second][first] = None
+                behind[first][second] = None
+    return Units(tuple(map(tuple, members)), tuple(map(tuple, before)), tuple(map(tuple, behind)), of)
+
+
+def _components(preds: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    """Strongly connected components, each behind those that it reads from (Tarjan's algorithm, without recursion)."""
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    open_nodes: list[int] = []
+    is_open: set[int] = set()
+    found: list[list[int]] = []
+    for root in preds:
+        if root in index:
+            continue
+        work = [(root, iter(preds[root]))]
+        index[root] = low[root] = len(index)
+        open_nodes.append(root)
+        is_open.add(root)
+        while work:
+            node, sources = work[-1]
+            fresh = None
+            for source in sources:
+                if source not in index:
+                    fresh = source
+                    break
+                if source in is_open:
+                    low[node] = min(low[node], index[source])
+            if fresh is not None:
+                index[fresh] = low[fresh] = len(index)
+                open_nodes.append(fresh)
+                is_open.add(fresh)
+                work.append((fresh, iter(preds[fresh])))
+                continue
+            work.pop()
+            if work:
+                low[work[-1][0]] = min(low[work[-1][0]], low[node])
+            if low[node] == index[node]:
+                component = []
+                while not component or component[-1] != node:
+                    component.append(open_nodes.pop())
+                    is_open.discard(component[-1])
+                found.append(sorted(component))
+    return found
+
+
+def _root(parent: list[int], node: int) -> int:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+def _join(parent: list[int], a: int, b: int) -> None:
+    a, b = _root(parent, a), _root(parent, b)
+    parent[max(a, b)] = min(a, b)
