@@ -1,5 +1,6 @@
 """The cleaning pipeline on random models: same results, honest reports, determinism, stability."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -12,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from passes.base import verify
+from passes.base import Change, PassResult, verify
+from passes.cancel_transposes import CancelTransposes
 from passes.canonicalize import Canonicalize
+from passes.common_subexpressions import CommonSubexpressions
+from passes.fold_constants import FoldConstants
 from passes.model import Model, from_proto, load
-from passes.pipeline import default_pipeline
+from passes.pipeline import OPTIONAL_PASSES, REQUIRED_PASSES, SelectedPipeline, default_pipeline
 from passes.testing import assert_close, random_feeds, random_model
 from rewriter.runtime.native import NativeSession, evaluate
 
@@ -114,3 +118,73 @@ def test_all_constant_model_becomes_initializers():
     assert not model.proto.graph.node
     assert [t.name for t in model.proto.graph.initializer] == ["y"]
     same_results(proto, model, {"x": np.ones(2, np.float32)})
+
+
+OPTIONAL = (FoldConstants(evaluate), CommonSubexpressions(), CancelTransposes())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    nodes=st.integers(1, 40),
+    chosen=st.lists(st.sampled_from(OPTIONAL), max_size=4),
+    rounds=st.integers(1, 3),
+)
+def test_any_choice_of_passes_computes_the_same(seed, nodes, chosen, rounds):
+    proto = random_model(seed, nodes)
+    cleaned, records = SelectedPipeline(tuple(chosen), rounds).run(from_proto(proto))
+    verify(cleaned, "pipeline", canonical=True)
+    assert Canonicalize().run(cleaned).model is cleaned
+    assert [r.name for r in records][-3:] == ["legalize", "canonicalize", "infer_shapes"]
+    same_results(proto, cleaned, random_feeds(proto, seed % 1000, {"N": 2}))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_default_list_can_be_chosen(seed):
+    model = from_proto(random_model(seed, 60))
+    default = default_pipeline().run(model)[0].proto
+    chosen = SelectedPipeline((FoldConstants(),)).run(model)[0].proto
+    assert chosen.SerializeToString(deterministic=True) == default.SerializeToString(deterministic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """Finds something so many times."""
+
+    times: int
+    name: str = "rename"
+
+    def run(self, model):
+        done = model.proto.graph.doc_string.count("x")
+        if done == self.times:
+            return PassResult(model)
+        proto = model.copy_proto()
+        proto.graph.doc_string += "x"
+        return PassResult(model.with_proto(proto), (Change("rename", "graph", "once more"),))
+
+
+@pytest.mark.parametrize(("times", "rounds", "runs"), [(0, 3, 1), (1, 3, 2), (9, 3, 3), (9, 1, 1)])
+def test_rounds_end_when_nothing_is_found(times, rounds, runs):
+    records = SelectedPipeline((Rename(times),), rounds).run(from_proto(random_model(0, 5)))[1]
+    assert [r.name for r in records].count("rename") == runs
+
+
+def test_small_graphs_skip_the_optional_passes_and_say_so():
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 18]>
+        g (float[2] x) => (float[2] y) { a = Identity(x) b = Relu(a) c = Relu(a) y = Add(b, c) }""")
+    seen = []
+    small = SelectedPipeline((CommonSubexpressions(),), 1, 4)
+    model, records = small.run(from_proto(proto), lambda record, _: seen.append(record))
+    assert len(model.proto.graph.node) == 3
+    skipped = next(r for r in records if r.name == "common_subexpressions")
+    assert (skipped.options, skipped.changes) == ("skipped: the graph has 3 nodes and min_graph_nodes is 4", ())
+    assert seen == list(records)
+    for minimum in (3, -1):
+        assert (
+            len(SelectedPipeline((CommonSubexpressions(),), 1, minimum).run(from_proto(proto))[0].proto.graph.node) == 2
+        )
+
+
+def test_every_pass_is_required_or_optional():
+    assert {step.name for step in default_pipeline().passes} <= {*REQUIRED_PASSES, *OPTIONAL_PASSES}
+    assert {kind().name: kind for kind in OPTIONAL_PASSES.values()} == dict(OPTIONAL_PASSES)
