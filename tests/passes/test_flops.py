@@ -3,13 +3,18 @@
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import parser
 
 from passes.graph.flop_rules import rule_names
 from passes.graph.flops import estimate
+from passes.graph.walk import iter_nodes
 from passes.model import from_proto
+from passes.pipeline import default_pipeline
+from passes.testing import random_model
 
 
 def parse(text):
@@ -164,6 +169,20 @@ def test_every_rule_is_of_an_operator_that_exists():
     # The newest opsets may not be in this version of onnx; MultiHeadAttention is ONNX Runtime's.
     newest = {"MultiHeadAttention", "BitCast", "CumProd", "TensorScatter", "RMSNormalization", "RotaryEmbedding"}
     assert not set(rule_names()) - known - newest - {"Attention", "Swish", "Scaler", "LabelEncoder", "CategoryMapper"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_random_models_are_counted_whole(seed):
+    model, _ = default_pipeline().run(from_proto(random_model(seed)))
+    found = estimate(model)
+    names = [node.name for node in iter_nodes(model.proto)]
+    assert sorted(found) == sorted(names)
+    assert all(flops is None or flops >= 0 for flops in found.values())
+    assert found.total == sum(found[node.name] or 0 for node in model.proto.graph.node)
+    assert sum(found.unknown.values()) == sum(flops is None for flops in found.values())
+    twice = estimate(model, dict.fromkeys(found.sizes, 2))
+    assert twice.total >= found.total
 
 
 @pytest.mark.tensorflow
