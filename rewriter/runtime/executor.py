@@ -7,6 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from passes.base import PassError
 from passes.model import Model
 from passes.precision.ranges import RangeTable
@@ -64,6 +66,10 @@ class Executor(Protocol):
         """The engines built at run time so far; their files live as long as the executor."""
         ...
 
+    def to_host(self, value: Any) -> np.ndarray:
+        """A tensor of the caller's, wherever this executor can read it, as an array of the host."""
+        ...
+
     def close(self) -> None:
         """Frees sessions and engines; harmless when repeated."""
         ...
@@ -116,6 +122,10 @@ class NativeExecutor:
     def built_engines(self) -> tuple[StoredEngine, ...]:
         """Nothing is ever built."""
         return ()
+
+    def to_host(self, value: Any) -> np.ndarray:
+        """Nothing lies anywhere else."""
+        return np.asarray(value)
 
     def close(self) -> None:
         """Drops the session; a run in another thread finishes with it."""

@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from passes.engine_node import engine_nodes
-from passes.model import Model
-from passes.precision.ranges import RangeTable
+from passes.island_node import island_nodes
 from passes.precision.recipe import Recipe
 from rewriter.artifact import Artifact, load_artifact
-from rewriter.artifact_paths import RUNTIME_CACHE_DIR
-from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
+from rewriter.artifact_islands import keep_islands, link_or_copy
+from rewriter.errors import ArtifactError
 from rewriter.runtime import device
-from rewriter.runtime.executor import EmulatedExecutor, Executor, NativeExecutor
-from rewriter.runtime.function import ConvertedFunction, counted
+from rewriter.runtime.function import ConvertedFunction
+from rewriter.runtime.opening import Runnable, make_executor
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
-from rewriter.source import Signature
 from rewriter.switches import Switches
+
+__all__ = ["Runnable", "Siblings", "load", "make_function", "natively_forbidden"]
 
 #: The keys of all signatures of a model, and what makes the function of one.
 Siblings = tuple[Sequence[str], Callable[[str], ConvertedFunction]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Runnable:
-    """A converted model and what is needed to run it.
-
-    Attributes:
-        model: the spliced model; its weights must not change while a function of it lives.
-        signature: names, order, dtypes and shapes.
-        engines: the engines of its engine nodes; unusable ones have the reason in `entry.problem`.
-        params: the conversion's parameters, as an artifact keeps them.
-        recipe: the arithmetic of the engines; None where it is not known: then nothing can be emulated or built.
-        ranges: calibrated ranges of INT8 and FP8.
-        artifact: the directory that all this was read from; None for a model straight from a converter.
-    """
-
-    model: Model
-    signature: Signature
-    engines: tuple[StoredEngine, ...] = ()
-    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    recipe: Recipe | None = None
-    ranges: RangeTable | None = None
-    artifact: Path | None = None
-
-    @property
-    def outputs(self) -> list[str]:
-        """The ONNX names of the signature's outputs."""
-        return [spec.tensor for spec in self.signature.outputs]
 
 
 def load(
@@ -161,8 +130,8 @@ def make_function(
         options: how to run it.
         lazy: True makes sessions and loads engines at the first call: until then the model costs no time and no
             memory.
-        keep_engines: True gives the function its own links to the engine files, for those whose folder may go
-            before it does.
+        keep_engines: True gives the function its own links to the files of engines and of parts that stay in
+            TensorFlow, for those whose folder may go before it does.
         siblings: the keys of all signatures, and what makes the functions of the others.
 
     Raises:
@@ -173,14 +142,13 @@ def make_function(
     options = (options or RuntimeOptions()).filled(runnable.params)
     blocked = _why_no_gpu(options)
     folder = None
-    if keep_engines and runnable.engines and not blocked:
-        folder, kept = _linked(runnable.engines)
-        runnable = dataclasses.replace(runnable, engines=kept)
+    if keep_engines:
+        folder, runnable = _kept(runnable, with_engines=not blocked)
     # Without a GPU it is known what runs the model, and why; only the session is left for later. What is an error then
     # is one of the first call, as on a GPU.
     put_off = lazy and (not blocked or options.strict)
     return ConvertedFunction(
-        (lambda: _make_executor(runnable, options)) if put_off else _make_executor(runnable, options, blocked, lazy),
+        (lambda: make_executor(runnable, options)) if put_off else make_executor(runnable, options, blocked, lazy=lazy),
         runnable.signature,
         [engine.entry for engine in runnable.engines],
         options,
@@ -200,76 +168,22 @@ def _why_no_gpu(options: RuntimeOptions) -> str:
     return device.missing_gpu()
 
 
-def _make_executor(runnable: Runnable, options: RuntimeOptions, blocked: str = "", lazy: bool = False) -> Executor:
-    """What computes the model.
-
-    Args:
-        runnable: the model.
-        options: how to run it.
-        blocked: why the GPU is out of the question; "" tries it.
-        lazy: see `make_function`; for executors on the CPU.
-    """
-    if options.execution == "emulate":
-        if runnable.recipe is None:
-            raise InvalidParameterError("execution='emulate' needs the recipe of the engines: give recipe=")
-        return EmulatedExecutor(runnable.model, runnable.outputs, runnable.recipe, runnable.ranges, lazy=lazy)
-    if not blocked:
-        opened = _open_gpu(runnable, options)
-        if not isinstance(opened, str):
-            return opened
-        blocked = opened
-    if options.provider == "cuda":
-        raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
-    nodes = [node.op_type for _, node in engine_nodes(runnable.model.proto)]
-    reasons = {op: _why_native(op, runnable, blocked) for op in nodes}
-    if options.strict and nodes:
-        raise ConversionError(
-            f"strict: {counted(len(nodes), 'engine node')} would not run on TensorRT; {nodes[0]}: {reasons[nodes[0]]}"
-        )
-    fallbacks = collections.Counter(reasons[op] for op in nodes)
-    return NativeExecutor(runnable.model, runnable.outputs, fallbacks, lazy=lazy)
-
-
-def _open_gpu(runnable: Runnable, options: RuntimeOptions) -> Executor | str:
-    """The executor on the GPU, or why there is none."""
-    from rewriter.runtime.gpu.opening import open_gpu_executor
-
-    return open_gpu_executor(
-        runnable.model,
-        runnable.outputs,
-        runnable.engines,
-        options,
-        runnable.params,
-        runnable.recipe,
-        runnable.ranges,
-        runnable.artifact / RUNTIME_CACHE_DIR if runnable.artifact else None,
-    )
-
-
-def _why_native(op: str, runnable: Runnable, blocked: str) -> str:
-    """Why one engine node runs as its native segment: no engine here, none that is usable, or `blocked`."""
-    own = [engine.entry for engine in runnable.engines if engine.entry.op == op]
-    if not own and runnable.artifact is None:
-        return "no engine has been built for it"
-    if not own:
-        return "the artifact holds no engine for it"
-    return blocked if any(entry.usable for entry in own) else own[0].problem
-
-
-def _linked(
-    engines: Sequence[StoredEngine],
-) -> tuple[tempfile.TemporaryDirectory[str], tuple[StoredEngine, ...]]:
-    """The same engines in a folder of their own, which goes with the object that is returned for it."""
-    folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-engines-")
+def _kept(runnable: Runnable, *, with_engines: bool) -> tuple[tempfile.TemporaryDirectory[str] | None, Runnable]:
+    """The same with files in a folder of its own, which goes with the object that is returned for it, if any."""
+    engines = runnable.engines if with_engines else ()
+    islands = any(True for _ in island_nodes(runnable.model.proto))
+    if not engines and not islands:
+        return None, runnable
+    folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-kept-")
+    root = Path(folder.name)
     kept = []
     for number, engine in enumerate(engines):
-        path = Path(folder.name) / f"{number}.engine"
-        try:
-            os.link(engine.path, path)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(engine.path, path)
+        path = root / f"{number}.engine"
+        link_or_copy(engine.path, path)
         kept.append(dataclasses.replace(engine, path=path))
-    return folder, tuple(kept)
+    if islands:
+        runnable = dataclasses.replace(runnable, model=keep_islands(runnable.model, root))
+    return folder, dataclasses.replace(runnable, engines=tuple(kept)) if engines else runnable
 
 
 def _recipe_of(artifact: Artifact, *, needed: bool) -> Recipe | None:

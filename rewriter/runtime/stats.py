@@ -77,6 +77,24 @@ def build_totals(slots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {**totals, "failed": dict(failed)}
 
 
+def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counters of several executors as one: numbers are added up, mappings joined in the same way.
+
+    What is neither (a text) is taken from the last part that has it.
+    """
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            known = total.get(name)
+            if isinstance(value, Mapping):
+                total[name] = merged([known or {}, value])
+            elif isinstance(value, (int, float)) and isinstance(known, (int, float)):
+                total[name] = known + value
+            else:
+                total[name] = value
+    return total
+
+
 def grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The top-level numbers of `after` less those of `before`; what is no number is left out."""
     return {

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rewriter.errors import (
     ConversionError,
     ConverterStateError,
@@ -26,6 +28,7 @@ from rewriter.runtime.gpu.last_resort import LastResort
 from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
 from rewriter.runtime.gpu.plan_table import Key, PlanTable
+from rewriter.runtime.gpu.tensors import device_view
 from rewriter.runtime.gpu.transfer import Pending, Staged, deliver, discovery_inputs, stage, view
 from rewriter.runtime.slots import BUILDING
 
@@ -171,6 +174,24 @@ class HybridExecutor:
                 "device_bytes": self._pieces.device_bytes,
                 "slots": {op: slot.stats() for op, slot in slots.items()},
             }
+
+    def to_host(self, value: Any) -> np.ndarray:
+        """A copy of a device tensor of the caller's in host memory; waits until it is written.
+
+        Raises:
+            InputError: it is none, or cannot be read.
+            ConverterStateError: it is closed.
+        """
+        with self._lock, self._cuda.current():
+            self._check_open()
+            found = device_view(value, self._cuda)
+            if found is None:
+                raise InputError(f"a {type(value).__name__} is no array and no device tensor")
+            written = self._cuda.record()
+        written.synchronize()
+        array: np.ndarray = np.empty(found.shape, found.dtype)
+        self._cuda.read(array.ctypes.data, found.pointer, array.nbytes)
+        return array
 
     def wait_for_builds(self) -> None:
         """Returns when the engines that are being built are ready or have failed."""

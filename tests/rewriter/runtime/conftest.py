@@ -75,6 +75,9 @@ class GpuDouble:
     def built_engines(self):
         return self.built
 
+    def to_host(self, value):
+        return value.array
+
     def close(self):
         self.closed += 1
         self.native.close()

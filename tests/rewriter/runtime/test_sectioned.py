@@ -128,7 +128,9 @@ def test_another_dtype_than_the_island_takes_is_an_error(folders):
 def test_a_failure_names_the_island(folders):
     text = "g (string[N,3] s, float[N,3] x) => (float[N,3] y) { }"
     session = open_native(im.model(text, [im.island(0, ["s", "x"], ["y"], folders / "parse", ["StringToNumber"])]))
-    with pytest.raises(RuntimeError, match=r"TensorFlow island 'TFIsland_000' \(StringToNumber\): .*not correctly convert"):
+    with pytest.raises(
+        RuntimeError, match=r"TensorFlow island 'TFIsland_000' \(StringToNumber\): .*not correctly convert"
+    ):
         session.run({"s": np.full((2, 3), "a", object), "x": X})
 
 
