@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rewriter.errors import SourceError
+from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.rescue.recorded import EngineRecord
 from rewriter.rescue.report import Removed, RescueReport
 
@@ -26,11 +26,12 @@ def needs_rescue(directory: str | os.PathLike[str]) -> bool:
     no SavedModel, or is damaged.
 
     Raises:
+        InvalidParameterError: it is no path.
         MissingDependencyError: the bytes mention TF-TRT, and TensorFlow is not installed to look closer.
     """
     from rewriter.rescue import reading
 
-    path = Path(directory)
+    path = _path("directory", directory)
     if not reading.mentions_engines(path):
         return False
     try:
@@ -56,13 +57,13 @@ def rescue(
     Raises:
         SourceError: the source is no SavedModel, damaged, none of TF-TRT's, or has lost a native segment (the message
             names the op); or it cannot be copied.
-        InvalidParameterError: the destination cannot be written to, or is not empty.
+        InvalidParameterError: the destination is no path, cannot be written to, or is not empty.
         MissingDependencyError: TensorFlow is not installed.
     """
     from rewriter.rescue import reading, writing
     from rewriter.rescue.rewriting import rewrite
 
-    origin, target = Path(source), Path(destination)
+    origin, target = _path("source", source), _path("destination", destination)
     writing.check_destination(origin, target, overwrite)
     message = reading.parse(origin)
     if not reading.holds_engines(message):
@@ -74,6 +75,19 @@ def rescue(
     version = message.meta_graphs[0].meta_info_def.tensorflow_version
     engines = rewritten.engines
     return RescueReport(str(origin), str(target), engines.engines, rewritten.removed, engines.rebuilt, version)
+
+
+def _path(name: str, value: object) -> Path:
+    """A path that the system can look at.
+
+    Raises:
+        InvalidParameterError: it is none.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str) or not os.fspath(value):
+        raise InvalidParameterError(f"{name} must be the path of a folder, not {value!r}")
+    if "\0" in os.fspath(value):
+        raise InvalidParameterError(f"{name} cannot be a path: it holds a null byte ({value!r})")
+    return Path(value)
 
 
 def rescue_graph_def(graph_def: Any, source: str = "the GraphDef") -> tuple[Any, RescueReport]:

@@ -64,6 +64,8 @@ class RescueReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, a line each."""
+        if not self.engines and self.removed == Removed():
+            return ()
         if not self.engines:
             return ("TF-TRT left no engine in it, only the resources of engines: they are removed",)
         notes = [self._kept(), *recorded_params(self.engines)[1], *recorded_strategy(self.engines)[1]]

@@ -31,7 +31,6 @@ class TemporaryRescue:
         Raises:
             SourceError: a native segment is not there, or the file is damaged.
         """
-        source = source.resolve()
         message = parse(source)
         described = f"the SavedModel in {source}"
         rewritten = rewrite(message, described)
@@ -39,9 +38,12 @@ class TemporaryRescue:
         try:
             self.path = Path(tempfile.mkdtemp(prefix="rescued-"))
             self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-            fill(content, source, self.path, set(rewritten.removed.assets), _link_folder, _link_file)
+            fill(content, source.resolve(), self.path, set(rewritten.removed.assets), _link_folder, _link_file)
         except OSError as error:
-            raise SourceError(f"cannot write the rescued model beside other temporary files: {error}") from error
+            raise SourceError(
+                f"{described} was made by TF-TRT, and its rescue needs a temporary folder, which cannot be written "
+                f"({error}): free some space, or name another place in TMPDIR"
+            ) from error
         version = message.meta_graphs[0].meta_info_def.tensorflow_version
         self.report = RescueReport(
             described, "", rewritten.engines.engines, rewritten.removed, rewritten.engines.rebuilt, version

@@ -36,13 +36,26 @@ def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
     Raises:
         InvalidParameterError: it is the source, lies in it or around it, is a file, holds something and `overwrite` is
             False, or holds what is no part of a SavedModel; or no folder can be made there.
+        SourceError: the system cannot look at it.
     """
+    with _system_errors(f"cannot write the rescued model {destination}"):
+        _check_apart(source, destination)
+        _check_place(destination, overwrite)
+
+
+def _check_apart(source: Path, destination: Path) -> None:
+    """The destination is not the source, nor in it, nor around it."""
     where = destination.resolve()
     origin = source.resolve()
     if where == origin or origin in where.parents or where in origin.parents:
         raise InvalidParameterError(
             f"the destination {destination} is, lies in or holds the source {source}: choose a directory apart from it"
         )
+
+
+def _check_place(destination: Path, overwrite: bool) -> None:
+    """There is room for a folder at the destination."""
+    where = destination.resolve()
     if not where.exists():
         parent = next(parent for parent in where.parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

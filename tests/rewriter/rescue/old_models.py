@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 
 #: Ops that stay outside of segments.
-OUTSIDE = {"Placeholder", "NoOp", "LookupTableFindV2", "ReadVariableOp"}
+OUTSIDE = {"Placeholder", "NoOp", "LookupTableFindV2", "ReadVariableOp", "Cast"}
+#: Attributes that TF2 leaves out of what it saves when they have these values.
+DEFAULTS = {
+    "max_cached_engines_count": 1,
+    "max_batch_size": 1,
+    "calibration_data": b"",
+    "use_calibration": True,
+    "segment_funcdef_name": b"",
+    "fixed_input_size": True,
+    "static_engine": True,
+    "profile_strategy": b"",
+    "use_explicit_precision": False,
+}
 DEVICE = "/job:localhost/replica:0/task:0/device:GPU:0"
 
 
@@ -75,7 +87,7 @@ def convert(tf, source, target, style=None, key="serving_default"):
         del again
     del loaded, function, frozen, converted, trackable
     _collect()
-    spell(target, style, segments)
+    spell(target, style, segments, stripped=True)
     return target
 
 
@@ -106,7 +118,7 @@ def convert_tf1(tf, source, target, style=None, key="serving_default"):
         with v1.Session(graph=graph) as session:
             builder.add_meta_graph_and_variables(session, ["serve"], {key: signature})
         builder.save()
-    spell(target, style, segments)
+    spell(target, style, segments, stripped=False)
     return target
 
 
@@ -261,8 +273,11 @@ def _dtypes(tf, graph_def):
 # --- Spelling ---------------------------------------------------------------------------------------------------------
 
 
-def spell(path, style, segments):
-    """Gives the stock ops of a SavedModel TF-TRT's names, attributes and devices."""
+def spell(path, style, segments, stripped):
+    """Gives the stock ops of a SavedModel TF-TRT's names, attributes and devices.
+
+    `stripped`: attributes at the defaults of the op are left out, as TF2 does when it saves.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
 
     file = Path(path) / "saved_model.pb"
@@ -272,6 +287,8 @@ def spell(path, style, segments):
         spell_nodes(graph_def.node, None, style, segments)
         for function in graph_def.library.function:
             spell_nodes(function.node_def, function, style, segments)
+            if stripped:
+                _strip_defaults(function.node_def)
         _drop_segments(graph_def, style)
         for op in meta_graph.meta_info_def.stripped_op_list.op:
             op.name = {"HashTableV2": style.resource_ops[0], "PartitionedCall": "TRTEngineOp"}.get(op.name, op.name)
@@ -345,6 +362,13 @@ def spell_engine(node, style, segments):
     if style.strategy:
         a["profile_strategy"].s = style.strategy.encode()
         a["_profile_generation_mode"].b = False
+
+
+def _strip_defaults(nodes):
+    for node in nodes:
+        for name, value in DEFAULTS.items() if "TRT" in node.op else ():
+            if name in node.attr and getattr(node.attr[name], node.attr[name].WhichOneof("value")) == value:
+                del node.attr[name]
 
 
 def _in_the_node(segment, style):
