@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
+from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.source import Signature, SourceModel
 
 __all__ = ["load_source"]
@@ -34,6 +35,10 @@ def load_source(
     samples: Sequence[Any] | None = None,
     verify: bool = True,
     tolerance: float | None = None,
+    grappler: GrapplerOptions | None = None,
+    islands: bool = True,
+    keep_in_tensorflow: Sequence[str] = (),
+    island_folder: str | os.PathLike[str] | None = None,
     check: Callable[[Signature], object] | None = None,
 ) -> SourceModel:
     """Reads a model and returns it as ONNX, with the signature that its user knows.
@@ -56,6 +61,11 @@ def load_source(
         tolerance: largest max|difference| / max|reference| per output; default 1e-4, 1e-2 for graphs that
             compute in float16 or bfloat16, 3e-2 for those that emulate quantisation. Integers, booleans
             and strings must be equal.
+        grappler: TensorFlow sources only: what TensorFlow's own graph optimiser does; None for the default.
+        islands: TensorFlow sources only: True leaves what ONNX has no word for in TensorFlow; False refuses it.
+        keep_in_tensorflow: TensorFlow operators that stay there in any case.
+        island_folder: where the SavedModels of what stays go, in a new folder of its own, which the caller owns; None
+            for a temporary folder, which goes when this process ends.
         check: called with what is known of the inputs as soon as the model is read: names and shapes, of TensorFlow
             sources neither dtypes (0) nor names of dimensions, and no outputs. What it raises ends all work.
 
@@ -94,6 +104,8 @@ def load_source(
     from rewriter.frontend.noise import collector_paused
     from rewriter.frontend.tensorflow import Clock, Options, convert
 
+    folder = None if island_folder is None else Path(island_folder)
+    options = Options(samples, verify, tolerance, grappler, islands, tuple(keep_in_tensorflow), folder)
     clock = Clock()
     with collector_paused():
         with clock.stage("load"):
@@ -104,7 +116,7 @@ def load_source(
         if check is not None:
             known = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
             check(Signature(known, (), callee.name))
-        return convert(callee, Options(samples, verify, tolerance), clock)
+        return convert(callee, options, clock)
 
 
 def _checked(source: SourceModel, check: Callable[[Signature], object] | None) -> SourceModel:
