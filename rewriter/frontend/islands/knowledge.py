@@ -123,9 +123,7 @@ def with_texts(feed: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [texts(array.shape) if array.dtype.kind in "OSU" else array for array in feed]
 
 
-def know(
-    graph: Graph, inference: Inference, tensors: Sequence[Tensor], seen: Sequence[Mapping[Tensor, Any] | None]
-) -> Known:
+def know(inference: Inference, tensors: Sequence[Tensor], seen: Sequence[Mapping[Tensor, Any]]) -> Known:
     """What is known of `tensors`: inferred shapes, and where not even the rank is, that of the samples.
 
     A fed Placeholder's own dtype and shape are among what inference knows.
@@ -133,7 +131,7 @@ def know(
     shapes = {}
     for source in tensors:
         shape = inference.shape(source)
-        ranks = {len(run[source]) for run in seen if run is not None}
+        ranks = {len(run[source]) for run in seen if source in run}
         if shape is None and len(ranks) == 1:
             shape = (None,) * ranks.pop()
         shapes[source] = shape

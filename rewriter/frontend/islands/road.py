@@ -192,7 +192,7 @@ def _export(source: _Source, plan: Plan) -> _Attempt:
     tensors = crossing(parts)
     seen = _observed(source, tensors)
     ends = tuple(t for t in (*graph.outputs, *((name, 0) for name in graph.inputs)) if t not in tensors)
-    known = know(graph, source.inference, (*tensors, *ends), [shapes for _, shapes in seen])
+    known = know(source.inference, (*tensors, *ends), [shapes for _, shapes in seen])
     made, stand_ins = exported_graph(graph, parts, known)
     outputs = [t for t in graph.outputs if t[0] in set(parts.exported)]
     part = dataclasses.replace(
