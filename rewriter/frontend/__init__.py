@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.frontend.grappler import GrapplerOptions
+from rewriter.frontend.specialize import check_specialize, specialize_callee, specialize_onnx
 from rewriter.source import Signature, SourceModel
 
 __all__ = ["load_source"]
@@ -32,6 +33,7 @@ def load_source(
     signature_key: str | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    specialize: Mapping[str, int] | str | None = None,
     samples: Sequence[Any] | None = None,
     verify: bool = True,
     tolerance: float | None = None,
@@ -55,6 +57,9 @@ def load_source(
         inputs: GraphDef only: names of its input tensors or nodes ("x", "x:0"), in the order of the signature; default:
             the placeholders that the outputs need. The public name is the tensor's, without ":0".
         outputs: GraphDef only: the same of its outputs; default: the results that nobody reads.
+        specialize: sizes for open dimensions, each by the name that the signature shows ("batch", "image_dim1") or as
+            "input:axis" ("image:1"); also as a text, "batch=8,image:1=224". They are fixed before the export, which
+            then needs no shape arithmetic for them. Names that TensorFlow must be asked for run the model once more.
         samples: sample inputs, each a dict by public input name, a tuple in signature order or a single array;
             default: made up until TensorFlow takes them. They also trace a tf.function without a signature.
         verify: False skips the comparison with TensorFlow.
@@ -70,14 +75,47 @@ def load_source(
             sources neither dtypes (0) nor names of dimensions, and no outputs. What it raises ends all work.
 
     Raises:
-        InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel; inputs or outputs for
-            what is no GraphDef.
+        InvalidParameterError: no samples in `samples`; tags or a signature key for what is no SavedModel; inputs or
+            outputs for what is no GraphDef; a name in `specialize` that the model has not.
         SourceError: the source cannot be read.
         ExportError: it cannot be expressed in ONNX; the message names the ops.
         VerificationError: the export computes something else; the message names the outputs.
         InputError: `samples` do not fit the signature.
         MissingDependencyError: TensorFlow, tf2onnx or ONNX Runtime is needed and not installed.
     """
+    _check_arguments(source, tags, signature_key, inputs, outputs, samples)
+    sizes = check_specialize(specialize)
+    if isinstance(source, ModelProto):
+        from rewriter.frontend import onnx as onnx_source
+
+        return _checked(specialize_onnx(onnx_source.from_proto(source), sizes), check)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.suffix.lower() == ".onnx" and path.is_file():
+            from rewriter.frontend import onnx as onnx_source
+
+            return _checked(specialize_onnx(onnx_source.load(path), sizes), check)
+    from rewriter.frontend.noise import collector_paused
+    from rewriter.frontend.tensorflow import Clock, Options, convert
+
+    folder = None if island_folder is None else Path(island_folder)
+    options = Options(samples, verify, tolerance, grappler, islands, tuple(keep_in_tensorflow), folder)
+    clock = Clock()
+    with collector_paused():
+        with clock.stage("load"):
+            if isinstance(source, (str, os.PathLike)):
+                callee = _from_path(Path(source), tags, signature_key, samples, (inputs, outputs))
+            else:
+                callee = _from_object(source, signature_key, samples, (inputs, outputs))
+            callee = specialize_callee(callee, sizes, samples)
+        if check is not None:
+            known = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
+            check(Signature(known, (), callee.name))
+        return convert(callee, options, clock)
+
+
+def _check_arguments(source: Any, tags: Any, signature_key: Any, inputs: Any, outputs: Any, samples: Any) -> None:
+    """Refuses paths that can be none, no samples, and arguments that have no meaning for this kind of source."""
     if isinstance(source, (str, os.PathLike)):
         _check_path(source)
     if samples is not None and len(samples) == 0:
@@ -91,32 +129,6 @@ def load_source(
             "inputs (--graph-inputs) and outputs (--graph-outputs) name tensors of a frozen GraphDef, and the source "
             "is none"
         )
-    if isinstance(source, ModelProto):
-        from rewriter.frontend import onnx as onnx_source
-
-        return _checked(onnx_source.from_proto(source), check)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.suffix.lower() == ".onnx" and path.is_file():
-            from rewriter.frontend import onnx as onnx_source
-
-            return _checked(onnx_source.load(path), check)
-    from rewriter.frontend.noise import collector_paused
-    from rewriter.frontend.tensorflow import Clock, Options, convert
-
-    folder = None if island_folder is None else Path(island_folder)
-    options = Options(samples, verify, tolerance, grappler, islands, tuple(keep_in_tensorflow), folder)
-    clock = Clock()
-    with collector_paused():
-        with clock.stage("load"):
-            if isinstance(source, (str, os.PathLike)):
-                callee = _from_path(Path(source), tags, signature_key, samples, (inputs, outputs))
-            else:
-                callee = _from_object(source, signature_key, samples, (inputs, outputs))
-        if check is not None:
-            known = tuple(TensorSpec(item.name, TensorProto.UNDEFINED, item.shape) for item in callee.inputs)
-            check(Signature(known, (), callee.name))
-        return convert(callee, options, clock)
 
 
 def _checked(source: SourceModel, check: Callable[[Signature], object] | None) -> SourceModel:

@@ -37,6 +37,7 @@ class Callee:
         reference_variables: node name -> value of TF1 reference variables, which freezing cannot read by itself.
         notes: what the user should know of how it was read, a line each; they become notes of the SourceModel.
         with_inputs: makes the callee anew for other input shapes; None where `call` is traced anew at every use.
+        symbols: (input name, axis) -> name of every open dimension; None where it is still to be found out.
     """
 
     call: Callable[[Sequence[Any]], dict[str, Any]]
@@ -48,6 +49,7 @@ class Callee:
     reference_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     with_inputs: Callable[[Sequence[Argument]], Callee] | None = None
+    symbols: Mapping[tuple[str, int], str] | None = None
 
     def fixed(self, inputs: Sequence[Argument]) -> Callee:
         """This computation for inputs of other (narrower) shapes."""

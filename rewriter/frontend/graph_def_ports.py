@@ -45,7 +45,7 @@ _SHOWN = 12
 
 
 def tensor_name(name: str) -> str:
-    """ "x" and "x:0" as "x:0"."""
+    """The name of a tensor: "x" and "x:0" as "x:0"."""
     return name if ":" in name else f"{name}:0"
 
 

@@ -14,20 +14,37 @@ MAX_PROBES = 12
 Dimension = tuple[str, int]
 
 
-def dimension_symbols(callee: Callee, run: Run) -> dict[Dimension, str]:
-    """(input name, axis) -> symbol for every unknown dimension.
+def needs_run(callee: Callee) -> bool:
+    """True where only TensorFlow can tell which unknown dimensions must be equal."""
+    return any(not _is_one_group(callee, axis, found) for axis, found in _by_axis(callee).items())
 
-    Unknown first dimensions that must be equal are "batch", as is the only one; others are "<input>_dim<axis>",
-    after the first input of a group that must be equal. Whether two must be equal is asked of TensorFlow: it
-    refuses them different and takes them changed together.
-    """
+
+def _by_axis(callee: Callee) -> dict[int, list[Dimension]]:
     by_axis: dict[int, list[Dimension]] = {}
     for argument in callee.inputs:
         for axis, size in enumerate(argument.shape or ()):
             if size is None:
                 by_axis.setdefault(axis, []).append((argument.name, axis))
+    return by_axis
+
+
+def _is_one_group(callee: Callee, axis: int, dimensions: Sequence[Dimension]) -> bool:
+    """True for a single dimension, and for a batch that the framework shares."""
+    return len(dimensions) == 1 or (axis == 0 and callee.batch_is_shared)
+
+
+def dimension_symbols(callee: Callee, run: Run | None) -> dict[Dimension, str]:
+    """(input name, axis) -> symbol for every unknown dimension.
+
+    Unknown first dimensions that must be equal are "batch", as is the only one; others are "<input>_dim<axis>",
+    after the first input of a group that must be equal. Whether two must be equal is asked of TensorFlow: it
+    refuses them different and takes them changed together, on `run` resized; without a run (see `needs_run`) none
+    but those that are known to be equal are. Names that the callee has already stay.
+    """
+    if callee.symbols is not None:
+        return dict(callee.symbols)
     symbols: dict[Dimension, str] = {}
-    for axis, dimensions in by_axis.items():
+    for axis, dimensions in _by_axis(callee).items():
         groups = _groups(callee, run, axis, dimensions)
         for number, group in enumerate(groups):
             name = f"{group[0][0]}_dim{axis}"
@@ -38,13 +55,11 @@ def dimension_symbols(callee: Callee, run: Run) -> dict[Dimension, str]:
     return {d: (f"{s}_size" if s == "batch" and s in taken else s) for d, s in symbols.items()}
 
 
-def _groups(callee: Callee, run: Run, axis: int, dimensions: list[Dimension]) -> list[list[Dimension]]:
+def _groups(callee: Callee, run: Run | None, axis: int, dimensions: list[Dimension]) -> list[list[Dimension]]:
     """Dimensions of one axis in groups that must be equal; the first group is that of the first dimension."""
-    if len(dimensions) == 1:
+    if _is_one_group(callee, axis, dimensions):
         return [dimensions]
-    if axis == 0 and callee.batch_is_shared:
-        return [dimensions]
-    if len(dimensions) > MAX_PROBES:
+    if run is None or len(dimensions) > MAX_PROBES:
         return [[d] for d in dimensions]
     groups: list[list[Dimension]] = []
     for dimension in dimensions:
