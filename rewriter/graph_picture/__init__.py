@@ -1,0 +1,1 @@
+"""Pictures of a converted graph: DOT and SVG, coloured by engine."""
