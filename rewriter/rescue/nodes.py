@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Container, Iterable, Mapping, Set
 from typing import Any
 
 from rewriter.errors import SourceError
 from rewriter.rescue.recorded import EngineRecord, read_engine
 from rewriter.rescue.segments import check_signature, graph_to_function, segment_graph
-from rewriter.rescue.spellings import ENGINE_OPS, SEGMENT_SUFFIX, called_functions, canonical, text
+from rewriter.rescue.spellings import ENGINE_OPS, SEGMENT_SUFFIX, called_functions, canonical, every_node, text
 
 #: Private attributes of an engine node that hold for the call in its place too.
 _KEPT = ("_output_shapes", "_class")
@@ -35,7 +36,9 @@ def replace_engines(graph_def: Any, source: str) -> Replaced:
     (reads variables), with the same name, inputs and dtypes. 2. The segment is the function that `segment_func` or
     `segment_funcdef_name` names; where neither is there, the one called after the engine; where that is not in the
     library, the graph in `serialized_segment`. 3. In function bodies, results are called by the name that the op gives
-    them: "engine:out_tensor:0" becomes "engine:output:0". 4. Engines and segments are no longer bound to a GPU.
+    them: "engine:out_tensor:0" becomes "engine:output:0". 4. Engines and segments are no longer bound to a GPU. 5. The
+    names of segments get a hash of their content: TF-TRT called them alike in every model, and TensorFlow keeps one
+    library for all graphs of a process.
 
     Args:
         graph_def: changed in place.
@@ -51,7 +54,9 @@ def replace_engines(graph_def: Any, source: str) -> Replaced:
         names = work.replace(function.node_def, function.signature.name)
         if names:
             _rename_results(function, names)
-    return Replaced(tuple(work.engines), tuple(work.rebuilt))
+    renamed = _rename_segments(graph_def, {engine.segment for engine in work.engines})
+    engines = (dataclasses.replace(engine, segment=renamed[engine.segment]) for engine in work.engines)
+    return Replaced(tuple(engines), tuple(work.rebuilt))
 
 
 @dataclasses.dataclass
@@ -160,7 +165,25 @@ def _rename_results(function: Any, engines: set[str]) -> None:
         function.ret[key] = renamed(reference)
 
 
-def _unique(wanted: str, taken: Mapping[str, Any]) -> str:
+def _rename_segments(graph_def: Any, segments: Set[str]) -> dict[str, str]:
+    """Rule 5; returns old name -> new name."""
+    taken = {function.signature.name for function in graph_def.library.function}
+    renamed = {}
+    for function in graph_def.library.function:
+        name = function.signature.name
+        if name in segments:
+            digest = hashlib.sha256(function.SerializeToString(deterministic=True)).hexdigest()[:12]
+            renamed[name] = _unique(f"{name}_{digest}", taken)
+            function.signature.name = renamed[name]
+    for node in every_node(graph_def):
+        for value in node.attr.values():
+            functions = [value.func] if value.HasField("func") else list(value.list.func)
+            for function in functions:
+                function.name = renamed.get(function.name, function.name)
+    return renamed
+
+
+def _unique(wanted: str, taken: Container[str]) -> str:
     name, number = wanted, 0
     while name in taken:
         number += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rewriter.errors import SourceError
 from rewriter.frontend.callee import import_quietly
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
-from rewriter.rescue.spellings import TRT_OPS
+from rewriter.rescue.spellings import TRT_OPS, every_node
 
 #: The file of a SavedModel, as bytes or as text.
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
@@ -78,10 +77,3 @@ def parse(directory: Path) -> Any:
 def holds_engines(message: Any) -> bool:
     """Whether a SavedModel message has a node of TF-TRT, in whatever graph or function."""
     return any(node.op in TRT_OPS for meta_graph in message.meta_graphs for node in every_node(meta_graph.graph_def))
-
-
-def every_node(graph_def: Any) -> Iterator[Any]:
-    """The nodes of a GraphDef and of its functions."""
-    yield from graph_def.node
-    for function in graph_def.library.function:
-        yield from function.node_def

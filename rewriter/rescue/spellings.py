@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 #: Nodes that stand for a segment; TRTCalibOp was the one that collected ranges before TensorFlow 1.13.
@@ -54,3 +55,10 @@ def called_functions(node: Any) -> list[str]:
         elif value.HasField("list"):
             names += [function.name for function in value.list.func]
     return names
+
+
+def every_node(graph_def: Any) -> Iterator[Any]:
+    """The nodes of a GraphDef and of its functions."""
+    yield from graph_def.node
+    for function in graph_def.library.function:
+        yield from function.node_def
