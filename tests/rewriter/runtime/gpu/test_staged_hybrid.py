@@ -212,7 +212,7 @@ def test_a_section_that_gets_no_gpu_runs_on_the_cpu(make):
 
 
 def test_strict_and_cuda_want_every_engine_node_there(make):
-    with pytest.raises(ConversionError, match="strict: .* engine node.* would not run on TensorRT; .*: refused"):
+    with pytest.raises(ConversionError, match=r"strict: .* engine node.* would not run on TensorRT; .*: refused"):
         make(refuse=[2], strict=True)
     make.opened.clear()
     with pytest.raises(ConversionError, match="provider 'cuda' cannot be used: refused"):
