@@ -13,7 +13,7 @@ from typing import Any
 from rewriter.errors import SourceError
 from rewriter.frontend.callee import Argument, Callee, import_tensorflow, static_shape
 from rewriter.frontend.graph_def_file import parse
-from rewriter.frontend.graph_def_ports import choose_inputs, choose_outputs, public_name
+from rewriter.frontend.graph_def_ports import as_names, choose_inputs, choose_outputs, public_name
 from rewriter.frontend.graph_def_tables import initialise_tables
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
@@ -62,6 +62,7 @@ def from_graph_def(
     nodes = {node.name: node for node in graph_def.node}
     if not nodes:
         raise SourceError(f"{origin} is empty: it has no nodes")
+    inputs, outputs = as_names(inputs, "inputs"), as_names(outputs, "outputs")
     fetches = choose_outputs(graph_def, inputs, outputs, origin)
     feeds, kept = choose_inputs(nodes, inputs, fetches, origin)
     _check_ops([nodes[name] for name in kept], graph_def, origin)
@@ -85,7 +86,10 @@ def _callee(
 
     def body(*tensors: Any) -> list[Any]:
         fed = dict(zip(feeds, tensors, strict=True))
-        return list(tf.compat.v1.import_graph_def(cut, input_map=fed, return_elements=list(fetches), name=""))
+        found = tf.compat.v1.import_graph_def(cut, input_map=fed, return_elements=list(fetches), name="")
+        # A function's results are called like the nodes that make them, which lose these names for it (a user may have
+        # put them on a denylist): so the results are made by nodes of their own.
+        return [tf.identity(tensor, f"graph_def_output_{i}") for i, tensor in enumerate(found)]
 
     specs = [tf.TensorSpec(a.shape, a.dtype, name=f"graph_def_input_{i}") for i, a in enumerate(arguments)]
     with quiet():
@@ -177,6 +181,11 @@ def _cut(graph_def: Any, kept: Mapping[str, Any]) -> Any:
             if key in copy.attr:
                 del copy.attr[key]
         copy.input[:] = kept[node.name]
+        if copy.op == "PlaceholderWithDefault":  # nobody feeds it
+            copy.op = "Identity"
+            copy.attr["T"].type = copy.attr["dtype"].type
+            del copy.attr["dtype"]
+            del copy.attr["shape"]
     return cut
 
 

@@ -54,6 +54,20 @@ def public_name(tensor: str) -> str:
     return tensor.removesuffix(":0")
 
 
+def as_names(names: Sequence[str] | str | None, kind: str) -> list[str] | None:
+    """What the user gave ("x,y:0" or a sequence) as a list; None stays None.
+
+    Raises:
+        InvalidParameterError: not names; or none, for outputs.
+    """
+    if names is None:
+        return None
+    listed = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
+    if not all(isinstance(name, str) and name for name in listed) or not (listed or kind == "inputs"):
+        raise InvalidParameterError(f"{kind} is {names!r}: give tensor or node names, as 'x' or 'x:0'")
+    return listed
+
+
 def choose_outputs(
     graph_def: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None, origin: str
 ) -> tuple[str, ...]:
@@ -90,7 +104,7 @@ def choose_inputs(
         InvalidParameterError: a name is given twice.
     """
     placeholders = [f"{node.name}:0" for node in nodes.values() if node.op in _PLACEHOLDERS]
-    given = None if inputs is None else _given(inputs, "inputs", nodes, placeholders, origin, empty=True)
+    given = None if inputs is None else _given(inputs, "inputs", nodes, placeholders, origin)
     kept = between(nodes, set(given or placeholders), outputs)
     if given is not None:
         needed = [p for p in placeholders if public_name(p) in kept]
@@ -104,19 +118,11 @@ def choose_inputs(
 
 
 def _given(
-    names: Sequence[str] | str,
-    kind: str,
-    nodes: Mapping[str, Any],
-    candidates: Sequence[str],
-    origin: str,
-    empty: bool = False,
+    names: Sequence[str], kind: str, nodes: Mapping[str, Any], candidates: Sequence[str], origin: str
 ) -> tuple[str, ...]:
     """Names as the user gave them, as tensor names."""
-    listed = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
-    if not all(isinstance(name, str) and name for name in listed) or not (listed or empty):
-        raise InvalidParameterError(f"{kind} is {names!r}: give tensor or node names, as 'x' or 'x:0'")
-    tensors = [tensor_name(name) for name in listed]
-    for name, tensor in zip(listed, tensors, strict=True):
+    tensors = [tensor_name(name) for name in names]
+    for name, tensor in zip(names, tensors, strict=True):
         node, _, index = tensor.partition(":")
         if node not in nodes or not index.isdigit() or not _has_result(nodes[node], int(index)):
             why = "has no such result" if node in nodes else "is not there"
@@ -154,7 +160,7 @@ def _ends(graph_def: Any, inputs: Sequence[str] | None) -> list[str]:
     """Tensor names of the results that a model of this graph could end in."""
     read = {_node_of(i) for node in graph_def.node for i in node.input if not i.startswith("^")}
     starts = {node.name for node in graph_def.node if node.op in _PLACEHOLDERS}
-    starts |= {_node_of(name) for name in ([inputs] if isinstance(inputs, str) else inputs or ())}
+    starts |= {_node_of(name) for name in inputs or ()}
     fed = _downstream(graph_def, starts)
     nodes = {node.name: node for node in graph_def.node}
     found = []

@@ -64,7 +64,9 @@ def _run(part: Any, wanted: list[str], origin: str) -> None:
     tf = import_tensorflow()
 
     def body() -> Any:
-        return tf.compat.v1.import_graph_def(part, return_elements=wanted, name="")
+        done = tf.compat.v1.import_graph_def(part, return_elements=wanted, name="")
+        with tf.control_dependencies(done):
+            return tf.constant(True)
 
     try:
         with quiet():

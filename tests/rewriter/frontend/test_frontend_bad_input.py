@@ -68,7 +68,7 @@ def test_tags_and_signature_keys_of_what_is_no_saved_model(tmp_path):
 
 def test_files_of_other_kinds(tmp_path):
     for name, match in [
-        ("graph.pb", "frozen GraphDef"),
+        ("model.ckpt", "no known kind"),
         ("model.tflite", "of no known kind"),
         ("x.pth", "no known kind"),
     ]:
