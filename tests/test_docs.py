@@ -1,0 +1,115 @@
+"""What docs/ shows runs as it stands there, and the errors that it names are in the code."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+#: (name that must be there for it, or "", code) of every block.
+BLOCKS = re.findall(r"(?:<!-- needs Converter\.(\w+) -->\n)?```python\n(.*?)```", MIGRATION, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """A frozen graph of TensorFlow 1: image [?, 64] -> logits -> probabilities."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    with tf.Graph().as_default() as graph:
+        image = tf.compat.v1.placeholder(tf.float32, [None, 64], "image")
+        hidden = tf.nn.relu(tf.matmul(image, tf.constant(rng.standard_normal((64, 32), np.float32))))
+        logits = tf.matmul(hidden, tf.constant(rng.standard_normal((32, 4), np.float32) / 8), name="logits")
+        tf.nn.softmax(tf.tanh(logits), name="probabilities")
+    return graph.as_graph_def()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with my_model and old_model, and no variable of TF-TRT in the environment."""
+    import os
+
+    import tensorflow as tf
+
+    from rewriter.demo import digits_path
+    from tests.rewriter.rescue import old_models
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("TF_TRT_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "my_model").symlink_to(digits_path())
+    old_models.save_cnn(tf, tmp_path / "plain")
+    old_models.convert(tf, tmp_path / "plain", tmp_path / "old_model", old_models.Style(precision="FP16"))
+    return tmp_path
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_guide_runs(place, frozen, capsys):
+    from rewriter import Converter
+    from rewriter.demo import load_digits_test
+
+    images, _ = load_digits_test()
+    names = {"images": images, "graph_def": frozen}
+    for number, (needed, block) in enumerate(BLOCKS):
+        if needed and not hasattr(Converter, needed):
+            continue
+        line = MIGRATION[: MIGRATION.index(block)].count("\n")
+        code = "\n" * line + block  # so that a traceback shows the line of the guide
+        exec(compile(code, f"docs/migration.md, block {number}", "exec"), names)  # noqa: S102 - our own guide
+    names["converter"].close()
+    names["function"].close()
+    assert {"my_model_trt", "my_model_all", "my_model_int8", "frozen_int8", "plain_model"} <= {
+        path.name for path in place.iterdir()
+    }
+    assert "[*] Total number of TensorRT engines: 2" in capsys.readouterr().out
+
+
+def strings_of_the_code():
+    """Every text in rewriter/ and passes/, with dots in the place of values that are put in."""
+    found = []
+    for path in [*(ROOT / "rewriter").rglob("*.py"), *(ROOT / "passes").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(parts))
+    return found
+
+
+def test_the_errors_of_the_guide_are_those_of_the_code():
+    table = MIGRATION[MIGRATION.index("## Errors") : MIGRATION.index("## SavedModels that")]
+    told = [
+        text
+        for row in table.splitlines()
+        if row.startswith("| ") and not row.startswith("| TF-TRT")
+        for text in re.findall(r"`([^`]+)`", row.split(" | ")[-1])
+    ]
+    assert len(told) > 10
+    code = strings_of_the_code()
+    for text in told:
+        parts = [part.strip() for part in text.split("...") if part.strip(" ,")]
+        assert any(all(part in known for part in parts) for known in code), text
+
+
+def test_links_lead_somewhere():
+    headings = [line.lstrip("# ") for line in MIGRATION.splitlines() if line.startswith("## ")]
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", MIGRATION):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        else:
+            assert (ROOT / "docs" / target).exists(), target
+
+
+def test_every_argument_and_variable_is_named():
+    from rewriter.params import ConversionParams
+    from rewriter.switches import _READERS, _WITHOUT_MEANING
+
+    for name in (*ConversionParams._fields, *_READERS):
+        assert f"`{name}" in MIGRATION, name
+    assert len(_WITHOUT_MEANING) > 0
