@@ -31,6 +31,7 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from rewriter import manifest as manifests
 from rewriter.artifact_check import examine_files, examined
+from rewriter.artifact_islands import copy_islands, resolve_islands
 from rewriter.artifact_paths import check_output, checked_path, is_artifact, output_errors
 from rewriter.errors import ArtifactError
 from rewriter.manifest import EngineEntry, FileRecord, Manifest, Part, engine_file, part_files
@@ -199,7 +200,7 @@ def _load(root: Path, check_hashes: bool, signature: str | None) -> Artifact:
     for name in (part.model, part.report):
         if name not in content.files:
             raise ArtifactError(f"{root}: {manifests.MANIFEST_FILE} is damaged: it does not list {name}")
-    model = _read_model(root, part.model, content.files)
+    model = resolve_islands(_read_model(root, part.model, content.files), root, content.files)
     _check_signature(root, model, part)
     return Artifact(
         path=root,
@@ -267,11 +268,20 @@ def _sibling(target: Path, purpose: str) -> Path:
     return path
 
 
+def islands_folder(number: int) -> str:
+    """Where the TensorFlow islands of the signature with that number lie, 0 for the first."""
+    return f"tensorflow.{number}" if number else "tensorflow"
+
+
 def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) -> dict[str, FileRecord]:
     """Writes everything but the manifest; returns the records of the files."""
     contents = [content for _, content in parts]
-    models.save_all({part.model: content.model for part, content in parts}, scratch, manifests.WEIGHTS_FILE)
     written = [part.model for part, _ in parts]
+    spliced: dict[str, Model] = {}
+    for number, (part, content) in enumerate(parts):
+        spliced[part.model], files_of_islands = copy_islands(content.model, scratch, islands_folder(number))
+        written += files_of_islands
+    models.save_all(spliced, scratch, manifests.WEIGHTS_FILE)
     written += [manifests.WEIGHTS_FILE] if any(content.model.weights for content in contents) else []
     for part, content in parts:
         write_json(scratch / part.report, manifests.plain(content.report, "report"))

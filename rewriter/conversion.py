@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 
 from passes.base import PassRecord
+from passes.graph.flops import Estimate
 from passes.model import Model, spool
-from passes.pipeline import default_pipeline
 from passes.precision.recipe import Recipe
 from passes.splice import splice
 from rewriter.backends.oracle import ParserOracle
@@ -19,6 +19,7 @@ from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.building.entries import engine_attributes
 from rewriter.building.planning import make_plan
 from rewriter.denylists import idle_entries
+from rewriter.operations import count_operations
 from rewriter.precision.calibration import suspicious
 from rewriter.precision.notes import make_precision_report
 from rewriter.precision.plan import PrecisionPlan
@@ -40,6 +41,7 @@ class Conversion:
         records: what the passes did.
         result: the plan and its lowering, and one build a segment once `build()` has run.
         notes: denylist entries that deny nothing.
+        counted: the operations of its nodes.
         pending: how the lowering is to be found; None once it is.
         accuracy: what the accuracy guard measured; None without one.
     """
@@ -49,6 +51,7 @@ class Conversion:
     records: tuple[PassRecord, ...]
     result: BuildResult
     notes: tuple[Failure, ...]
+    counted: Estimate
     pending: PrecisionPlan | None
     accuracy: Mapping[str, Any] | None = None
 
@@ -95,6 +98,7 @@ class Conversion:
             builder=builder,
             params=params,
             precision=make_precision_report(self.recipe, self.result, builder, self.accuracy, remarks),
+            counted=self.counted,
         )
 
     def spliced(self, builds: Mapping[str, SegmentBuild], builder: EngineBuilder) -> Model:
@@ -125,7 +129,7 @@ def start_conversion(
         BackendError, MissingDependencyError: TensorRT cannot be asked.
     """
     with stages.stage("passes"):
-        model, records = default_pipeline(evaluate).run(source.model)
+        model, records = settings.selection.pipeline(evaluate).run(source.model)
         model = spool(model, folder / "weights.data")
     idle = idle_entries(
         model,
@@ -139,4 +143,5 @@ def start_conversion(
     with stages.stage("partition"):
         plan = make_plan(model, support, oracle, settings.partition)
     source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
-    return Conversion(source, model, records, BuildResult(plan, {}, ()), idle, precision)
+    counted = count_operations(model, source)
+    return Conversion(source, model, records, BuildResult(plan, {}, ()), idle, counted, precision)

@@ -13,8 +13,11 @@ from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
 from rewriter.building.cache import open_cache
 from rewriter.by_signature import InputFns, by_signature, check_keys, chosen, values_of
+from rewriter.dry_run import DryRun, make_dry_run
 from rewriter.errors import ConverterStateError, InvalidParameterError
+from rewriter.frontend.specialize import check_specialize
 from rewriter.params import ConversionParams
+from rewriter.pass_selection import parse_rewriter_config
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, resolve
@@ -57,6 +60,11 @@ class Converter:
             ConcreteFunction, a tf.function, a frozen GraphDef or an ONNX ModelProto.
         inputs: frozen GraphDef only: names of its input tensors, in the order of the signature; default: found out.
         outputs: frozen GraphDef only: the same of its outputs.
+        specialize: sizes for open dimensions, by the names that the signature shows or as "input:axis", for example
+            {"batch": 8, "image:1": 224}: fixed before the export, which then needs no shape arithmetic for them.
+        tensorflow_islands: True leaves what ONNX has no word for (strings, lookup tables, FFT ...) in TensorFlow, as
+            TF-TRT did; such an artifact needs TensorFlow to run. False refuses it.
+        keep_in_tensorflow: TensorFlow operators that stay there in any case.
         backend: "auto", "tensorrt_rtx", "tensorrt", or an open `Backend`, which the caller closes.
         targets: GPU architectures to build for, for example ["sm80", "sm89"]; default: all that the backend names.
         op_denylist: operator types that stay native.
@@ -106,6 +114,9 @@ class Converter:
         model: Any = None,
         inputs: Iterable[str] | None = None,
         outputs: Iterable[str] | None = None,
+        specialize: Mapping[str, int] | str | None = None,
+        tensorflow_islands: bool = True,
+        keep_in_tensorflow: Iterable[str] = (),
         backend: str | Backend = "auto",
         targets: Iterable[str] | None = None,
         op_denylist: Iterable[str] = (),
@@ -133,7 +144,9 @@ class Converter:
             use_calibration=use_calibration,
             allow_build_at_runtime=allow_build_at_runtime,
         )
-        self.params = parameters.merge_params(conversion_params, single)
+        given = parameters.merge_params(conversion_params, single)
+        selection = parse_rewriter_config(given.rewriter_config_template)
+        self.params = parameters.check_params(selection.apply(given))
         switches = Switches.from_environment()
         source = SourceSettings(
             origin=parameters.one_source(input_saved_model_dir, model),
@@ -141,13 +154,19 @@ class Converter:
             signature_keys=check_keys(input_saved_model_signature_key),
             inputs=parameters.check_optional_names("inputs", inputs),
             outputs=parameters.check_optional_names("outputs", outputs),
+            specialize=check_specialize(specialize) or None,
+            tensorflow_islands=parameters.check_switch("tensorflow_islands", tensorflow_islands),
+            keep_in_tensorflow=parameters.check_names("keep_in_tensorflow", keep_in_tensorflow),
             samples=parameters.check_samples(samples),
             verify=parameters.check_switch("verify", verify),
             tolerance=parameters.check_tolerance(tolerance),
         )
         self._settings = Settings(
             params=self.params,
-            strategy=parameters.check_profile_strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
+            strategy=parameters.check_profile_strategy(
+                use_dynamic_shape, dynamic_shape_profile_strategy or selection.profile_strategy
+            ),
+            selection=selection,
             source=source,
             op_denylist=(*parameters.check_names("op_denylist", op_denylist), *switches.op_denylist),
             node_denylist=parameters.check_patterns("node_denylist", node_denylist),
@@ -204,6 +223,39 @@ class Converter:
             self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
         self._done = True
         return self.function()
+
+    def dry_run(
+        self, *, sizes: Mapping[str, int] | None = None, default_dim: int = 1, signature_key: str | None = None
+    ) -> DryRun:
+        """What the conversion would give, without calibration and without building anything.
+
+        Exports, cleans and cuts the model if that is not done; `convert()` then goes on from there.
+
+        Args:
+            sizes: dimension name -> the size to count operations for. Default: the first dimension of each input 1,
+                the others as in the samples that the model was checked with.
+            default_dim: the size of the dimensions that nothing is known of.
+            signature_key: which of several signatures; default: the first.
+
+        Returns:
+            Coverage, engines, native nodes with reasons, and what other values of `minimum_segment_size` would give;
+            printed it is a table, `to_json()` makes it plain data.
+
+        Raises:
+            ConverterStateError: the converter is closed.
+            ConversionError: the model cannot be read, expressed or reproduced; as `convert()` raises it.
+            InvalidParameterError: no such signature.
+        """
+        return chosen(self.dry_runs(sizes=sizes, default_dim=default_dim), signature_key)
+
+    def dry_runs(self, *, sizes: Mapping[str, int] | None = None, default_dim: int = 1) -> dict[str, DryRun]:
+        """The same for every signature, by its key; see `dry_run`."""
+        self._shop.require_open("dry_run")
+        self._prepare()
+        return {
+            name: make_dry_run(track.conversion, self._settings.partition, sizes=sizes, default_dim=default_dim)
+            for name, track in self._tracks.items()
+        }
 
     def calibrate(self) -> None:
         """Finds the ranges, and asks the accuracy guard, now rather than in `build()`.

@@ -46,7 +46,8 @@ class ConversionParams(NamedTuple):
     """Parameters of a conversion; immutable, `_replace(...)` gives a changed copy.
 
     Attributes:
-        rewriter_config_template: None for the default pass pipeline (nothing else is accepted yet).
+        rewriter_config_template: which graph passes run: TensorFlow's RewriterConfig proto, `RewriterConfig` or a
+            mapping of its fields; None for the default ones.
         max_workspace_size_bytes: the builder's WORKSPACE pool limit for every engine, in bytes.
         precision_mode: arithmetic of the engines, in either case: "FP32", "FP16", "INT8" as in TF-TRT, and "TF32",
             "BF16", "FP8". `PrecisionOptions` says more.
@@ -94,8 +95,6 @@ def check_params(params: ConversionParams) -> ConversionParams:
     """
     if not isinstance(params, ConversionParams):
         raise InvalidParameterError(f"conversion_params must be a ConversionParams, not {type(params).__name__}")
-    if params.rewriter_config_template is not None:
-        raise InvalidParameterError("rewriter_config_template must be None: choosing passes is not available yet")
     integers: dict[str, Any] = {
         name: _check_integer(name, getattr(params, name))
         for name in ("max_workspace_size_bytes", "maximum_cached_engines", "max_batch_size")

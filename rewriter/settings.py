@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from passes.partition import PartitionOptions
@@ -11,12 +12,14 @@ from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend, BuildOptions
 from rewriter.by_signature import ALL_SIGNATURES
 from rewriter.frontend import load_source
+from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.frontend.signatures import signature_keys
 from rewriter.params import (
     PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE,
     PROFILE_STRATEGY_RANGE,
     ConversionParams,
 )
+from rewriter.pass_selection import PassSelection
 from rewriter.precision.options import narrowed_targets
 from rewriter.reporting import params_to_json
 from rewriter.source import Signature, SourceModel
@@ -32,6 +35,9 @@ class SourceSettings:
         tags: of a SavedModel; None for the default.
         signature_keys: of a SavedModel; None is the default one, "*" all of them.
         inputs, outputs: tensor names of a GraphDef; None for what can be found out.
+        specialize: sizes for open dimensions, by name or "input:axis".
+        tensorflow_islands: whether what ONNX has no word for stays in TensorFlow; False refuses it.
+        keep_in_tensorflow: TensorFlow operators that stay there in any case.
         samples, verify, tolerance: how the export is checked.
     """
 
@@ -40,6 +46,9 @@ class SourceSettings:
     signature_keys: tuple[str | None, ...] = (None,)
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
+    specialize: Mapping[str, int] | None = None
+    tensorflow_islands: bool = True
+    keep_in_tensorflow: tuple[str, ...] = ()
     samples: list[Any] | None = None
     verify: bool = True
     tolerance: float | None = None
@@ -54,17 +63,34 @@ class SourceSettings:
             return signature_keys(self.origin, self.tags)
         return self.signature_keys
 
-    def read(self, key: str | None, check: Callable[[Signature], object] | None) -> SourceModel:
-        """One signature as ONNX; see `load_source` for errors."""
+    def read(
+        self, key: str | None, check: Callable[[Signature], object] | None, grappler: GrapplerOptions, folder: Path
+    ) -> SourceModel:
+        """One signature as ONNX.
+
+        Args:
+            key: the signature; None for the default one.
+            check: called with its inputs as soon as it is read.
+            grappler: what TensorFlow's own graph optimiser does.
+            folder: where the pieces that stay in TensorFlow are kept.
+
+        Raises:
+            ConversionError: see `load_source`.
+        """
         return load_source(
             self.origin,
             tags=self.tags,
             signature_key=key,
             inputs=self.inputs,
             outputs=self.outputs,
+            specialize=self.specialize,
             samples=self.samples,
             verify=self.verify,
             tolerance=self.tolerance,
+            grappler=grappler,
+            islands=self.tensorflow_islands,
+            keep_in_tensorflow=self.keep_in_tensorflow,
+            island_folder=folder,
             check=check,
         )
 
@@ -77,6 +103,7 @@ class Settings:
         params: TF-TRT's nine parameters.
         strategy: one of `supported_profile_strategies()`.
         source: what is converted.
+        selection: which passes run.
         op_denylist, node_denylist: what stays native.
         op_fakelist: what counts as supported although it is not.
         max_engines: how many engines there may be; None for any number.
@@ -89,6 +116,7 @@ class Settings:
     params: ConversionParams
     strategy: str
     source: SourceSettings
+    selection: PassSelection = dataclasses.field(default_factory=PassSelection)
     op_denylist: tuple[str, ...] = ()
     node_denylist: tuple[str, ...] = ()
     op_fakelist: tuple[str, ...] = ()
@@ -133,7 +161,10 @@ class Settings:
             recipe: the arithmetic of the engines.
         """
         return params_to_json(
-            self.params,
+            self.params._replace(rewriter_config_template=None),
+            passes=self.selection.to_json(),
+            specialize=None if self.source.specialize is None else dict(self.source.specialize),
+            keep_in_tensorflow=self.source.keep_in_tensorflow,
             dynamic_shape_profile_strategy=self.strategy,
             op_denylist=self.op_denylist,
             node_denylist=self.node_denylist,

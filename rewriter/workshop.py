@@ -112,7 +112,7 @@ class Workshop:
         """
         settings, stages = self.settings, Stages(self._progress)
         folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.name))
-        source = settings.source.read(key, check)
+        source = settings.source.read(key, check, settings.selection.grappler, folder)
         for stage, seconds in source.timings.items():
             stages.add(stage, seconds)
         self._static_inputs(source)  # a dimension that is not fixed is told before any more work

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewriter.by_signature import ALL_SIGNATURES
+from rewriter.commands.dry_run import dry_run
 from rewriter.commands.options import Shapes, add_conversion_options, conversion_arguments, parse_shapes
 from rewriter.commands.precision_options import accuracy_target, add_accuracy_options, calibration_input_fn
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     add_source_options(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write the artifact to")
+    parser.add_argument("-o", "--output", metavar="OUT", help="folder to write the artifact to")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build and save nothing: show the engines there would be, what stays native and why, and what other "
+        "values of --minimum-segment-size would give",
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -50,14 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rewriter.shapes.sampling import check_profile_shapes
     from rewriter.summary import plain_console, print_report
 
+    if arguments.dry_run:
+        return dry_run(arguments)
     console = plain_console()
     shapes = parse_shapes(arguments.shapes)
     check_profile_shapes(shapes)
     _check_static(arguments)
-    for name, value in (("SRC", arguments.source), ("-o", arguments.output)):
-        if not value:
-            raise InvalidParameterError(f"{name} is an empty path")
-    output = Path(arguments.output)
+    output = _output(arguments)
     check_output(output, overwrite=arguments.overwrite)
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
         import_tensorflow(f"reading {arguments.source}")
@@ -83,6 +90,22 @@ def run(arguments: argparse.Namespace) -> int:
                 console.print(f"Largest relative difference from TensorFlow: {worst:.1e}")
     console.print(f"Saved to {output}")
     return 0
+
+
+def _output(arguments: argparse.Namespace) -> Path:
+    """The folder to write to.
+
+    Raises:
+        InvalidParameterError: there is none, a path is empty, or an option goes with --dry-run alone.
+    """
+    if arguments.json:
+        raise InvalidParameterError("--json goes with --dry-run: of a saved artifact `inspect OUT --json` prints it")
+    if arguments.output is None:
+        raise InvalidParameterError("give the folder to write to as -o OUT, or --dry-run")
+    for name, value in (("SRC", arguments.source), ("-o", arguments.output)):
+        if not value:
+            raise InvalidParameterError(f"{name} is an empty path")
+    return Path(arguments.output)
 
 
 def _shape_check(arguments: argparse.Namespace, shapes: Shapes) -> Callable[[Signature], None] | None:

@@ -23,6 +23,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--graph-outputs", metavar="NAMES", help="output tensors of a frozen GraphDef (default: found out)")
     add(
+        "--specialize",
+        metavar="NAME=SIZE[,NAME=SIZE...]",
+        help="fix open dimensions before the export, as batch=8,seq=128 or image:1=224; removes shape arithmetic",
+    )
+    add("--no-tensorflow-islands", action="store_true", help="refuse what ONNX has no word for; default: keep it in TF")
+    add("--keep-in-tensorflow", default="", metavar="OPS", help="TensorFlow operators that stay there in any case")
+    add(
         "--tolerance",
         type=float,
         help="largest relative difference from TensorFlow that the check of the export lets pass (default 1e-4)",
@@ -38,5 +45,8 @@ def source_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "input_saved_model_signature_key": keys[0] if len(keys) == 1 else (keys or None),
         "inputs": words(arguments.graph_inputs) if arguments.graph_inputs else None,
         "outputs": words(arguments.graph_outputs) if arguments.graph_outputs else None,
+        "specialize": arguments.specialize,
+        "tensorflow_islands": not arguments.no_tensorflow_islands,
+        "keep_in_tensorflow": words(arguments.keep_in_tensorflow),
         "tolerance": arguments.tolerance,
     }

@@ -20,6 +20,7 @@ from rewriter.building.planning import make_plan
 from rewriter.conversion import Conversion
 from rewriter.dry_run import SizeRow, describe, make_dry_run, recommend
 from rewriter.dry_run_text import coverage_text
+from rewriter.operations import count_operations
 from rewriter.report import flops_text
 from rewriter.source import Signature, SourceModel
 
@@ -162,7 +163,9 @@ def test_sizes_come_from_the_samples_and_batches_are_one():
     plan = make_plan(model, judged(model), Content(), asked)
     spec = TensorSpec("x", T.FLOAT, ("batch", "width"))
     source = SourceModel(model, Signature((spec,), ()), "samples", samples=({"x": np.zeros((5, 8), np.float32)},))
-    conversion = Conversion(source, model, records, BuildResult(plan, {}, ()), (), None)
+    conversion = Conversion(
+        source, model, records, BuildResult(plan, {}, ()), (), count_operations(model, source), None
+    )
     assert isinstance(records[0], PassRecord)
     found = make_dry_run(conversion, asked)
     assert found.flops == 2 * 2 * 64 + 8
