@@ -1,4 +1,4 @@
-"""Transposes that undo each other go, also through elementwise operators between them."""
+"""Transposes that undo each other go, also through elementwise operators between them, and those before reductions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from passes.graph.value_types import set_tensor_type, tensor_type, value_types
 from passes.graph.walk import iter_graphs
 from passes.model import Model
 from passes.steps.cleanup import drop_stale_value_info
+from passes.steps.transposed_reductions import reduce_before_transposes
 
 #: One result element from one input element, whatever its place.
 _UNARY = frozenset({
@@ -39,16 +40,20 @@ class CancelTransposes:
        both permutations, or none where they undo each other.
     3. Elementwise operators are unary ones, and binary ones whose other operand is a constant of one element and of
        no higher rank. All values between the two Transposes must have one reader and be no output of a graph.
-    4. Names of graph outputs stay. Nothing is moved across quantisation, out of a graph or into one.
+    4. A reduction that drops its axes reads what is before a Transpose, over the axes' old places, where the axes that
+       are left come in the same order. The Transpose must have no other reader. The sum may be taken in another order.
+    5. Names of graph outputs stay. Nothing is moved across quantisation, out of a graph or into one.
 
     A Transpose is never copied and none is added, so the graph has fewer of them afterwards or stays as it is. Needs a
     canonical model (`Canonicalize`) with types (`InferShapes`).
 
     Attributes:
         through_elementwise: whether rule 2 looks through elementwise operators.
+        reductions: whether rule 4 is applied.
     """
 
     through_elementwise: bool = True
+    reductions: bool = True
     name: str = "cancel_transposes"
 
     def run(self, model: Model) -> PassResult:
@@ -65,6 +70,8 @@ class CancelTransposes:
             substitute(proto.graph, sweep.alias, outputs=True)
             if len(changes) == found:
                 break
+        if self.reductions:
+            changes.extend(reduce_before_transposes(proto))
         if changes:
             changes.extend(drop_stale_value_info(proto.graph))
         return finish(model, proto, {}, changes)

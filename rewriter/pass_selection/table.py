@@ -1,7 +1,8 @@
 """What each name of TensorFlow's RewriterConfig does here: one literal table.
 
 What is safe in TensorFlow's stage was found by trying each optimizer of TensorFlow 2.21 on convolutions, attention,
-recurrent layers, control flow, shape arithmetic and fake quantisation, with the comparison of the export behind it.
+recurrent layers, control flow, shape arithmetic and fake quantisation, with the comparison of the export behind it;
+what is useful there, by the nodes of the exports (merged constants: ResNet50 178 nodes instead of 125).
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
         True,
         note="the converter to ONNX reads no function calls; canonicalize always inlines functions of ONNX",
     ),
-    Optimizer("common_subgraph_elimination", "common_subgraph_elimination", True, "common_subexpressions"),
+    Optimizer(
+        "common_subgraph_elimination",
+        "common_subgraph_elimination",
+        onnx="common_subexpressions",
+        note="not in TensorFlow: the converter to ONNX does not fold constants that were merged before it",
+    ),
     Optimizer("debug_stripper", "debug_stripper", True, note="ONNX has no Assert, Print or CheckNumerics"),
     Optimizer("constfold", "constant_folding", True, "fold_constants"),
     Optimizer("shape", "shape_optimization", True, note="fold_constants makes static shapes constants"),

@@ -53,11 +53,11 @@ def random_chains(seed):
     """Three-dimensional values through Transposes and elementwise nodes; any value may have several readers."""
     rng = random.Random(seed)  # noqa: S311 - test data
     shapes = {"x": (2, 3, 4)}
-    nodes, values = [], ["x"]
+    nodes, values, reduced = [], ["x"], []
     for i in range(rng.randrange(1, 16)):
         source = values[-1] if rng.random() < 0.8 else rng.choice(values)
         name, shape = f"v{i}", shapes[source]
-        kind = rng.randrange(6)
+        kind = rng.randrange(7)
         if kind < 3:
             perm = rng.sample(range(3), 3)
             named = {} if rng.random() < 0.2 else {"perm": perm}
@@ -70,18 +70,27 @@ def random_chains(seed):
             pair = [source, rng.choice(["half", "ones"])]
             rng.shuffle(pair)
             nodes.append(helper.make_node(rng.choice(["Mul", "Add", "Sub", "Max"]), pair, [name]))
+        elif kind == 5:
+            nodes.append(helper.make_node("Add", [source, source], [name]))
         else:
-            nodes.append(helper.make_node("Mul", [source, source], [name]))
+            axes = rng.choice(["axes0", "axes01", "axes12", "axes20"])
+            nodes.append(helper.make_node("ReduceMax", [source, axes], [name], keepdims=rng.choice([0, 0, 1])))
+            reduced.append(name)
+            continue
         shapes[name] = shape
         values.append(name)
-    outputs = dict.fromkeys([values[-1], *rng.sample(values[1:], min(len(values) - 1, rng.randrange(3)))])
+    outputs = dict.fromkeys([values[-1], *rng.sample(values[1:], min(len(values) - 1, rng.randrange(3))), *reduced])
     info = helper.make_tensor_value_info
     constants = [
         numpy_helper.from_array(np.array(0.5, np.float32), "half"),
         numpy_helper.from_array(np.full((1, 1), 2, np.float32), "ones"),
+        *(
+            numpy_helper.from_array(np.array(a), n)
+            for n, a in {"axes0": [0], "axes01": [0, 1], "axes12": [1, 2], "axes20": [-1, 0]}.items()
+        ),
     ]
     graph = helper.make_graph(
-        nodes, "g", [info("x", 1, shapes["x"])], [info(o, 1, shapes[o]) for o in outputs], constants
+        nodes, "g", [info("x", 1, shapes["x"])], [info(o, 1, shapes.get(o)) for o in outputs if o != "x"], constants
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -154,6 +163,57 @@ def test_outputs_keep_their_names():
 )
 def test_what_must_stay_stays(body):
     proto = parsed(f"g ({IN}) => (float[1,2,3,4] y) <float[2] two={{2, 3}}, float s1={{0.5}}> {{ {body} }}")
+    assert not cancel(proto).modified
+
+
+@pytest.mark.parametrize(
+    ("reduction", "axes"),
+    [
+        ("ReduceMean<keepdims=0>(t, spatial)", [2, 3]),
+        ("ReduceSum<keepdims=0>(t, last)", [1]),
+        ("ReduceMax<keepdims=0>(t, batch)", None),  # H, W, C against C, H, W
+        ("ReduceMax<keepdims=0>(t, most)", [1, 2, 3]),
+        ("ReduceMean<keepdims=1>(t, spatial)", None),
+        ("ReduceMean<keepdims=0>(t, given)", None),
+        ("ReduceMean<keepdims=0>(t)", None),
+    ],
+)
+def test_reductions_read_what_is_before_a_transpose(reduction, axes):
+    proto = parsed(f"""g ({IN}, int64[k] given) => (float[a] y)
+        <int64[2] spatial={{1, 2}}, int64[1] last={{-1}}, int64[1] batch={{0}}, int64[3] most={{3, 1, 2}}> {{
+        t = {THERE}(x) y = {reduction} }}""")
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    result = cancel(proto)
+    assert result.modified == (axes is not None)
+    assert not cancel(proto, reductions=False).modified
+    if axes is not None:
+        assert ops(result.model.proto.graph)[0].startswith("Reduce")
+        name = result.model.proto.graph.node[0].input[1]
+        tensor = next(t for t in result.model.proto.graph.initializer if t.name == name)
+        assert numpy_helper.to_array(tensor).tolist() == axes
+        x = np.random.default_rng(0).integers(-9, 9, (1, 2, 3, 4)).astype(np.float32)
+        same_results(proto, result.model, {"x": x, "given": np.array([1])})
+
+
+def test_reductions_with_axes_as_an_attribute_and_in_bodies():
+    proto = parsed(
+        f"""g ({IN}, bool b) => (float[1,2] y) {{
+        y = If(b) <then_branch = t () => (float[1,2] u) {{ h = {THERE}(x) u = ReduceMax<axes=[1,2], keepdims=0>(h) }},
+                   else_branch = e () => (float[1,2] w) {{ i = {THERE}(x) j = Abs(i)
+                       w = ReduceMax<axes=[1,2], keepdims=0>(j) }}> }}""",
+        13,
+    )
+    result = cancel(proto)
+    branches = {a.name: ops(a.g) for a in result.model.proto.graph.node[0].attribute}
+    assert branches == {"then_branch": ["ReduceMax"], "else_branch": ["Transpose", "Abs", "ReduceMax"]}
+    for flag in (True, False):
+        feeds = {"x": np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), "b": np.array(flag)}
+        same_results(proto, result.model, feeds)
+
+
+def test_a_transpose_with_other_readers_stays_before_a_reduction():
+    proto = parsed(f"""g ({IN}) => (float[1,2] y, float[1,3,4,2] z) <int64[2] spatial={{1, 2}}> {{
+        t = {THERE}(x) y = ReduceMean<keepdims=0>(t, spatial) z = Neg(t) }}""")
     assert not cancel(proto).modified
 
 

@@ -151,6 +151,10 @@ def test_an_optimizer_that_fails_is_an_error_where_that_is_asked_for(tf):
         grapple(graph, inputs, outputs, GrapplerOptions(fail_on_errors=True))
 
 
+def count(model, op):
+    return sum(node.op_type == op for node in model.proto.graph.node)
+
+
 def ops(graph):
     return [node.op for node in graph.node]
 
@@ -188,7 +192,8 @@ def test_passes_of_tf_trts_default_template_on_a_network(tf, cnn, proto):
     model, records = selection.pipeline(evaluate).run(source.model)
     plain = load_source(cnn)
     default, _ = parse_rewriter_config().pipeline(evaluate).run(plain.model)
-    assert [n.op_type for n in model.proto.graph.node] == [n.op_type for n in default.proto.graph.node]
+    assert count(model, "Transpose") == count(default, "Transpose") - 1  # the one before the average over the image
+    assert len(model.proto.graph.node) < len(default.proto.graph.node)
     names = [record.name for record in records]
     assert names[2:6] == ["cancel_transposes", "fold_constants", "common_subexpressions", "fold_constants"]
     feeds = {source.signature.inputs[0].tensor: np.ones((1, 8, 8, 3), np.float32)}

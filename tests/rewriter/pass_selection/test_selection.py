@@ -47,7 +47,7 @@ def test_an_empty_template_chooses_the_same_passes():
 
 def test_the_order_is_the_users():
     selection = parse_rewriter_config({"optimizers": OF_TF_TRT, "meta_optimizer_iterations": "ONE"})
-    chosen = ("function", "pruning", "debug_stripper", "dependency", "constfold", "common_subgraph_elimination")
+    chosen = ("function", "pruning", "debug_stripper", "dependency", "constfold")
     assert selection.grappler.optimizers == chosen
     assert selection.passes == (CancelTransposes(), FoldConstants(), CommonSubexpressions())
     assert (selection.rounds, selection.grappler.iterations) == (1, 1)
@@ -72,18 +72,20 @@ def test_the_evaluator_reaches_the_folding():
 
 def test_toggles_remove_and_add():
     selection = parse_rewriter_config(
-        {"constant_folding": False, "common_subgraph_elimination": "ON", "arithmetic_optimization": "AGGRESSIVE"}
+        {
+            "constant_folding": False,
+            "common_subgraph_elimination": "ON",
+            "shape_optimization": True,
+            "arithmetic_optimization": "AGGRESSIVE",
+        }
     )
     # What is added goes to Grappler's own place.
-    assert selection.grappler.optimizers == ("function", "common_subgraph_elimination", "arithmetic", "dependency")
-    assert dict(selection.grappler.toggles) == {
-        "common_subgraph_elimination": "ON",
-        "arithmetic_optimization": "AGGRESSIVE",
-    }
+    assert selection.grappler.optimizers == ("function", "shape", "arithmetic", "dependency")
+    assert dict(selection.grappler.toggles) == {"shape_optimization": "ON", "arithmetic_optimization": "AGGRESSIVE"}
     assert selection.passes == (CommonSubexpressions(),)
     assert verdict(selection, "constfold").note == "left out"
-    added = parse_rewriter_config({"optimizers": ["dependency", "constfold"], "common_subgraph_elimination": True})
-    assert added.grappler.optimizers == ("function", "dependency", "constfold", "common_subgraph_elimination")
+    added = parse_rewriter_config({"optimizers": ["dependency", "constfold"], "shape_optimization": True})
+    assert added.grappler.optimizers == ("function", "dependency", "constfold", "shape")
     assert parse_rewriter_config({"dependency_optimization": "ON"}).verdicts[-1].note == "is chosen already"
     left = parse_rewriter_config({"optimizers": ["pruning", "constfold"], "disable_model_pruning": True})
     assert left.grappler.optimizers == ("function", "constfold")
