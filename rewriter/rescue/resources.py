@@ -32,9 +32,10 @@ def strip_resources(meta_graph: Any, asset_tensors: Iterable[str], source: str) 
     graph_def = meta_graph.graph_def
     functions = _doomed_functions(graph_def)
     started = {name.partition(":")[0] for name in asset_tensors}
-    started |= {n.name for n in graph_def.node if n.op in RESOURCE_OPS or set(called_functions(n)) & functions}
+    doomed = functions | RESOURCE_OPS
+    started |= {node.name for node in graph_def.node if {node.op, *called_functions(node)} & doomed}
     nodes = _with_readers(graph_def, started)
-    _check_signatures(meta_graph, nodes, functions, source)
+    _check_signatures(meta_graph, nodes, source)
     _delete(graph_def.node, lambda node: node.name in nodes)
     _delete(graph_def.library.function, lambda function: function.signature.name in functions)
     _delete(graph_def.library.gradient, lambda g: {g.function_name, g.gradient_func} & functions)
@@ -84,7 +85,7 @@ def _with_readers(graph_def: Any, started: Set[str]) -> set[str]:
     return gone
 
 
-def _check_signatures(meta_graph: Any, nodes: Set[str], functions: Set[str], source: str) -> None:
+def _check_signatures(meta_graph: Any, nodes: Set[str], source: str) -> None:
     """Rule 4."""
     for key, signature in meta_graph.signature_def.items():
         for name, info in [*signature.inputs.items(), *signature.outputs.items()]:
@@ -93,9 +94,6 @@ def _check_signatures(meta_graph: Any, nodes: Set[str], functions: Set[str], sou
                     f"signature {key} of {source} needs {name!r} ({info.name}), which belongs to TF-TRT's engine "
                     "resources: this is no file that TF-TRT wrote, take the model from before the conversion"
                 )
-    for node in meta_graph.graph_def.node:
-        if node.op in functions and node.name not in nodes:
-            raise SourceError(f"node {node.name} of {source} calls {node.op}, which belongs to TF-TRT's resources")
 
 
 def _forget(node: Any, gone: Set[str]) -> None:
