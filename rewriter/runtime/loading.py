@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,7 +156,7 @@ def make_function(
         options,
         engine_nodes=sum(1 for _ in engine_nodes(runnable.model.proto)),
         artifact=runnable.artifact,
-        on_close=folder.cleanup if folder else None,
+        on_close=folder.remove if folder else None,
         siblings=siblings,
     )
 
@@ -168,14 +170,26 @@ def _why_no_gpu(options: RuntimeOptions) -> str:
     return device.missing_gpu()
 
 
-def _kept(runnable: Runnable, *, with_engines: bool) -> tuple[tempfile.TemporaryDirectory[str] | None, Runnable]:
+class _Folder:
+    """A temporary folder that goes when it is removed, when nobody has this object any more, or with the process."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="trt-rewriter-kept-"))
+        self._removal = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Removes it; harmless when repeated."""
+        self._removal()
+
+
+def _kept(runnable: Runnable, *, with_engines: bool) -> tuple[_Folder | None, Runnable]:
     """The same with files in a folder of its own, which goes with the object that is returned for it, if any."""
     engines = runnable.engines if with_engines else ()
     islands = any(True for _ in island_nodes(runnable.model.proto))
     if not engines and not islands:
         return None, runnable
-    folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-kept-")
-    root = Path(folder.name)
+    folder = _Folder()
+    root = folder.path
     kept = []
     for number, engine in enumerate(engines):
         path = root / f"{number}.engine"
