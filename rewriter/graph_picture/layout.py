@@ -152,7 +152,7 @@ def _draw(
     boxes = tuple(
         (lefts[i] + shift, tops[layers[i]] + (heights[layers[i]] - sizes[i][1]) / 2) for i in range(len(sizes))
     )
-    routes = []
+    routes: list[tuple[Point, ...]] = []
     for number, (source, target) in enumerate(edges):
         start = (centers[source] + shift, boxes[source][1] + sizes[source][1])
         end = (centers[target] + shift, boxes[target][1])
