@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from passes.graph.flops import Estimate, estimate
 from passes.model import Model
+from rewriter.errors import InvalidParameterError
 from rewriter.source import SourceModel
 
 
@@ -20,8 +21,20 @@ def count_operations(
         sizes: dimension name -> size; wins over the rule: the first dimension of each input is 1, others are as in the
             first sample.
         default_dim: the size of the dimensions that nothing is known of.
+
+    Raises:
+        InvalidParameterError: a size is no integer of at least 1, or of a dimension that the model does not have.
     """
-    return estimate(model, {**sample_sizes(source), **(sizes or {})}, default_dim)
+    given = dict(sizes or {})
+    for name, size in {**given, "default_dim": default_dim}.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidParameterError(f"the size of {name} must be an integer of at least 1, not {size!r}")
+    counted = estimate(model, {**sample_sizes(source), **given}, default_dim)
+    for name in given:
+        if name not in counted.sizes:
+            known = ", ".join(counted.sizes) or "none"
+            raise InvalidParameterError(f"sizes names {name!r}, which is no open dimension of the model: {known}")
+    return counted
 
 
 def sample_sizes(source: SourceModel) -> dict[str, int]:

@@ -9,8 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
-#: (name that must be there for it, or "", code) of every block.
-BLOCKS = re.findall(r"(?:<!-- needs Converter\.(\w+) -->\n)?```python\n(.*?)```", MIGRATION, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", MIGRATION, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +48,11 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.tensorflow
 @pytest.mark.rtx
 def test_the_guide_runs(place, frozen, capsys):
-    from rewriter import Converter
     from rewriter.demo import load_digits_test
 
     images, _ = load_digits_test()
     names = {"images": images, "graph_def": frozen}
-    for number, (needed, block) in enumerate(BLOCKS):
-        if needed and not hasattr(Converter, needed):
-            continue
+    for number, block in enumerate(BLOCKS):
         line = MIGRATION[: MIGRATION.index(block)].count("\n")
         code = "\n" * line + block  # so that a traceback shows the line of the guide
         exec(compile(code, f"docs/migration.md, block {number}", "exec"), names)  # noqa: S102 - our own guide

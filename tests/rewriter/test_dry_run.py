@@ -1,6 +1,5 @@
 """The dry run on literal graphs with made-up verdicts: no TensorRT."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -20,6 +19,7 @@ from rewriter.building.planning import make_plan
 from rewriter.conversion import Conversion
 from rewriter.dry_run import SizeRow, describe, make_dry_run, recommend
 from rewriter.dry_run_text import coverage_text
+from rewriter.errors import InvalidParameterError
 from rewriter.operations import count_operations
 from rewriter.report import flops_text
 from rewriter.source import Signature, SourceModel
@@ -170,7 +170,14 @@ def test_sizes_come_from_the_samples_and_batches_are_one():
     found = make_dry_run(conversion, asked)
     assert found.flops == 2 * 2 * 64 + 8
     assert make_dry_run(conversion, asked, sizes={"batch": 3}).flops == 3 * found.flops
-    assert dataclasses.replace(found, source="other").source == "other"
+    for wrong, message in (
+        ({"sizes": {"batch": 0}}, "size of batch must be an integer of at least 1, not 0"),
+        ({"sizes": {"batch": "8"}}, "not '8'"),
+        ({"default_dim": True}, "size of default_dim must be"),
+        ({"sizes": {"length": 8}}, "'length', which is no open dimension of the model: batch"),
+    ):
+        with pytest.raises(InvalidParameterError, match=message):
+            make_dry_run(conversion, asked, **wrong)
 
 
 def test_operations_in_words():
