@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewriter.errors import ExportError
 from rewriter.frontend.samples import one_line
 
+#: Operators on tables -> the attributes that say from what to what the table leads.
+_DTYPES = {
+    "LookupTableFindV2": ("Tin", "Tout"),
+    "LookupTableInsertV2": ("Tin", "Tout"),
+    "LookupTableImportV2": ("Tin", "Tout"),
+    "LookupTableExportV2": ("Tkeys", "Tvalues"),
+}
+#: Operators whose first input is none of the arguments of their functions.
+_SELECTING = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
+
 
 def name_tables(function: Any, graph_def: Any) -> dict[bytes, tuple[Any, Any]]:
     """Exports the lookup tables that the graph reads: shared name -> (keys, values).
 
-    Captured tables (resource placeholders, seen through the Identity nodes that inlining leaves) become HashTableV2
-    nodes with a name of their own in `graph_def`, which is what the converter reads.
+    Captured tables (resource placeholders, seen through the Identity nodes that inlining leaves and through the
+    arguments of loops and branches) become HashTableV2 nodes with a name of their own in `graph_def`, which is what the
+    converter reads.
+
+    Raises:
+        ExportError: a table cannot be read.
     """
     import tensorflow as tf
     from tensorflow.python.ops import lookup_ops
@@ -24,28 +38,54 @@ def name_tables(function: Any, graph_def: Any) -> dict[bytes, tuple[Any, Any]]:
     }
     nodes = {node.name: node for node in graph_def.node}
     handles: dict[bytes, tuple[Any, Any]] = {}
-    placeholders: dict[str, Any] = {}
     for info in get_hash_table_info(graph_def):
         if info.shared_name is not None:
             handle = lookup_ops.hash_table_v2(info.key_dtype, info.val_dtype, shared_name=info.shared_name)
             handles[info.shared_name] = (handle, info)
+    placeholders: dict[str, Any] = {}
+    library = {item.signature.name: item for item in graph_def.library.function}
     for node in graph_def.node:
-        if node.op == "LookupTableFindV2":
-            source = _through_identities(node.input[0], nodes)
-            if source in captured:
-                node.input[0] = source
-                name = f"table_{source}".encode()
-                info = HashTableInfo(name, node.attr["Tin"].type, node.attr["Tout"].type, source)
-                handles[name] = (captured[source], info)
-                placeholders[source] = info
+        for index, name in enumerate(node.input):
+            source = _through_identities(name, nodes)
+            if source not in captured:
+                continue
+            if node.op.startswith("LookupTable"):
+                node.input[index] = source
+            for key, value in _pairs(node, index, library):
+                name_of = f"table_{source}".encode()
+                placeholders[source] = HashTableInfo(name_of, key, value, source)
+                handles[name_of] = (captured[source], placeholders[source])
     replace_placeholders_with_tables(graph_def, placeholders)
     return {name: _table(name, handle, info) for name, (handle, info) in handles.items()}
 
 
+def _pairs(node: Any, index: int, library: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """DataType numbers of keys and values of the table that a node reads as input `index`, where it tells."""
+    if node.op in _DTYPES and index == 0:
+        key, value = _DTYPES[node.op]
+        yield node.attr[key].type, node.attr[value].type
+    argument = index - 1 if node.op in _SELECTING else index
+    names = [node.op, *(value.func.name for value in node.attr.values() if value.HasField("func"))]
+    names += [item.name for value in node.attr.values() for item in value.list.func]
+    for name in names:
+        if name in library and 0 <= argument < len(library[name].signature.input_arg):
+            yield from _pairs_inside(library[name], library[name].signature.input_arg[argument].name, library)
+
+
+def _pairs_inside(function: Any, argument: str, library: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """The same within a function, of the table that it gets as `argument`."""
+    nodes = {node.name: node for node in function.node_def}
+    for node in function.node_def:
+        for index, name in enumerate(node.input):
+            if _through_identities(name, nodes) == argument:
+                yield from _pairs(node, index, library)
+
+
 def _through_identities(name: str, nodes: Mapping[str, Any]) -> str:
-    """The node behind a chain of Identity nodes."""
+    """The node (or argument of a function) behind a chain of Identity nodes."""
+    name = name.partition(":")[0]
     while name in nodes and nodes[name].op == "Identity":
-        name = nodes[name].input[0].split(":")[0]
+        name = nodes[name].input[0].partition(":")[0]
     return name
 
 

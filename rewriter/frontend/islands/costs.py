@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rewriter.frontend.islands.graph import Graph, data_inputs, functions_of
 from rewriter.frontend.islands.units import Units
@@ -13,6 +14,8 @@ from rewriter.frontend.islands.vocabulary import LIGHT, MOVES
 FREE, ARITHMETIC, HEAVY = 0, 1, 1 << 20
 #: A node that reads a constant of so many bytes does real work with it (an embedding, a product).
 LARGE = 1 << 16
+#: Marked as having a state, which is the table's, and that never changes here.
+_PURE = frozenset({"LookupTableFindV2", "LookupTableSizeV2"})
 _FLOATS = frozenset({1, 2, 8, 14, 18, 19})
 
 
@@ -36,15 +39,15 @@ def _stateful(op: str) -> bool:
     from tensorflow.python.framework import op_def_registry
 
     definition = op_def_registry.get(op)
-    return definition is None or bool(definition.is_stateful)
+    return definition is None or (definition.is_stateful and op not in _PURE)
 
 
 def _reads_large(graph: Graph, name: str) -> bool:
-    sources = (graph.nodes[source] for source, _ in data_inputs(graph.nodes[name]) if graph.is_source(source))
-    return any(
-        node.op == "Placeholder" or _size(node) >= LARGE for node in sources if node.op in ("Const", "Placeholder")
-    )
+    """True for a node that reads much data that the model holds; hidden weights are large in any case."""
+    """True for a node that reads much data that the model holds; hidden weights are large in any case."""
+    sources = [graph.nodes[source] for source, _ in data_inputs(graph.nodes[name]) if graph.is_source(source)]
+    return any(node.op == "Placeholder" or (node.op == "Const" and _size(node) >= LARGE) for node in sources)
 
 
-def _size(node: object) -> int:
-    return int(node.attr["value"].tensor.ByteSize())  # type: ignore[attr-defined]
+def _size(node: Any) -> int:
+    return int(node.attr["value"].tensor.ByteSize())

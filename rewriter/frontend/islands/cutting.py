@@ -64,7 +64,7 @@ def cut(graph: Graph, plan: Plan) -> Cut:
     """Finds what crosses the boundaries of a plan's islands."""
     owner = {name: number for number, island in enumerate(plan.islands) for name in island.members}
     drafts = []
-    for number, island in enumerate(plan.islands):
+    for island in plan.islands:
         inside = {*island.members, *island.copies}
         reads = _reads(graph, inside)
         held = _with_assertions(graph, inside, reads)
@@ -75,12 +75,12 @@ def cut(graph: Graph, plan: Plan) -> Cut:
     inside_reads = dict.fromkeys(t for name in exported for t in data_inputs(graph.nodes[name]))
     entries = tuple(t for t in inside_reads if t[0] in owner)
     asked = dict.fromkeys([*entries, *graph.outputs, *(t for _, _, reads in drafts for t in reads)])
-    pieces = []
-    for number, (island, held, reads) in enumerate(drafts):
-        outputs = tuple(t for t in asked if owner.get(t[0]) == number)
-        pieces.append(Piece(island, reads, outputs, held))
+    pieces = tuple(
+        Piece(island, reads, tuple(t for t in asked if owner.get(t[0]) == number), held)
+        for number, (island, held, reads) in enumerate(drafts)
+    )
     exits = dict.fromkeys(t for t in wanted if t not in set(graph.outputs))
-    return Cut(tuple(pieces), exported, entries, tuple(exits))
+    return Cut(pieces, exported, entries, tuple(exits))
 
 
 def _reads(graph: Graph, inside: set[str]) -> list[Tensor]:
@@ -113,11 +113,9 @@ def _closure(graph: Graph, name: str, known: set[str]) -> set[str]:
     stack = [name]
     while stack:
         node = graph.all_nodes.get(stack.pop())
-        if node is None or node.name in graph.inputs:
-            return set()
-        if node.name in known or node.name in found:
+        if node is not None and (node.name in known or node.name in found):
             continue
-        if node.op == "Placeholder" or (node.name in graph.nodes and not graph.is_source(node.name)):
+        if node is None or node.op == "Placeholder" or (node.name in graph.nodes and not graph.is_source(node.name)):
             return set()
         found.add(node.name)
         stack += [source for source, _ in data_inputs(node)]

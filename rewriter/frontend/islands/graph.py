@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rewriter.frontend.islands.dtypes import node_dtypes
 
 #: Lookup tables: they hold no values of the computation and are rebuilt wherever they are read.
 TABLES = frozenset({"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2"})
+_Key = TypeVar("_Key", bound=Hashable)
 _CONSTANTS = frozenset({"Const", *TABLES})
 
 
@@ -48,7 +49,8 @@ class Graph:
         by_name = {node.name: node for node in graph_def.node}
         heads = tuple(tensor(name)[0] for name in inputs)
         ends = tuple(tensor(name) for name in outputs)
-        order = _producers_first([*heads, *(node for node, _ in ends)], by_name)
+        roots = [*heads, *(node for node, _ in ends)]
+        order = postorder(roots, lambda name: [source for source, _ in data_inputs(by_name[name])], set())
         return cls(graph_def, heads, ends, {name: by_name[name] for name in order})
 
     @functools.cached_property
@@ -118,21 +120,24 @@ def reached_functions(nodes: Iterable[Any], library: Mapping[str, Any]) -> list[
     return list(found)
 
 
-def _producers_first(roots: Sequence[str], by_name: Mapping[str, Any]) -> list[str]:
-    """Data ancestors of `roots`, each behind what it reads; iterative, for graphs are deep."""
-    done: dict[str, None] = {}
-    entered: set[str] = set()
-    stack = list(reversed(roots))
-    while stack:
-        name = stack[-1]
-        if name in done:
-            stack.pop()
+def postorder(roots: Iterable[_Key], edges: Callable[[_Key], Iterable[_Key]], seen: set[_Key]) -> list[_Key]:
+    """What the roots reach and `seen` does not hold, each behind what it leads to as far as cycles let that be.
+
+    `seen` grows by it. Iterative, for graphs are deep.
+    """
+    found: list[_Key] = []
+    for root in roots:
+        if root in seen:
             continue
-        waiting = [] if name in entered else [s for s, _ in data_inputs(by_name[name]) if s not in entered]
-        entered.add(name)
-        if waiting:
-            stack += reversed(waiting)
-        else:
-            done[name] = None
-            stack.pop()
-    return list(done)
+        seen.add(root)
+        stack = [(root, iter(edges(root)))]
+        while stack:
+            name, ahead = stack[-1]
+            fresh = next((other for other in ahead if other not in seen), None)
+            if fresh is None:
+                found.append(name)
+                stack.pop()
+            else:
+                seen.add(fresh)
+                stack.append((fresh, iter(edges(fresh))))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from rewriter.frontend.callee import import_tensorflow, static_shape
 from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.islands.cutting import Cut, Known, Tensor
 from rewriter.frontend.islands.graph import Graph, data_inputs, reached_functions
-from rewriter.frontend.islands.loading import load_graph
+from rewriter.frontend.islands.loading import callable_functions, load_graph
 from rewriter.frontend.large_weights import with_weights
-from rewriter.frontend.samples import tensorflow_errors
+from rewriter.frontend.samples import one_line, tensorflow_errors
 
+_LOG = logging.getLogger(__name__)
 #: Texts for inputs of strings: different lengths and numbers of words, one empty, letters beyond ASCII. What a model
 #: makes of made-up strings that are all alike says little of how its dimensions depend on them.
 TEXTS = (
@@ -89,17 +91,23 @@ def observe(
         return [None for _ in feeds]
     specs = [(name, tf.TensorSpec(None, graph.nodes[name].attr["dtype"].type)) for name in graph.inputs]
     loaded = load_graph(made, specs, [f"{node}:{port}" for node, port in tensors], frozen.tables, origin)
-    found: list[dict[Tensor, tuple[int, ...]] | None] = []
-    for feed in feeds:
-        try:
-            with tf.device("/CPU:0"):
-                arguments = [tf.constant(value, dtype=s.dtype) for value, (_, s) in zip(feed, specs, strict=True)]
-                results = loaded.function(*arguments)
-        except tensorflow_errors():
-            found.append(None)
-            continue
-        found.append({t: tuple(results[f"output_{i}"].shape) for i, t in enumerate(tensors)})
-    return found
+    with callable_functions(made):
+        return [_shapes(loaded.function, [s.dtype for _, s in specs], feed, tensors) for feed in feeds]
+
+
+def _shapes(
+    function: Any, dtypes: Sequence[Any], feed: Sequence[np.ndarray], tensors: Sequence[Tensor]
+) -> dict[Tensor, tuple[int, ...]] | None:
+    """One call; None where TensorFlow refuses the values, as it does texts that are no images."""
+    tf = import_tensorflow()
+    try:
+        with tf.device("/CPU:0"):
+            arguments = [tf.constant(value, dtype=dtype) for value, dtype in zip(feed, dtypes, strict=True)]
+            results = function(*arguments)
+    except tensorflow_errors() as error:
+        _LOG.debug("a sample for the shapes between islands was refused: %s", one_line(error))
+        return None
+    return {t: tuple(results[f"output_{index}"].shape) for index, t in enumerate(tensors)}
 
 
 def _needed(graph: Graph, tensors: Sequence[Tensor]) -> set[str]:

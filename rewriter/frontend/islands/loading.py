@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,8 @@ def load_graph(
 
     def island(*arguments: Any) -> dict[str, Any]:
         fed = {f"{name}:0": value for (name, _), value in zip(inputs, arguments, strict=True)}
-        fed |= {name: table.resource_handle for name, table in handles.items()}
+        # A handle of this process is no tensor of the graph before something in it reads it.
+        fed |= {name: tf.identity(table.resource_handle) for name, table in handles.items()}
         with tf.device(DEVICE):
             found = tf.import_graph_def(graph_def, input_map=fed, return_elements=list(outputs), name="")
             return {f"output_{index}": tf.identity(value) for index, value in enumerate(found)}
@@ -83,6 +85,25 @@ def load_graph(
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ExportError(f"TensorFlow cannot import its part of {origin}: {one_line(error)}") from error
     return Loaded(module, function)
+
+
+@contextlib.contextmanager
+def callable_functions(graph_def: Any) -> Iterator[None]:
+    """Lets a function that `load_graph` made of `graph_def` be called in this process for the time of the block.
+
+    Importing a graph leaves its functions in the graph; called eagerly, TensorFlow looks for them in its context.
+    """
+    from tensorflow.python.eager import context
+
+    eager = context.context()
+    added = [f for f in graph_def.library.function if not eager.has_function(f.signature.name)]
+    for function in added:
+        eager.add_function_def(function)
+    try:
+        yield
+    finally:
+        for function in added:
+            eager.remove_function(function.signature.name)
 
 
 def _table(node: Any, tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]], origin: str) -> Any:

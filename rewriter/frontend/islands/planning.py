@@ -1,13 +1,14 @@
 """Which nodes lie in which island.
 
-1. Every node with a reason (`rules`) stays in TensorFlow, with all of its unit (`units`). So does what passes strings to
-   or from such a node: strings are moved within TensorFlow, where they are bytes.
+1. Every node with a reason (`rules`) stays in TensorFlow, with all of its unit (`units`). So does what passes strings
+   to or from such a node: strings are moved within TensorFlow, where they are bytes.
 2. Cheap nodes between two of those may stay as well. Both kinds are clustered convexly, into as few clusters as can be;
    a cluster keeps only what lies on a way between two nodes that must stay. One that would pull in more than
    `LIGHT_MAX` nodes of floating-point arithmetic is split instead.
-3. What leads to an island and is cheap throughout is copied into it, so that it begins with the model's own inputs; at
-   the least the shape arithmetic is copied. What follows an island and is cheap up to the outputs moves into it. Both
-   only where work remains for ONNX.
+3. What reads nothing but an island and measures what is in its values (`DATA_DEPENDENT`) moves into it: TensorFlow does
+   in one node what takes ONNX dozens, none of them for an engine. So does what follows an island and is cheap up to the
+   outputs. What leads to an island and is cheap throughout is copied into it, so that it begins with the model's own
+   inputs; at the least the shape arithmetic is copied. All this only where work remains for ONNX.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rewriter.frontend.islands.costs import HEAVY, costs
 from rewriter.frontend.islands.graph import Graph, data_inputs
 from rewriter.frontend.islands.rules import Limits, Scope, Shapes
 from rewriter.frontend.islands.units import Units, find_units
-from rewriter.frontend.islands.vocabulary import MEASURES
+from rewriter.frontend.islands.vocabulary import DATA_DEPENDENT, MEASURES
 
 #: Nodes of floating-point arithmetic that an island may take in where that saves a boundary.
 LIGHT_MAX = 8
@@ -161,17 +162,17 @@ def _finish(
     absorb: bool,
 ) -> Plan:
     """Step 3, and names instead of numbers."""
-    owned = [set(hull) for hull in hulls]
-    taken: set[int] = set().union(*owned)
+    taken: set[int] = set().union(*hulls)
     islands = []
-    for hull in owned:
+    for hull in hulls:
+        inside = set(hull)
         if absorb:
-            ending = _ending(units, price, hull, taken)
-            hull |= ending
-            taken |= ending
-        copies = _beginning(units, price, hull, taken) if absorb else set()
-        copies |= _measures(graph, units, hull | copies)
-        islands.append((hull, copies - hull))
+            inside |= _following(graph, units, price, inside, taken)
+            inside |= _ending(units, price, inside, taken)
+            taken |= inside
+        copies = _beginning(units, price, inside, taken) if absorb else set()
+        copies |= _measures(graph, units, inside | copies)
+        islands.append((inside, copies - inside))
     order = {name: index for index, name in enumerate(graph.nodes)}
 
     def names(chosen: set[int]) -> tuple[str, ...]:
@@ -201,13 +202,25 @@ def _beginning(units: Units, price: Sequence[int], hull: set[int], taken: set[in
     return leading if cheap and _light(price, leading) <= LIGHT_MAX else set()
 
 
+def _fed(units: Units, price: Sequence[int], hull: set[int], taken: set[int]) -> set[int]:
+    """Units that are not heavy and read nothing but an island, constants and inputs of the model, directly or not."""
+    found: set[int] = set()
+    for unit, preds in enumerate(units.preds):
+        if preds and unit not in taken and price[unit] < HEAVY and all(p in hull or p in found for p in preds):
+            found.add(unit)
+    return found
+
+
+def _following(graph: Graph, units: Units, price: Sequence[int], hull: set[int], taken: set[int]) -> set[int]:
+    """What measures the values of an island, and the free units on the way to it."""
+    fed = {u for u in _fed(units, price, hull, taken) if not price[u]}
+    ends = {u for u in fed if any(graph.nodes[name].op in DATA_DEPENDENT for name in units.members[u])}
+    return reach(ends, [[p for p in preds if p in fed] for preds in units.preds])
+
+
 def _ending(units: Units, price: Sequence[int], hull: set[int], taken: set[int]) -> set[int]:
     """What follows an island, reads nothing that is computed elsewhere and ends in outputs of the model."""
-    found: set[int] = set()
-    for unit in range(len(units.members)):
-        fed = units.preds[unit] and all(p in hull or p in found for p in units.preds[unit])
-        if fed and unit not in taken and price[unit] < HEAVY:
-            found.add(unit)
+    found = _fed(units, price, hull, taken)
     loose = found
     while loose:
         loose = {
@@ -220,7 +233,7 @@ def _ending(units: Units, price: Sequence[int], hull: set[int], taken: set[int])
 
 
 def _measures(graph: Graph, units: Units, inside: set[int]) -> set[int]:
-    """Shape arithmetic on the model's inputs and on what the island reads or computes, as far as the island reads it."""
+    """Shape arithmetic on the model's inputs and on what the island reads or computes, if the island reads it."""
     read = {s for unit in inside for name in units.members[unit] for s, _ in data_inputs(graph.nodes[name])}
     found: set[int] = set()
     for unit in sorted(reach(inside, units.preds) - inside):

@@ -237,12 +237,12 @@ def _notes(graph: Graph, parts: Cut) -> list[str]:
         told = ", ".join(ops[:_SHOWN]) + (f" and {len(ops) - _SHOWN} other operators" if len(ops) > _SHOWN else "")
         why = "; ".join(_why(graph, piece.island.reasons))
         count = len(piece.island.members) + len(piece.island.copies)
-        lines.append(f"{operator(index)} stays in TensorFlow: {count} nodes ({told}). {why}")
+        lines.append(f"{operator(index)} stays in TensorFlow: {count} node{'s' * (count != 1)} ({told}). {why}")
     return lines
 
 
 def _why(graph: Graph, reasons: Mapping[str, str]) -> list[str]:
-    """ "reason (operators and their first nodes)" for each reason."""
+    """Each reason with the operators that it holds for."""
     found: dict[str, list[str]] = {}
     for node, reason in reasons.items():
         found.setdefault(reason, []).append(node)

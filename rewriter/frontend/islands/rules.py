@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from rewriter.frontend.islands.dtypes import node_dtypes
@@ -51,7 +51,7 @@ class Scope:
 
     def producer(self, name: str) -> Any:
         """The node behind an input ("node", "node:1" or "node:output:1"); None for an argument of a function."""
-        return self.nodes.get(name.split(":")[0])
+        return self.nodes.get(name.partition(":")[0])
 
     @functools.cached_property
     def readers(self) -> dict[str, list[Any]]:
@@ -59,7 +59,7 @@ class Scope:
         found: dict[str, list[Any]] = {}
         for node in self.nodes.values():
             for name in node.input:
-                found.setdefault(name.split(":")[0], []).append(node)
+                found.setdefault(name.partition(":")[0], []).append(node)
         return found
 
     def reason(self, node: Any) -> str:
@@ -99,7 +99,7 @@ def _body_reason(name: str, outer: Scope) -> str:
     return ""
 
 
-def _table(scope: Scope, node: Any, kinds: Sequence[int]) -> str:
+def _table(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     """ONNX's LabelEncoder, as it is exported, maps strings to int64 and back."""
     if not node.op.startswith("LookupTable"):
         return ""
@@ -123,7 +123,7 @@ def _complex(scope: Scope, node: Any, kinds: Collection[int]) -> str:
     return "ONNX Runtime has no complex numbers"
 
 
-def _strings(scope: Scope, node: Any, kinds: Collection[int]) -> str:
+def _strings(_scope: Scope, node: Any, kinds: Collection[int]) -> str:
     """Strings may be moved; what looks at their letters stays."""
     if "element_dtype" in node.attr and node.attr["element_dtype"].type == _STRING:
         return "lists of strings have no equal in ONNX"
@@ -143,13 +143,13 @@ def _formats(node: Any) -> bool:
     return any(number != -1 for number in numbers) or any(value.b or value.s for value in others)
 
 
-def _wrong(scope: Scope, node: Any, kinds: Collection[int]) -> str:
+def _wrong(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     """Operators whose export computes something else, unless the user accepts that much."""
     what, error = WRONG.get(node.op, ("", 0.0))
     return what if error > scope.limits.tolerance else ""
 
 
-def _patches(scope: Scope, node: Any, kinds: Collection[int]) -> str:
+def _patches(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     """ExtractImagePatches is exported with a fixed batch."""
     if node.op != "ExtractImagePatches":
         return ""

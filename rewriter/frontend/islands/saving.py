@@ -18,6 +18,7 @@ from rewriter.frontend.islands.loading import load_graph
 from rewriter.frontend.islands.vocabulary import PYTHON, TABLE_WRITES
 from rewriter.frontend.large_weights import LargeWeights, with_weights
 
+_RESOURCE = 20
 #: The largest GraphDef that protobuf can write; the rest of a SavedModel is small.
 SIZE_MAX = (1 << 31) - (1 << 20)
 
@@ -43,8 +44,8 @@ def save_island(
     made = with_weights(island_graph(graph, piece, known), weights, origin)
     if made.ByteSize() > SIZE_MAX:
         raise ExportError(
-            f"a part of {origin} that stays in TensorFlow has {made.ByteSize() / 1e9:.1f} GB of weights and a SavedModel "
-            f"function ends at 2.1 GB: {_told(piece)}"
+            f"a part of {origin} that stays in TensorFlow ({_told(piece)}) has {made.ByteSize() / 1e9:.1f} GB of "
+            "weights, and TensorFlow's GraphDef ends at 2.1 GB: convert the model in parts"
         )
     specs = [
         (name, tf.TensorSpec(known.shapes[t], known.dtypes[t]))
@@ -68,6 +69,12 @@ def _check(graph: Graph, piece: Piece, origin: str) -> None:
         ExportError: Python code, or a table that changes while the model runs.
     """
     nodes = [graph.all_nodes[name] for name in piece.nodes]
+    for node in nodes:
+        if node.op == "Placeholder" and node.attr["dtype"].type == _RESOURCE:
+            raise ExportError(
+                f"a part of {origin} that stays in TensorFlow reads the resource {node.name}, which is no lookup table "
+                f"whose contents can be read ({_told(piece)}): convert the part of the model without it"
+            )
     inner = [node for name in reached_functions(nodes, graph.library) for node in graph.library[name].node_def]
     for node in [*nodes, *inner]:
         if node.op in PYTHON:
@@ -77,8 +84,8 @@ def _check(graph: Graph, piece: Piece, origin: str) -> None:
             )
         if node.op in TABLE_WRITES:
             raise ExportError(
-                f"{origin} changes a lookup table while it runs ({node.op} {node.name}), which no converted model keeps: "
-                "fill the table before the model is saved"
+                f"{origin} changes a lookup table while it runs ({node.op} {node.name}), and no converted model keeps "
+                "that: fill the table before the model is saved"
             )
 
 

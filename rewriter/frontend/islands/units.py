@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from rewriter.frontend.islands.graph import Graph, data_inputs
+from rewriter.frontend.islands.graph import Graph, data_inputs, postorder
 
 _HANDLES = frozenset({20, 21})
 _IN, _OUT = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"}), frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
@@ -41,9 +41,9 @@ def find_units(graph: Graph) -> Units:
     edges = [[number[s] for s, _ in data_inputs(graph.nodes[name]) if s in number] for name in names]
     parent = list(range(len(names)))
     for reader, name in enumerate(names):
-        for source in data_inputs(graph.nodes[name]):
-            if source[0] in number and graph.dtype(source) in _HANDLES:
-                _join(parent, number[source[0]], reader)
+        for read in data_inputs(graph.nodes[name]):
+            if read[0] in number and graph.dtype(read) in _HANDLES:
+                _join(parent, number[read[0]], reader)
     dead = _between(graph, names, edges)
     for reader, sources in enumerate(edges):
         for source in sources:
@@ -84,7 +84,7 @@ def _contract(names: Sequence[str], edges: Sequence[Sequence[int]], label: Seque
         for source in sources:
             if label[source] != label[reader]:
                 preds[label[reader]][label[source]] = None
-    components = _components({root: list(sources) for root, sources in preds.items()})
+    components = _components({root: tuple(sources) for root, sources in preds.items()})
     unit_of_root = {root: unit for unit, roots in enumerate(components) for root in roots}
     members: list[list[str]] = [[] for _ in components]
     of = {}
@@ -94,8 +94,8 @@ def _contract(names: Sequence[str], edges: Sequence[Sequence[int]], label: Seque
         of[name] = unit
     before: list[dict[int, None]] = [{} for _ in components]
     behind: list[dict[int, None]] = [{} for _ in components]
-    for root, sources in preds.items():
-        for source in sources:
+    for root, reads in preds.items():
+        for source in reads:
             first, second = unit_of_root[source], unit_of_root[root]
             if first != second:
                 before[second][first] = None
@@ -104,44 +104,16 @@ def _contract(names: Sequence[str], edges: Sequence[Sequence[int]], label: Seque
 
 
 def _components(preds: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Strongly connected components, each behind those that it reads from (Tarjan's algorithm, without recursion)."""
-    index: dict[int, int] = {}
-    low: dict[int, int] = {}
-    open_nodes: list[int] = []
-    is_open: set[int] = set()
-    found: list[list[int]] = []
-    for root in preds:
-        if root in index:
-            continue
-        work = [(root, iter(preds[root]))]
-        index[root] = low[root] = len(index)
-        open_nodes.append(root)
-        is_open.add(root)
-        while work:
-            node, sources = work[-1]
-            fresh = None
-            for source in sources:
-                if source not in index:
-                    fresh = source
-                    break
-                if source in is_open:
-                    low[node] = min(low[node], index[source])
-            if fresh is not None:
-                index[fresh] = low[fresh] = len(index)
-                open_nodes.append(fresh)
-                is_open.add(fresh)
-                work.append((fresh, iter(preds[fresh])))
-                continue
-            work.pop()
-            if work:
-                low[work[-1][0]] = min(low[work[-1][0]], low[node])
-            if low[node] == index[node]:
-                component = []
-                while not component or component[-1] != node:
-                    component.append(open_nodes.pop())
-                    is_open.discard(component[-1])
-                found.append(sorted(component))
-    return found
+    """Strongly connected components, each behind those that it reads from (Kosaraju's algorithm)."""
+    succs: dict[int, list[int]] = {node: [] for node in preds}
+    for node, sources in preds.items():
+        for source in sources:
+            succs[source].append(node)
+    assigned: set[int] = set()
+    # Behind all that it leads to, whatever cycles there are, so a search back from it finds its component alone.
+    order = postorder(preds, preds.__getitem__, set())
+    found = [postorder([node], succs.__getitem__, assigned) for node in reversed(order)]
+    return [sorted(component) for component in reversed(found) if component]
 
 
 def _root(parent: list[int], node: int) -> int:

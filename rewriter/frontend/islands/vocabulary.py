@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import functools
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: Operators without a handler that tf2onnx's rewriters replace, or that go away with the function they call. Where they
 #: do not, the export says so and they are sent to TensorFlow after all.
-REWRITTEN = frozenset(
+REWRITTEN = _names(
     "Assert ConstV2 Enter Exit GRUBlockCell HashTable ListDiff LoopCond LSTMBlockCell Merge NextIteration NoOp "
     "PartitionedCall QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 RandomStandardNormal "
     "StatefulPartitionedCall Switch TensorArrayGatherV3 TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3 "
-    "TensorArrayV3 TensorArrayWriteV3 _FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul".split()
+    "TensorArrayV3 TensorArrayWriteV3 _FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul"
 )
 
 #: Operators whose export is right for strings too: they move elements and look at none.
-STRING_MOVES = frozenset(
+STRING_MOVES = _names(
     "BroadcastTo ConcatV2 Const EnsureShape ExpandDims Fill GatherNd GatherV2 Identity IdentityN If Pack Placeholder "
-    "Rank Reshape ReverseV2 Select SelectV2 Shape Size Slice Split SplitV Squeeze StatelessIf StopGradient StridedSlice "
-    "StringToNumber TensorScatterUpdate Tile Transpose Unique Unpack".split()
+    "Rank Reshape ReverseV2 Select SelectV2 Shape Size Slice Split SplitV Squeeze StatelessIf StopGradient "
+    "StridedSlice StringToNumber TensorScatterUpdate Tile Transpose Unique Unpack"
 )
 
 #: Operators that move or count elements, whatever their dtype: cheap enough to lie in an island.
-MOVES = frozenset(
+MOVES = _names(
     "Bitcast BroadcastArgs BroadcastTo Cast Concat ConcatOffset ConcatV2 EnsureShape ExpandDims Fill Gather GatherNd "
     "GatherV2 Identity IdentityN MirrorPad OneHot OnesLike Pack Pad PadV2 PreventGradient Range Rank Reshape ReverseV2 "
     "Select SelectV2 Shape ShapeN Size Slice Snapshot Split SplitV Squeeze StopGradient StridedSlice Tile Transpose "
-    "Unpack Where ZerosLike".split()
+    "Unpack Where ZerosLike"
 )
 
 #: Operators with about one instruction per element: a few of them may lie in an island where that saves another one.
-LIGHT = frozenset(
+LIGHT = _names(
     "Abs Add AddN AddV2 All Any ArgMax ArgMin BiasAdd Ceil ClipByValue Cos Cumsum Div DivNoNan Equal Exp Expm1 Floor "
     "FloorDiv FloorMod Greater GreaterEqual IsFinite IsInf IsNan LeakyRelu Less LessEqual Log Log1p LogSoftmax Max "
-    "Maximum Mean Min Minimum Mul Neg NotEqual Pow Prod RealDiv Reciprocal Relu Relu6 Rint Round Rsqrt Sigmoid Sign Sin "
-    "Softmax Softplus Sqrt Square SquaredDifference Sub Sum Tanh".split()
+    "Maximum Mean Min Minimum Mul Neg NotEqual Pow Prod RealDiv Reciprocal Relu Relu6 Rint Round Rsqrt Sigmoid Sign "
+    "Sin Softmax Softplus Sqrt Square SquaredDifference Sub Sum Tanh"
 )
 
 #: Operators that only measure a tensor: their results are a few numbers, whatever the tensor holds.
 MEASURES = frozenset({"Rank", "Shape", "ShapeN", "Size"})
+
+#: Operators whose results depend on values in number or order, and that ONNX writes in many nodes.
+DATA_DEPENDENT = _names(
+    "DynamicPartition RaggedGather RaggedRange RaggedTensorToSparse RaggedTensorToTensor SparseFillEmptyRows "
+    "SparseReshape Unique UniqueWithCounts Where"
+)
 
 #: Operators that run Python code of the process they were made in.
 PYTHON = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
