@@ -22,7 +22,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
 #: dtype of a line -> its colour.
 DTYPES: Mapping[str, str] = {
     "float32": "#475569", "float16": "#8b5cf6", "bfloat16": "#c026d3", "float64": "#1e3a8a", "int64": "#059669",
-    "int32": "#0d9488", "int8": "#65a30d", "uint8": "#84cc16", "bool": "#dc2626", "string": "#92400e",
+    "int32": "#d97706", "int8": "#65a30d", "uint8": "#84cc16", "bool": "#dc2626", "string": "#92400e",
 }  # fmt: skip
 OTHER_DTYPE = "#9ca3af"
 

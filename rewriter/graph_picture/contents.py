@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from passes.engine_node import engine_nodes
 from passes.graph.value_types import collect_infos, spec_of
-from passes.graph.walk import Scope, iter_nodes, iter_scopes, plain_domain
+from passes.graph.walk import Scope, iter_scopes, plain_domain
 from passes.graph_index import GraphIndex
 from passes.island_node import is_island, read_island
 from passes.model import Model
@@ -225,8 +225,3 @@ def _short(name: str) -> str:
     """The last part of a name, at most 28 characters of it."""
     last = name.rstrip("/").rpartition("/")[2] or name
     return last if len(last) <= 28 else f"…{last[-27:]}"
-
-
-def count_boxes(model: Model) -> int:
-    """Nodes of a model, those of bodies included; of functions not."""
-    return sum(1 for _ in iter_nodes(model.proto))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rewriter.graph_picture.ordering import Chains
 
 #: Sweeps down and up.
-_SWEEPS = 8
+_SWEEPS = 20
 #: What a link weighs by how many of its ends are bends: long edges shall be straight.
 _WEIGHTS = (1.0, 2.0, 8.0)
 #: What an item without neighbours in the direction of a sweep weighs.
@@ -31,7 +31,7 @@ def place(rows: Sequence[Sequence[int]], chains: Chains, widths: Sequence[float]
             centers[item] = step - middle
     both = [[*b, *a] for b, a in zip(chains.before, chains.after, strict=True)]
     for sweep in range(_SWEEPS):
-        neighbours = (chains.before, chains.after)[sweep % 2] if sweep < _SWEEPS - 2 else both
+        neighbours = (chains.before, chains.after)[sweep % 2] if sweep < _SWEEPS // 2 else both
         numbers = range(len(rows)) if sweep % 2 == 0 else range(len(rows) - 1, -1, -1)
         for number in numbers:
             _settle(rows[number], offsets[number], neighbours, centers, chains.boxes)
