@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 
 import numpy as np
@@ -49,8 +50,10 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def make(rtx, saved):
-    """Makes converters of that model and closes them."""
+def make(rtx, saved, monkeypatch):
+    """Makes converters of that model and closes them; no variable of TF-TRT is set."""
+    for name in [name for name in os.environ if name.startswith("TF_TRT_")]:
+        monkeypatch.delenv(name)
     made = []
 
     def converter(**arguments):
@@ -547,3 +550,101 @@ class TestTensorFlow1:
             converter.save(tmp_path / "out")
         with trt.load(tmp_path / "out") as function:
             assert function(x=X)["scores"].shape == (4, 4)
+
+
+class TestTemplate:
+    pytestmark = converts
+
+    def test_none_is_the_default(self, make):
+        """rewriter_config_template=None takes default passes."""
+        make(conversion_params=trt.ConversionParams(rewriter_config_template=None)).convert()
+
+    def test_a_proto_of_tensorflow_chooses_passes(self, make):
+        """A RewriterConfig proto is a template; TensorRTOptimizer's parameters in it are those of the conversion."""
+        from tensorflow.core.protobuf import rewriter_config_pb2
+
+        template = rewriter_config_pb2.RewriterConfig(optimizers=["constfold", "dependency"])
+        optimizer = template.custom_optimizers.add(name="TensorRTOptimizer")
+        optimizer.parameter_map["minimum_segment_size"].i = 100
+        converter = make(conversion_params=trt.ConversionParams(rewriter_config_template=template))
+        converter.convert()
+        assert converter.report.engines == ()
+        assert converter.params.minimum_segment_size == 100
+
+    def test_unknown_names_are_errors(self, make):
+        """Optimizers that nobody knows are an error, which lists those that are known."""
+        with pytest.raises(ValueError, match="constfold"):
+            make(conversion_params=trt.ConversionParams(rewriter_config_template={"optimizers": ["fuse_all"]}))
+
+
+class TestEnvironment:
+    pytestmark = converts
+
+    def test_operators_can_be_kept_native(self, make, monkeypatch):
+        """TF_TRT_OP_DENYLIST: TensorFlow operators that are never converted."""
+        monkeypatch.setenv("TF_TRT_OP_DENYLIST", "Softmax,Conv2D")
+        converter = make()
+        converter.convert()
+        assert [v.op_type for v in converter.report.native if v.rule == "denylist"] == ["Softmax"]
+
+    def test_operators_can_be_pretended(self, make, monkeypatch):
+        """TF_TRT_OP_FAKELIST: segments as if TensorRT took these operators; what rests on that cannot run there."""
+        monkeypatch.setenv("TF_TRT_OP_FAKELIST", "Softmax")
+        converter = make()
+        converter.convert()
+        assert [engine.name for engine in converter.report.engines] == ["TRTEngineOp_000"]
+
+    def test_the_number_of_engines_can_be_limited(self, make, monkeypatch):
+        """TF_TRT_MAX_ALLOWED_ENGINES: the largest so many segments; 0 and less is no limit, as the default here."""
+        monkeypatch.setenv("TF_TRT_OP_DENYLIST", "Tanh")
+        for limit, engines in (("1", 1), ("0", 2)):
+            monkeypatch.setenv("TF_TRT_MAX_ALLOWED_ENGINES", limit)
+            converter = make(minimum_segment_size=1)
+            converter.convert()
+            assert len(converter.report.engines) == engines
+
+    def test_builds_can_be_made_to_fail(self, make, monkeypatch):
+        """TF_TRT_ABORT_CUDA_ENGINE_BUILD: every build fails, and the model runs natively."""
+        monkeypatch.setenv("TF_TRT_ABORT_CUDA_ENGINE_BUILD", "true")
+        converter = make()
+        converter.convert()
+        converter.build(batches(2))
+        (engine,) = converter.report.engines
+        assert not engine.built
+        assert "aborted" in engine.reason
+        assert converter.function()(x=X)["scores"].shape == (4, 4)
+
+    def test_native_execution_can_be_forbidden(self, make, monkeypatch, tmp_path):
+        """TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION=0: an engine that cannot run is an error."""
+        converter = make()
+        converter.convert()
+        converter.build(batches(4))
+        converter.save(tmp_path / "out")
+        monkeypatch.setenv("TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION", "false")
+        with pytest.raises(trt.ConversionError, match="strict"), trt.load(tmp_path / "out", provider="cpu") as function:
+            function(x=X)
+
+    def test_variables_without_meaning_are_told(self, make, monkeypatch):
+        """TF_TRT_EXPERIMENTAL_FEATURES and its like do nothing here; the report says so."""
+        monkeypatch.setenv("TF_TRT_EXPERIMENTAL_FEATURES", "remove_native_segments")
+        converter = make()
+        converter.convert()
+        assert any("remove_native_segments" in note for note in converter.report.precision.notes)
+
+
+class TestOldModels:
+    pytestmark = converts
+
+    def test_what_tf_trt_saved_is_converted_again(self, rtx, saved, tmp_path):
+        """A SavedModel of TF-TRT, which TensorFlow cannot load any more, is a source; what it recorded is told."""
+        import tensorflow as tf
+
+        from tests.rewriter.rescue import old_models
+
+        old_models.convert(tf, saved, tmp_path / "old", old_models.Style(precision="FP16"))
+        with trt.Converter(tmp_path / "old", backend=rtx, progress=False) as converter:
+            function = converter.convert()
+            told = " ".join(converter.report.precision.notes)
+        assert "FP16" in told
+        expected = tf.saved_model.load(saved).signatures["serving_default"](x=tf.constant(X))
+        np.testing.assert_allclose(function(x=X)["scores"], expected["scores"], atol=1e-6)

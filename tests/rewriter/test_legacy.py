@@ -213,6 +213,15 @@ def test_one_call_does_it_all(graph_def, saved_model, options, tmp_path):
     assert list(function(pixels=IMAGES)) == ["classes"]
 
 
+def test_a_file_with_a_graph(graph_def, options, tmp_path):
+    path = tmp_path / "frozen.pb"
+    path.write_bytes(graph_def.SerializeToString())
+    with TrtGraphConverter(input_graph_def=path, nodes_denylist=["hidden"], is_dynamic_op=True, **options) as converter:
+        function = converter.convert()
+        assert [v.node for v in converter.report.native if v.rule == "denylist"] == ["hidden"]
+    np.testing.assert_allclose(function(image=IMAGES)["probabilities"], expected(graph_def), atol=1e-6)
+
+
 def test_arguments_are_checked(graph_def, options, caplog):
     for arguments, message in (
         ({}, "exactly one of input_graph_def and input_saved_model_dir"),
