@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewriter.rescue import RescueReport
+    from rewriter.rescuing import RescueReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Rescues the model, and prints engines, what was removed and what was recorded."""
     import json
 
-    from rewriter.rescue import rescue
+    from rewriter.rescuing import rescue
     from rewriter.summary import plain_console
 
     report = rescue(arguments.source, arguments.output, overwrite=arguments.overwrite)

@@ -18,8 +18,8 @@ from rewriter.frontend.callee import (
 )
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
-from rewriter.rescue import needs_rescue
-from rewriter.rescue.temporary import TemporaryRescue
+from rewriter.rescuing import needs_rescue
+from rewriter.rescuing.temporary import TemporaryRescue
 
 #: What TensorFlow says of variables that are cut off, changed, or not there.
 _DAMAGED_VARIABLES = (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rewriter.rescue.spellings import ENGINE_FILE_PREFIX
+from rewriter.rescuing.spellings import ENGINE_FILE_PREFIX
 
 #: Collection of AssetFileDefs, as TF1's SavedModels keep it beside the field.
 _COLLECTION = "saved_model_assets"

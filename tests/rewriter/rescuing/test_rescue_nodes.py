@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rewriter.errors import SourceError
-from rewriter.rescue import rescue_graph_def
-from rewriter.rescue.nodes import replace_engines
-from tests.rewriter.rescue.graphs import (
+from rewriter.rescuing import rescue_graph_def
+from rewriter.rescuing.nodes import replace_engines
+from tests.rewriter.rescuing.graphs import (
     BY_FUNCTION,
     BY_NAME,
     ENGINE,
@@ -57,7 +57,7 @@ def test_engine_of_a_frozen_graph(tf, evaluate, name):
 def test_graph_without_engines_is_what_it_was(tf):
     graph = graph_def('node { name: "x" op: "Placeholder" attr { key: "dtype" value { type: DT_FLOAT } } }')
     fixed, report = rescue_graph_def(graph)
-    assert fixed == graph
+    assert fixed is graph
     assert report.engines == ()
     assert report.notes == ()
     assert report.profile_strategy is None

@@ -10,7 +10,7 @@ from rewriter.errors import SourceError
 from rewriter.frontend.callee import import_quietly
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
-from rewriter.rescue.spellings import TRT_OPS, every_node
+from rewriter.rescuing.spellings import TRT_OPS, every_node
 
 #: The file of a SavedModel, as bytes or as text.
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InvalidParameterError, SourceError
-from rewriter.rescue.recorded import EngineRecord
-from rewriter.rescue.report import Removed, RescueReport
+from rewriter.rescuing.recorded import EngineRecord
+from rewriter.rescuing.report import Removed, RescueReport
 
 __all__ = ["EngineRecord", "Removed", "RescueReport", "needs_rescue", "rescue", "rescue_graph_def"]
 
@@ -29,7 +29,7 @@ def needs_rescue(directory: str | os.PathLike[str]) -> bool:
         InvalidParameterError: it is no path.
         MissingDependencyError: the bytes mention TF-TRT, and TensorFlow is not installed to look closer.
     """
-    from rewriter.rescue import reading
+    from rewriter.rescuing import reading
 
     path = _path("directory", directory)
     if not reading.mentions_engines(path):
@@ -60,8 +60,8 @@ def rescue(
         InvalidParameterError: the destination is no path, cannot be written to, or is not empty.
         MissingDependencyError: TensorFlow is not installed.
     """
-    from rewriter.rescue import reading, writing
-    from rewriter.rescue.rewriting import rewrite
+    from rewriter.rescuing import reading, writing
+    from rewriter.rescuing.rewriting import rewrite
 
     origin, target = _path("source", source), _path("destination", destination)
     writing.check_destination(origin, target, overwrite)
@@ -98,15 +98,18 @@ def rescue_graph_def(graph_def: Any, source: str = "the GraphDef") -> tuple[Any,
         source: what it is, for messages.
 
     Returns:
-        The GraphDef without nodes of TF-TRT (as it is, where there are none), and what was done.
+        The GraphDef without nodes of TF-TRT (the one given, where there are none), and what was done.
 
     Raises:
         SourceError: a native segment is not there, or the graph is damaged; the message names the op.
         MissingDependencyError: TensorFlow is not installed.
     """
-    from rewriter.rescue.reading import import_protos
-    from rewriter.rescue.rewriting import rewrite
+    from rewriter.rescuing.reading import import_protos
+    from rewriter.rescuing.rewriting import rewrite
+    from rewriter.rescuing.spellings import TRT_OPS, every_node
 
+    if not any(node.op in TRT_OPS for node in every_node(graph_def)):
+        return graph_def, RescueReport(source, "", ())
     import_protos()
     from tensorflow.core.protobuf import saved_model_pb2
 

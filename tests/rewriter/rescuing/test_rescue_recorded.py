@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, MAXIMUM_WORKSPACE_SIZE_BYTES, ConversionParams, check_params
-from rewriter.rescue import EngineRecord, RescueReport
-from rewriter.rescue.recorded import recorded_params, recorded_strategy
+from rewriter.rescuing import EngineRecord, RescueReport
+from rewriter.rescuing.recorded import recorded_params, recorded_strategy
 
 ENGINE = EngineRecord("E", "", "E_native_segment", 4, max_workspace_size_bytes=1 << 30, static_engine=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InvalidParameterError, SourceError
-from rewriter.rescue.reading import CHUNKED_FILE, MODEL_FILES
+from rewriter.rescuing.reading import CHUNKED_FILE, MODEL_FILES
 
 #: Files and folders of a SavedModel; a folder with anything else is never overwritten.
 _OWN = {

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, ConversionParams
-from rewriter.rescue.recorded import EngineRecord, recorded_params, recorded_strategy
+from rewriter.rescuing.recorded import EngineRecord, recorded_params, recorded_strategy
 
 
 @dataclasses.dataclass(frozen=True)

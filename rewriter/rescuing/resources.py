@@ -6,8 +6,8 @@ from collections.abc import Iterable, Set
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.rescue.report import Removed
-from rewriter.rescue.spellings import RESOURCE_OPS, called_functions
+from rewriter.rescuing.report import Removed
+from rewriter.rescuing.spellings import RESOURCE_OPS, called_functions
 
 #: Ops that give a variable its first value: input 0 is the variable, input 1 the value.
 _ASSIGN_OPS = frozenset({"AssignVariableOp", "Assign"})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rewriter.rescue.assets import engine_assets, strip_assets
-from rewriter.rescue.nodes import Replaced, replace_engines
-from rewriter.rescue.objects import strip_objects
-from rewriter.rescue.report import Removed
-from rewriter.rescue.resources import strip_resources
-from rewriter.rescue.spellings import TRT_OPS
+from rewriter.rescuing.assets import engine_assets, strip_assets
+from rewriter.rescuing.nodes import Replaced, replace_engines
+from rewriter.rescuing.objects import strip_objects
+from rewriter.rescuing.report import Removed
+from rewriter.rescuing.resources import strip_resources
+from rewriter.rescuing.spellings import TRT_OPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from rewriter.commands import rescue as command
 from rewriter.errors import InvalidParameterError, MissingDependencyError, SourceError
 from rewriter.frontend import load_source
-from rewriter.rescue import needs_rescue, rescue
-from tests.rewriter.rescue import old_models
-from tests.rewriter.rescue.old_models import Style, convert
+from rewriter.rescuing import needs_rescue, rescue
+from tests.rewriter.rescuing import old_models
+from tests.rewriter.rescuing.old_models import Style, convert
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +135,7 @@ def test_failure_while_writing(old, tmp_path, monkeypatch, there):
 
 @pytest.mark.tensorflow
 def test_too_large_for_one_message(old, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewriter.rescue.writing._LARGEST", 100)
+    monkeypatch.setattr("rewriter.rescuing.writing._LARGEST", 100)
     with pytest.raises(SourceError, match="is too large to be written as one message"):
         rescue(old, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -143,7 +143,7 @@ def test_too_large_for_one_message(old, tmp_path, monkeypatch):
 
 @pytest.mark.tensorflow
 def test_no_room_for_a_temporary_rescue(old, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewriter.rescue.temporary.tempfile.mkdtemp", lambda **_: str(tmp_path / "nowhere" / "x"))
+    monkeypatch.setattr("rewriter.rescuing.temporary.tempfile.mkdtemp", lambda **_: str(tmp_path / "nowhere" / "x"))
     with pytest.raises(SourceError, match=r"needs a temporary folder, which cannot be written .* in TMPDIR"):
         load_source(old)
 
@@ -151,7 +151,7 @@ def test_no_room_for_a_temporary_rescue(old, tmp_path, monkeypatch):
 @pytest.mark.tensorflow
 def test_temporary_rescue_without_links(old, monkeypatch):
     """A system, or a file system, without symbolic links: copies."""
-    from rewriter.rescue.temporary import TemporaryRescue
+    from rewriter.rescuing.temporary import TemporaryRescue
 
     def refuse(self, *_, **__):
         raise OSError("no links here")

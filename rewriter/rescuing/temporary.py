@@ -9,10 +9,10 @@ import weakref
 from pathlib import Path
 
 from rewriter.errors import SourceError
-from rewriter.rescue.reading import parse
-from rewriter.rescue.report import RescueReport
-from rewriter.rescue.rewriting import rewrite
-from rewriter.rescue.writing import fill, serialize
+from rewriter.rescuing.reading import parse
+from rewriter.rescuing.report import RescueReport
+from rewriter.rescuing.rewriting import rewrite
+from rewriter.rescuing.writing import fill, serialize
 
 
 class TemporaryRescue:

@@ -8,9 +8,9 @@ import pytest
 
 from rewriter.errors import SourceError
 from rewriter.frontend import load_source
-from rewriter.rescue import needs_rescue, rescue
-from tests.rewriter.rescue import old_models
-from tests.rewriter.rescue.old_models import Style, convert, convert_tf1, outputs
+from rewriter.rescuing import needs_rescue, rescue
+from tests.rewriter.rescuing import old_models
+from tests.rewriter.rescuing.old_models import Style, convert, convert_tf1, outputs
 
 pytestmark = pytest.mark.tensorflow
 

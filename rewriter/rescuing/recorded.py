@@ -15,7 +15,7 @@ from rewriter.params import (
     TrtPrecisionMode,
     supported_profile_strategies,
 )
-from rewriter.rescue.spellings import text
+from rewriter.rescuing.spellings import text
 
 Shape = tuple[int | None, ...] | None
 

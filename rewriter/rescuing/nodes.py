@@ -8,9 +8,9 @@ from collections.abc import Container, Iterable, Mapping, Set
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.rescue.recorded import EngineRecord, read_engine
-from rewriter.rescue.segments import check_signature, graph_to_function, segment_graph
-from rewriter.rescue.spellings import ENGINE_OPS, SEGMENT_SUFFIX, called_functions, canonical, every_node, text
+from rewriter.rescuing.recorded import EngineRecord, read_engine
+from rewriter.rescuing.segments import check_signature, graph_to_function, segment_graph
+from rewriter.rescuing.spellings import ENGINE_OPS, SEGMENT_SUFFIX, called_functions, canonical, every_node, text
 
 #: Private attributes of an engine node that hold for the call in its place too.
 _KEPT = ("_output_shapes", "_class")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.rescue.spellings import RESOURCES_CHILD
+from rewriter.rescuing.spellings import RESOURCES_CHILD
 
 
 def strip_objects(meta_graph: Any, functions: Iterable[str], assets: Mapping[int, int], source: str) -> tuple[str, ...]:

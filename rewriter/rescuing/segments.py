@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rewriter.errors import SourceError
-from rewriter.rescue.recorded import dtype_names, text_bytes
-from rewriter.rescue.spellings import INPUT_PREFIXES, OUTPUT_PREFIXES
+from rewriter.rescuing.recorded import dtype_names, text_bytes
+from rewriter.rescuing.spellings import INPUT_PREFIXES, OUTPUT_PREFIXES
 
 
 def segment_graph(node: Any) -> Any | None:

@@ -5,8 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewriter.errors import SourceError
-from rewriter.rescue.segments import graph_to_function
-from tests.rewriter.rescue.graphs import NEGATE_GRAPH, graph_def
+from rewriter.rescuing.segments import graph_to_function
+from tests.rewriter.rescuing.graphs import NEGATE_GRAPH, graph_def
 
 pytestmark = pytest.mark.tensorflow
 

@@ -3,9 +3,9 @@
 import pytest
 
 from rewriter.errors import SourceError
-from rewriter.rescue.assets import engine_assets, strip_assets
-from rewriter.rescue.objects import strip_objects
-from rewriter.rescue.resources import strip_resources
+from rewriter.rescuing.assets import engine_assets, strip_assets
+from rewriter.rescuing.objects import strip_objects
+from rewriter.rescuing.resources import strip_resources
 
 pytestmark = pytest.mark.tensorflow
 
