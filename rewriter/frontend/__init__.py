@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.frontend.grappler import GrapplerOptions
+from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph, is_graph_file
 from rewriter.frontend.specialize import check_specialize, specialize_callee, specialize_onnx
 from rewriter.source import Signature, SourceModel
 
@@ -19,7 +20,6 @@ __all__ = ["load_source"]
 
 #: Characters of a path that can be none, in a message.
 _SHOWN = 100
-_GRAPH_FILES = (".pb", ".pbtxt")
 _KINDS = (
     "a SavedModel directory, a .keras, .h5, .pb, .pbtxt or .onnx file, a Keras or tf-keras model, a ConcreteFunction, "
     "a tf.function, a frozen GraphDef or an onnx.ModelProto"
@@ -125,10 +125,7 @@ def _check_arguments(source: Any, tags: Any, signature_key: Any, inputs: Any, ou
             "tags (--tags) and signature_key (--signature) name a part of a SavedModel, and the source is none"
         )
     if (inputs is not None or outputs is not None) and not _is_graph_def(source):
-        raise InvalidParameterError(
-            "inputs (--graph-inputs) and outputs (--graph-outputs) name tensors of a frozen GraphDef, and the source "
-            "is none"
-        )
+        raise InvalidParameterError(NO_GRAPH_DEF)
 
 
 def _checked(source: SourceModel, check: Callable[[Signature], object] | None) -> SourceModel:
@@ -165,11 +162,8 @@ def _is_saved_model(source: Any) -> bool:
 def _is_graph_def(source: Any) -> bool:
     """True for GraphDefs and their files."""
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        return path.suffix.lower() in _GRAPH_FILES and path.name != "saved_model.pb" and not path.is_dir()
-    from rewriter.frontend import graph_def
-
-    return graph_def.is_graph(source)
+        return is_graph_file(Path(source)) and not Path(source).is_dir()
+    return is_graph(source)
 
 
 def _from_path(
@@ -188,7 +182,7 @@ def _from_path(
         return keras.load(path, samples)
     if path.name == "saved_model.pb":
         raise SourceError(f"{path} is a part of a SavedModel: pass its directory {str(path.parent)!r}")
-    if suffix in _GRAPH_FILES:
+    if is_graph_file(path):
         from rewriter.frontend import graph_def
 
         return graph_def.load(path, *ports)
@@ -198,7 +192,7 @@ def _from_path(
 def _from_object(source: Any, signature_key: str | None, samples: Sequence[Any] | None, ports: tuple[Any, Any]) -> Any:
     from rewriter.frontend import graph_def, keras
 
-    if graph_def.is_graph(source):
+    if is_graph(source):
         return graph_def.from_object(source, *ports)
     if keras.kind_of(source) is not None:
         return keras.from_model(source, samples)

@@ -25,6 +25,10 @@ _CONTROL_FLOW = frozenset({"Enter", "RefEnter", "Exit", "Switch", "RefSwitch", "
 #: Attributes of nodes that mean nothing outside the graph they come from, or that fix shapes for good.
 _FORGOTTEN = ("_class", "_output_shapes")
 _SHOWN = 5
+#: What is told of inputs and outputs given with another kind of source.
+NO_GRAPH_DEF = (
+    "inputs (--graph-inputs) and outputs (--graph-outputs) name tensors of a frozen GraphDef, and the source is none"
+)
 
 
 def load(path: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Callee:
@@ -238,6 +242,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def is_graph_file(path: Path) -> bool:
+    """True for the name of a GraphDef file, there or not; that of a SavedModel's own file is none."""
+    return path.suffix.lower() in (".pb", ".pbtxt") and path.name != "saved_model.pb"
+
+
 def is_graph(source: Any) -> bool:
     """True for a GraphDef and for a tf.Graph; imports nothing."""
     return type(source).__name__ == "GraphDef" or (
@@ -249,6 +258,3 @@ def from_object(source: Any, inputs: Sequence[str] | None, outputs: Sequence[str
     """A GraphDef or a tf.Graph; see `from_graph_def`."""
     graph_def = source.as_graph_def() if hasattr(source, "as_graph_def") else source
     return from_graph_def(graph_def, inputs, outputs)
-
-
-__all__ = ["from_graph_def", "from_object", "is_graph", "load"]

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from rewriter.comparison import Runner
-from rewriter.errors import ConversionError
+from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.frontend.callee import Callee
+from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +50,34 @@ class Reference:
 
 
 def open_reference(
-    path: str | Path, *, tags: str | Sequence[str] | None = None, signature_key: str | None = None
+    path: str | Path,
+    *,
+    tags: str | Sequence[str] | None = None,
+    signature_key: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Reference:
     """Reads a model without converting it.
 
     Args:
-        path: a SavedModel directory, or a .keras, .h5, .hdf5 or .onnx file.
+        path: a SavedModel directory, or a .keras, .h5, .hdf5, .pb, .pbtxt or .onnx file.
         tags: SavedModel only: its tag set; see `load_source`.
         signature_key: SavedModel only; see `load_source`.
+        inputs, outputs: GraphDef file only; see `load_source`.
 
     Raises:
         SourceError: it cannot be read.
-        InvalidParameterError: tags or a signature key for what is no SavedModel.
+        InvalidParameterError: tags or a signature key for what is no SavedModel; inputs or outputs for what is no
+            GraphDef.
         MissingDependencyError: TensorFlow or ONNX Runtime is needed and not installed.
     """
     path = Path(path)
+    if is_graph_file(path) and path.is_file() and tags is None and signature_key is None:
+        from rewriter.frontend import graph_def
+
+        return _of_callee(graph_def.load(path, inputs, outputs))
+    if inputs is not None or outputs is not None:
+        raise InvalidParameterError(NO_GRAPH_DEF)
     keras_file = path.is_file() and path.suffix.lower() in (".keras", ".h5", ".hdf5")
     if keras_file and tags is None and signature_key is None:
         from rewriter.frontend import keras

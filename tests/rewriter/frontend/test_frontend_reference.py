@@ -12,6 +12,7 @@ from rewriter.cli import main
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 from rewriter.frontend import load_source
 from rewriter.frontend.reference import open_reference
+from tests.rewriter.frontend import graph_defs
 
 IMAGE = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
 
@@ -80,3 +81,15 @@ def test_what_cannot_be_opened_or_run(tmp_path):
     )
     with pytest.raises(ConversionError, match=r"cannot run .*model.onnx on these inputs"):
         open_reference(path).run({"x": np.ones(2, np.float32), "z": np.ones(3, np.float32)})
+
+
+@pytest.mark.tensorflow
+def test_graph_def_files(tf, tmp_path):
+    tf.io.write_graph(graph_defs.dense(tf), str(tmp_path), "g.pb", as_text=False)
+    reference = open_reference(tmp_path / "g.pb", inputs=["x"], outputs=["Relu"])
+    assert reference.origin == f"GraphDef file {tmp_path / 'g.pb'}"
+    assert reference.inputs == ("x",)
+    assert reference.run({"x": np.zeros((1, 4), np.float32)})["Relu"].tolist() == [[0.0, 0.0, 0.0]]
+    (tmp_path / "net.onnx").write_bytes(b"")
+    with pytest.raises(InvalidParameterError, match="and the source is none"):
+        open_reference(tmp_path / "net.onnx", inputs=["x"])
