@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -44,13 +44,13 @@ class Executor(Protocol):
         """Where the native nodes run: "cpu" or "cuda"."""
         ...
 
-    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool | Collection[str] = False) -> Execution:
         """Computes all outputs once.
 
         Args:
             feeds: ONNX input name -> array; on "cuda" also the caller's own device tensor, not looked at yet. The
                 caller keeps ownership of them.
-            on_device: leave the outputs on the device; "cuda" only.
+            on_device: leave the outputs on the device, or those of these names; "cuda" only.
         """
         ...
 
@@ -102,7 +102,7 @@ class NativeExecutor:
         if not lazy:
             self._ready()
 
-    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool | Collection[str] = False) -> Execution:
         """One run of the session.
 
         Raises:

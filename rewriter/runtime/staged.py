@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class StagedExecutor:
     """Runs a route: an `Executor` over executors. Thread-safe, as all of these are.
 
-    Inside a section on the GPU tensors stay on the device, as in a model without islands; between sections and islands
-    values are arrays of the host. Where outputs are to stay on the device, those that a section on the GPU makes do;
-    what an island makes is an array of the host all the same.
+    Inside a section on the GPU tensors stay on the device, as in a model without islands, and so does what only other
+    sections on the GPU read. What an island reads or makes is an array of the host. Where outputs are to stay on the
+    device, those that a section on the GPU makes do; what an island makes is an array of the host all the same.
 
     Args:
         route: the steps.
@@ -49,16 +49,23 @@ class StagedExecutor:
                 else:
                     self._sections[number] = open_section(step)
             undo.pop_all()
-        on_gpu = any(section.provider == "cuda" for section in self._sections.values())
+        on_gpu = frozenset(number for number, section in self._sections.items() if section.provider == "cuda")
         self._provider = "cuda" if on_gpu else "cpu"
+        self._on_gpu = on_gpu
+        #: Values that no island, no section on the CPU and no caller reads.
+        self._staying = _made_by(route, on_gpu) - _read_elsewhere(route, on_gpu) - set(route.outputs)
 
     @property
     def provider(self) -> str:
         """Where sections run: "cuda" when any of them does, else "cpu"."""
         return self._provider
 
-    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool | Collection[str] = False) -> Execution:
         """Computes all outputs once; engine runs and fallbacks are those of all sections together.
+
+        Args:
+            feeds: ONNX input name -> array, or where a section runs on the GPU a device tensor of the caller's.
+            on_device: leave the outputs that sections on the GPU make on the device, or those of these names.
 
         Raises:
             InvalidParameterError: the outputs are to stay on a device, and no section runs on one.
@@ -79,8 +86,10 @@ class StagedExecutor:
             return execution.outputs
 
         outputs = self._route.run(feeds, compute)
-        if not on_device:
-            outputs = {name: self._on_host(value) for name, value in outputs.items()}
+        outputs = {
+            name: value if on_device is True or (on_device and name in on_device) else self._on_host(value)
+            for name, value in outputs.items()
+        }
         return Execution(outputs, sum(runs), dict(fallbacks))
 
     def stats(self) -> dict[str, Any]:
@@ -119,18 +128,30 @@ class StagedExecutor:
             for section in self._sections.values():
                 closing.callback(section.close)
 
-    def _run_section(self, number: int, values: Mapping[str, Any], *, on_device: bool) -> Execution:
+    def _run_section(self, number: int, values: Mapping[str, Any], *, on_device: bool | Collection[str]) -> Execution:
         step, section = self._route.steps[number], self._sections[number]
-        on_gpu = section.provider == "cuda"
-        given = {
-            name: section_feed(name, value if on_gpu else self._on_host(value), self._route)
-            for name, value in values.items()
-        }
-        final = not set(self._route.outputs).isdisjoint(step.outputs)
-        return section.run(given, on_device=on_device and on_gpu and final)
+        if number not in self._on_gpu:
+            return section.run({name: section_feed(name, self._on_host(v), self._route) for name, v in values.items()})
+        kept = self._staying.intersection(step.outputs)
+        asked = self._route.outputs if on_device is True else on_device or ()
+        kept |= set(asked).intersection(self._route.outputs, step.outputs)
+        given = {name: section_feed(name, value, self._route) for name, value in values.items()}
+        # With all of them asked for by the caller nothing is waited for; with names, the CPU may help out.
+        return section.run(given, on_device=True if on_device is True and kept.issuperset(step.outputs) else kept)
 
     def _on_host(self, value: Any) -> Any:
         """A value as an array of the host: what lies on the device is copied."""
         if isinstance(value, np.ndarray) or self._provider != "cuda":
             return value
-        return next(s for s in self._sections.values() if s.provider == "cuda").to_host(value)
+        return self._sections[min(self._on_gpu)].to_host(value)
+
+
+def _made_by(route: Route, steps: Collection[int]) -> frozenset[str]:
+    """What some steps make."""
+    return frozenset(name for number in steps for name in route.steps[number].outputs)
+
+
+def _read_elsewhere(route: Route, steps: Collection[int]) -> frozenset[str]:
+    """What all other steps read."""
+    others = (step for number, step in enumerate(route.steps) if number not in steps)
+    return frozenset(name for step in others for name in step.inputs)

@@ -29,7 +29,7 @@ from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.plan import FixedPlan
 from rewriter.runtime.gpu.plan_table import Key, PlanTable
 from rewriter.runtime.gpu.tensors import device_view
-from rewriter.runtime.gpu.transfer import Pending, Staged, deliver, discovery_inputs, stage, view
+from rewriter.runtime.gpu.transfer import OnDevice, Pending, Staged, deliver, discovery_inputs, stage, stays, view
 from rewriter.runtime.slots import BUILDING
 
 if TYPE_CHECKING:
@@ -91,13 +91,14 @@ class HybridExecutor:
         self._in_flight: collections.deque[Pending] = collections.deque()
         _OPEN.add(self)
 
-    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Execution:
+    def run(self, feeds: Mapping[str, Any], *, on_device: OnDevice = False) -> Execution:
         """Computes all outputs once.
 
         Args:
             feeds: ONNX input name -> array, or a device tensor of the caller's; the caller keeps ownership of them and
                 may change arrays (not device tensors, whose reading is only enqueued) when this returns.
-            on_device: leave the outputs on the device, as `DeviceTensor`; then nothing is waited for.
+            on_device: leave the outputs on the device, as `DeviceTensor`; then nothing is waited for. With names, these
+                outputs stay, and the others are waited for.
 
         Raises:
             InputError: a device tensor does not fit the signature.
@@ -112,10 +113,10 @@ class HybridExecutor:
             except (InputError, ConverterStateError, MissingDependencyError, _StrictError):
                 raise
             except Exception as error:  # noqa: BLE001 -- ONNX Runtime's have no common base; the CPU answers, or raises
-                return self._last_resort.run(feeds, error, on_device=on_device)
+                return self._last_resort.run(feeds, error, on_device=on_device is True)
         raise AssertionError("the last round neither waits nor goes on")
 
-    def _run(self, feeds: Mapping[str, Any], on_device: bool, *, wait_for_builds: bool) -> Execution:
+    def _run(self, feeds: Mapping[str, Any], on_device: OnDevice, *, wait_for_builds: bool) -> Execution:
         """One attempt on the GPU.
 
         Raises:
@@ -142,7 +143,7 @@ class HybridExecutor:
             except BaseException:
                 self._abandon(pending)
                 raise
-            if on_device:
+            if on_device is True:
                 outputs, pending.arrays = pending.arrays, {}
                 self._in_flight.append(pending)
                 return Execution(outputs, runs, fallbacks)
@@ -230,7 +231,7 @@ class HybridExecutor:
     # --- one call, under the lock
 
     def _enqueue_with_room(
-        self, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+        self, staged: Mapping[str, Staged], pending: Pending, on_device: OnDevice
     ) -> tuple[int, dict[str, int]]:
         """Enqueues a call; when memory runs out, once more after everything that can be made again was given up."""
         try:
@@ -246,7 +247,9 @@ class HybridExecutor:
             pending.arrays.clear()
             return self._enqueue(staged, pending, on_device)
 
-    def _enqueue(self, staged: Mapping[str, Staged], pending: Pending, on_device: bool) -> tuple[int, dict[str, int]]:
+    def _enqueue(
+        self, staged: Mapping[str, Staged], pending: Pending, on_device: OnDevice
+    ) -> tuple[int, dict[str, int]]:
         key = tuple(staged[spec.tensor].shape for spec in self._pieces.schedule.inputs)
         plan = self._plans.get(key)
         if plan is not None:
@@ -260,7 +263,7 @@ class HybridExecutor:
         return self._discover(key, staged, pending, on_device)
 
     def _run_plan(
-        self, plan: FixedPlan, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+        self, plan: FixedPlan, staged: Mapping[str, Staged], pending: Pending, on_device: OnDevice
     ) -> tuple[int, dict[str, int]]:
         def put() -> None:
             for name, value in plan.inputs.items():
@@ -289,7 +292,7 @@ class HybridExecutor:
         self._save_runtime_caches()
 
     def _discover(
-        self, key: Key, staged: Mapping[str, Staged], pending: Pending, on_device: bool
+        self, key: Key, staged: Mapping[str, Staged], pending: Pending, on_device: OnDevice
     ) -> tuple[int, dict[str, int]]:
         with discovery_inputs(staged, self._pieces.on_host, self._cuda) as inputs:
             trace = self._discovery.run(inputs)
@@ -297,8 +300,8 @@ class HybridExecutor:
         try:
             deliver(self._pieces.schedule, trace.outputs, staged, pending, self._cuda, on_device=on_device, fresh=True)
         finally:
-            for value in trace.outputs.values():
-                if not on_device:
+            for name, value in trace.outputs.items():
+                if not stays(name, on_device):
                     free(value)
         if any(item.array is not None and item.memory is None for item in staged.values()):
             trace.unfixable = trace.unfixable or "strings stay in CPU memory"

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.errors import ConversionError, ConverterStateError
+from rewriter.errors import ConversionError, ConverterStateError, CudaError
 from rewriter.runtime.executor import Execution, NativeExecutor
 from rewriter.runtime.gpu.discovery import reason_of
+from rewriter.runtime.gpu.tensors import DeviceTensor
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,12 +48,14 @@ class LastResort:
             on_device: whether its outputs were to stay on the device.
 
         Raises:
-            ConversionError: `strict`; or inputs or outputs are on the device, where the CPU cannot reach them.
+            ConversionError: `strict`; or outputs are to stay on the device; or inputs of another library lie there, or
+                can be read no more.
             ConverterStateError: it is closed.
         """
         reason = f"the call failed on the GPU: {reason_of(error)}"
         if self._strict or on_device:
             raise ConversionError(reason) from error
+        feeds = {name: _on_host(value) for name, value in feeds.items()}
         if any(not isinstance(value, np.ndarray) for value in feeds.values()):
             raise ConversionError(f"{reason}; inputs on the device cannot be computed on the CPU instead") from error
         with self._lock:
@@ -75,3 +78,14 @@ class LastResort:
             cpu, self._cpu = self._cpu, None
         if cpu is not None:
             cpu.close()
+
+
+def _on_host(value: Any) -> Any:
+    """What an executor of ours left on the device as an array, if the device still gives it; else the value itself."""
+    if not isinstance(value, DeviceTensor):
+        return value
+    try:
+        return value.numpy()
+    except CudaError as error:
+        _LOG.debug("a tensor on the device cannot be read any more: %s", error)
+        return value

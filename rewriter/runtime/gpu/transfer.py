@@ -21,6 +21,9 @@ from rewriter.runtime.native import numpy_dtype
 #: onnx.TensorProto types without a place on the device: what is no tensor, and strings.
 _NOT_ON_DEVICE = (TensorProto.UNDEFINED, TensorProto.STRING)
 
+#: Which outputs stay on the device: all, none, or those of these names.
+OnDevice = bool | Collection[str]
+
 if TYPE_CHECKING:
     from rewriter.runtime.gpu.cuda import Cuda
     from rewriter.runtime.gpu.handles import Event
@@ -185,6 +188,11 @@ def discovery_inputs(staged: Mapping[str, Staged], on_host: Collection[str], cud
             buffer.free()
 
 
+def stays(name: str, on_device: OnDevice) -> bool:
+    """Whether an output stays on the device."""
+    return on_device if isinstance(on_device, bool) else name in on_device
+
+
 def deliver(
     schedule: Schedule,
     made: Mapping[str, Value],
@@ -192,7 +200,7 @@ def deliver(
     pending: Pending,
     cuda: Cuda,
     *,
-    on_device: bool,
+    on_device: OnDevice,
     fresh: bool,
 ) -> None:
     """Enqueues the way of the outputs to the caller.
@@ -203,14 +211,15 @@ def deliver(
         staged: the inputs, for outputs that are inputs.
         pending: takes them.
         cuda: where they lie.
-        on_device: whether they stay there; strings and what is no tensor never do.
+        on_device: which of them stay there; strings and what is no tensor never do.
         fresh: whether the memory of `made` may be handed over.
     """
     for name in schedule.outputs:
         value = made[name] if name in made else _passed_through(schedule, name, staged)
-        if isinstance(value, HostValue) and (value.dtype in _NOT_ON_DEVICE or not on_device):
+        stay = stays(name, on_device)
+        if isinstance(value, HostValue) and (value.dtype in _NOT_ON_DEVICE or not stay):
             pending.arrays[name] = value.array.copy()
-        elif on_device:
+        elif stay:
             pending.arrays[name] = device_tensor(value, cuda, fresh=fresh and name in made)
         elif isinstance(value, DeviceValue):
             pending.fetch(name, value, cuda)

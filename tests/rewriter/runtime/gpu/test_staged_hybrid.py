@@ -19,6 +19,7 @@ from passes.support import SupportMap, Verdict
 from rewriter.errors import ConversionError, InputError
 from rewriter.runtime import device, staged
 from rewriter.runtime.gpu import opening as gpu_opening
+from rewriter.runtime.gpu.executor import HybridExecutor
 from rewriter.runtime.loading import Runnable, make_function
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.source import Signature
@@ -254,3 +255,44 @@ def test_closing_closes_everything_and_twice_is_no_harm(make):
 def test_sections_without_engines_want_no_builder(make):
     make(allow_build_at_runtime=True)
     assert all(options.allow_build_at_runtime for _, _, ops, options in make.opened if ops)
+
+
+def test_what_only_sections_read_stays_on_the_device(make, monkeypatch):
+    function = make()
+    seen = []
+    real = HybridExecutor.run
+
+    def run(self, feeds, **options):
+        seen.append({name: type(value).__name__ for name, value in feeds.items()})
+        return real(self, feeds, **options)
+
+    monkeypatch.setattr(HybridExecutor, "run", run)
+    for _ in range(4):  # discovery, fixed addresses, capture, launch
+        seen.clear()
+        check(function, feeds(3))
+        first, second = seen
+        assert first == {"x": "ndarray"}
+        assert second == {"v": "ndarray", "z": "ndarray", "b": "DeviceTensor"}
+    assert function.stats()["graphs"] == 2
+
+
+def test_the_cpu_helps_out_where_a_later_section_fails(make, monkeypatch):
+    function = make()
+    check(function, feeds(3))
+    real = HybridExecutor._run
+
+    def run(self, given, *rest, **options):
+        if "v" in given:
+            raise RuntimeError("the GPU is tired")
+        return real(self, given, *rest, **options)
+
+    monkeypatch.setattr(HybridExecutor, "_run", run)
+    check(function, feeds(3))
+    assert list(function.stats()["fallbacks"]) == ["the call failed on the GPU: the GPU is tired"]
+
+
+def test_outputs_of_some_names_stay(make):
+    executor = make()._ready()
+    found = executor.run(feeds(2), on_device={"early"})
+    assert [name for name, value in found.outputs.items() if not isinstance(value, np.ndarray)] == ["early"]
+    np.testing.assert_allclose(executor.to_host(found.outputs["early"]), reference(**feeds(2))["early"], rtol=1e-5)
