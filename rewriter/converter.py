@@ -12,8 +12,7 @@ from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
 from rewriter.building.cache import open_cache
-from rewriter.by_signature import InputFns, by_signature, check_keys, chosen, values_of
-from rewriter.dry_run import DryRun, make_dry_run
+from rewriter.by_signature import InputFns, by_signature, check_keys, values_of
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend.specialize import check_specialize
 from rewriter.params import ConversionParams
@@ -21,19 +20,18 @@ from rewriter.pass_selection import parse_rewriter_config
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, resolve
-from rewriter.report import Report
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import make_function, natively_forbidden
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.settings import Settings, SourceSettings
 from rewriter.shapes.sampling import InputFn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
-from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 from rewriter.switches import Switches
-from rewriter.workshop import Track, Workshop
+from rewriter.views import ConversionViews
+from rewriter.workshop import Workshop
 
 
-class Converter:
+class Converter(ConversionViews):
     """Turns a model into one with TensorRT engines spliced in.
 
     Call `convert()`, then `build()` with sample inputs, then `save()`. Nothing heavy happens before `convert()`.
@@ -161,7 +159,7 @@ class Converter:
             verify=parameters.check_switch("verify", verify),
             tolerance=parameters.check_tolerance(tolerance),
         )
-        self._settings = Settings(
+        settings = Settings(
             params=self.params,
             strategy=parameters.check_profile_strategy(
                 use_dynamic_shape, dynamic_shape_profile_strategy or selection.profile_strategy
@@ -180,10 +178,7 @@ class Converter:
         asked = make_precision_plan(self.params, precision, calibration, accuracy)
         cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
         wanted = parameters.check_optional_names("targets", targets) or ()
-        self._shop = Workshop(self._settings, asked, backend, wanted, cache, resolve(progress))
-        #: Signature key -> what is made of it, in the order asked for; read and cut, but perhaps not converted yet.
-        self._tracks: dict[str, Track] = {}
-        self._done = False
+        super().__init__(Workshop(settings, asked, backend, wanted, cache, resolve(progress)))
 
     def convert(
         self,
@@ -222,40 +217,8 @@ class Converter:
         for name, track in self._tracks.items():
             self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
         self._done = True
+        self._write_requested()
         return self.function()
-
-    def dry_run(
-        self, *, sizes: Mapping[str, int] | None = None, default_dim: int = 1, signature_key: str | None = None
-    ) -> DryRun:
-        """What the conversion would give, without calibration and without building anything.
-
-        Exports, cleans and cuts the model if that is not done; `convert()` then goes on from there.
-
-        Args:
-            sizes: dimension name -> the size to count operations for. Default: the first dimension of each input 1,
-                the others as in the samples that the model was checked with.
-            default_dim: the size of the dimensions that nothing is known of.
-            signature_key: which of several signatures; default: the first.
-
-        Returns:
-            Coverage, engines, native nodes with reasons, and what other values of `minimum_segment_size` would give;
-            printed it is a table, `to_json()` makes it plain data.
-
-        Raises:
-            ConverterStateError: the converter is closed.
-            ConversionError: the model cannot be read, expressed or reproduced; as `convert()` raises it.
-            InvalidParameterError: no such signature.
-        """
-        return chosen(self.dry_runs(sizes=sizes, default_dim=default_dim), signature_key)
-
-    def dry_runs(self, *, sizes: Mapping[str, int] | None = None, default_dim: int = 1) -> dict[str, DryRun]:
-        """The same for every signature, by its key; see `dry_run`."""
-        self._shop.require_open("dry_run")
-        self._prepare()
-        return {
-            name: make_dry_run(track.conversion, self._settings.partition, sizes=sizes, default_dim=default_dim)
-            for name, track in self._tracks.items()
-        }
 
     def calibrate(self) -> None:
         """Finds the ranges, and asks the accuracy guard, now rather than in `build()`.
@@ -383,65 +346,6 @@ class Converter:
             parts = [self._shop.part(track, engines=save_gpu_specific_engines) for track in self._tracks.values()]
             return save_artifact(output_saved_model_dir, *parts, overwrite=overwrite)
 
-    def summary(
-        self, line_length: int = 160, detailed: bool = True, print_fn: Callable[[str], object] | None = None
-    ) -> None:
-        """Prints engines, native nodes with reasons, and coverage.
-
-        Args:
-            line_length: characters a line, at least 80.
-            detailed: with op counts and shapes.
-            print_fn: called with each line; default `print`.
-
-        Raises:
-            ConverterStateError: `convert()` has not run.
-            InvalidParameterError: line_length is too small.
-        """
-        self._need("summary")
-        if not isinstance(line_length, int) or line_length < MINIMUM_LINE_LENGTH:
-            raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {line_length!r}")
-        for name, report in self.reports.items():
-            title = f"Signature {name}\n" if len(self._tracks) > 1 else ""
-            print_with(print_fn or print, title + render_summary(report, line_length, detailed))
-
-    @property
-    def signature(self) -> Signature:
-        """Names, dtypes and shapes of the (first) signature's inputs and outputs.
-
-        Raises:
-            ConverterStateError: `convert()` has not run.
-        """
-        return self._track("signature").conversion.source.signature
-
-    @property
-    def signatures(self) -> dict[str, Signature]:
-        """All signatures by their keys, in the order asked for.
-
-        Raises:
-            ConverterStateError: `convert()` has not run.
-        """
-        self._need("signatures")
-        return {name: track.conversion.source.signature for name, track in self._tracks.items()}
-
-    @property
-    def report(self) -> Report:
-        """What the conversion did so far, of the (first) signature.
-
-        Raises:
-            ConverterStateError: `convert()` has not run.
-        """
-        return self._shop.report(self._track("report"))
-
-    @property
-    def reports(self) -> dict[str, Report]:
-        """The same for every signature, by its key.
-
-        Raises:
-            ConverterStateError: `convert()` has not run.
-        """
-        self._need("reports")
-        return {name: self._shop.report(track) for name, track in self._tracks.items()}
-
     def close(self) -> None:
         """Ends TensorRT's child process and removes the temporary folder; harmless when repeated."""
         self._shop.close()
@@ -451,19 +355,3 @@ class Converter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _prepare(self, check: Callable[[Signature], object] | None = None) -> None:
-        """Reads and cuts the signatures, unless that is done."""
-        if self._tracks:
-            return
-        tracks = [self._shop.prepare(key, check) for key in self._settings.source.wanted()]
-        self._tracks = {track.conversion.source.signature.name: track for track in tracks}
-
-    def _need(self, verb: str) -> None:
-        if not self._done:
-            raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
-        self._shop.require_open(verb)
-
-    def _track(self, verb: str, key: str | None = None) -> Track:
-        self._need(verb)
-        return chosen(self._tracks, key)

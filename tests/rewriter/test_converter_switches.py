@@ -135,3 +135,28 @@ def test_a_bad_value_is_told_before_any_work(converted, monkeypatch):
 def test_what_means_nothing_here_is_told(converted, monkeypatch):
     monkeypatch.setenv("TF_TRT_FIXED_ALGORITHM_ID", "3")
     assert any("TF_TRT_FIXED_ALGORITHM_ID has no meaning" in n for n in converted()[0].report.precision.notes)
+
+
+def test_the_report_and_the_picture_are_written_on_request(converted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TF_TRT_SHOW_DETAILED_REPORT", str(tmp_path / "report.csv"))
+    monkeypatch.setenv("TF_TRT_EXPORT_GRAPH_VIZ_PATH", str(tmp_path / "graph.dot"))
+    converter, _ = converted()
+    text = capsys.readouterr().out
+    assert "Scaler: 1 node" in text
+    rows = (tmp_path / "report.csv").read_text().splitlines()
+    assert rows[0] == "OP Name|Reason|Count"
+    assert rows[1].startswith("ai.onnx.ml::Scaler|domain: ")
+    assert (tmp_path / "graph.dot").read_text().startswith("digraph")
+    # The same by methods.
+    lines = []
+    converter.nonconversion_report(tmp_path / "again.csv", print_fn=lines.append)
+    assert (tmp_path / "again.csv").read_text().splitlines() == rows
+    assert "\n".join(lines) in text
+    converter.draw(tmp_path / "graph.svg")
+    assert "<svg" in (tmp_path / "graph.svg").read_text()
+
+
+def test_the_report_alone_is_printed(converted, monkeypatch, capsys):
+    monkeypatch.setenv("TF_TRT_SHOW_DETAILED_REPORT", "1")
+    converted()
+    assert "Scaler: 1 node" in capsys.readouterr().out
