@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewriter.artifact import Artifact
+    from rewriter.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,33 +15,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="OUT", help="folder of an artifact")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--short", action="store_true", help="leave out op lists and shapes")
+    parser.add_argument("--signature", metavar="KEY", help="which of the artifact's signatures (default: the first)")
+    parser.add_argument(
+        "--nonconversion",
+        nargs="?",
+        const="",
+        metavar="FILE.csv",
+        help="print which operators TensorRT does not run, why, and how many nodes; with a file, write it as CSV, too",
+    )
+    parser.add_argument("--picture", metavar="FILE", help="draw the graph: FILE.svg, or for Graphviz FILE.dot")
+    parser.add_argument(
+        "--expand-engines",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draw the nodes of engines, or one box for each engine (default: the nodes of a model with up to 150)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints signature, engines, native nodes by reason, files and sizes."""
+    """Prints signature, engines, native nodes by reason, files and sizes; or what was asked for instead."""
     from rewriter.artifact import load_artifact
-    from rewriter.errors import ArtifactError
-    from rewriter.report import Report, dtype_name, shape_text
-    from rewriter.summary import human_size, plain_console, print_report
+    from rewriter.errors import ArtifactError, InvalidParameterError
+    from rewriter.report import Report
 
-    artifact = load_artifact(arguments.artifact)
+    if arguments.expand_engines is not None and arguments.picture is None:
+        raise InvalidParameterError("--expand-engines says how --picture draws: give --picture, too")
+    if arguments.json and arguments.nonconversion is not None:
+        raise InvalidParameterError("--json and --nonconversion both print to the terminal: give one of them")
+    artifact = load_artifact(arguments.artifact, signature=arguments.signature)
     try:
         report = Report.from_dict(artifact.report)
     except ValueError as error:
         raise ArtifactError(f"{artifact.path}: report.json cannot be read: {error}") from error
+    if arguments.picture is not None:
+        from rewriter.graph_picture import graph_picture
+
+        graph_picture(artifact.model, report, expand_engines=arguments.expand_engines).write(arguments.picture)
+    if arguments.nonconversion is not None:
+        _print_nonconversion(report, arguments.nonconversion)
     if arguments.json:
         print(report.to_json())
-        return 0
+    elif arguments.picture is None and arguments.nonconversion is None:
+        _print_artifact(artifact, report, detailed=not arguments.short)
+    return 0
+
+
+def _print_nonconversion(report: Report, file: str) -> None:
+    """Prints the table, and writes it to `file` unless that is ""."""
+    from rewriter.nonconversion import nonconversion_table, to_text, write_csv
+
+    rows = nonconversion_table(report)
+    print(to_text(rows, report.total_nodes))
+    if file:
+        write_csv(rows, file)
+
+
+def _print_artifact(artifact: Artifact, report: Report, *, detailed: bool) -> None:
+    from rewriter.report import dtype_name, shape_text
+    from rewriter.summary import human_size, plain_console, print_report
+
     console = plain_console()
     console.print(f"{artifact.path}: {report.source}")
     for side, specs in (("input", artifact.signature.inputs), ("output", artifact.signature.outputs)):
         for spec in specs:
             console.print(f"  {side:<7}{spec.name}: {dtype_name(spec.dtype)} {shape_text(spec)}")
-    print_report(console, report, detailed=not arguments.short)
+    print_report(console, report, detailed=detailed)
     for entry in artifact.engines:
         state = "" if entry.usable else f"  UNUSABLE: {entry.problem}"
         built_with = f"{entry.backend} {entry.version}, {' '.join(entry.targets)}"
         console.print(f"  {entry.file}: {human_size(entry.size)}, {built_with}{state}")
     files = [path for path in artifact.path.rglob("*") if path.is_file()]
     console.print(f"{len(files)} files, {human_size(sum(path.stat().st_size for path in files))}")
-    return 0
