@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
-from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph, is_graph_file
+from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.frontend.specialize import check_specialize, specialize_callee, specialize_onnx
 from rewriter.source import Signature, SourceModel
 

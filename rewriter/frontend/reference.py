@@ -63,7 +63,8 @@ def open_reference(
         path: a SavedModel directory, or a .keras, .h5, .hdf5, .pb, .pbtxt or .onnx file.
         tags: SavedModel only: its tag set; see `load_source`.
         signature_key: SavedModel only; see `load_source`.
-        inputs, outputs: GraphDef file only; see `load_source`.
+        inputs: GraphDef file only: names of its inputs; see `load_source`.
+        outputs: GraphDef file only: names of its outputs.
 
     Raises:
         SourceError: it cannot be read.
