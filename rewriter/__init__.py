@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from rewriter.accuracy.target import AccuracyTarget
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
+    from rewriter.dry_run import DryRun
+    from rewriter.legacy import TrtGraphConverter, create_inference_graph
+    from rewriter.pass_selection import RewriterConfig
     from rewriter.precision.options import PrecisionOptions
     from rewriter.progress import ProgressEvent
     from rewriter.report import Report
+    from rewriter.rescuing import RescueReport, rescue
     from rewriter.runtime.function import ConvertedFunction
     from rewriter.runtime.loading import load
 
@@ -45,11 +49,17 @@ _LAZY = {
     "AccuracyTarget": ("rewriter.accuracy.target", "AccuracyTarget"),
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
+    "DryRun": ("rewriter.dry_run", "DryRun"),
     "PrecisionOptions": ("rewriter.precision.options", "PrecisionOptions"),
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
     "Report": ("rewriter.report", "Report"),
+    "RescueReport": ("rewriter.rescuing", "RescueReport"),
+    "RewriterConfig": ("rewriter.pass_selection", "RewriterConfig"),
+    "TrtGraphConverter": ("rewriter.legacy", "TrtGraphConverter"),
     "TrtGraphConverterV2": ("rewriter.converter", "Converter"),
+    "create_inference_graph": ("rewriter.legacy", "create_inference_graph"),
     "load": ("rewriter.runtime.loading", "load"),
+    "rescue": ("rewriter.rescuing", "rescue"),
 }
 
 __all__ = [
@@ -63,6 +73,7 @@ __all__ = [
     "ConvertedFunction",
     "Converter",
     "ConverterStateError",
+    "DryRun",
     "ExportError",
     "InputError",
     "InvalidParameterError",
@@ -70,12 +81,17 @@ __all__ = [
     "PrecisionOptions",
     "ProgressEvent",
     "Report",
+    "RescueReport",
+    "RewriterConfig",
     "SourceError",
     "TrtConversionParams",
+    "TrtGraphConverter",
     "TrtGraphConverterV2",
     "TrtPrecisionMode",
     "VerificationError",
+    "create_inference_graph",
     "load",
+    "rescue",
     "supported_profile_strategies",
 ]
 

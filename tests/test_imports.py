@@ -52,9 +52,10 @@ def test_passes_import_only_their_own_kind(path):
 PUBLIC = """
 AccuracyTarget ArtifactError BackendError ConversionError ConversionParams ConvertedFunction Converter
 ConverterStateError
-DEFAULT_TRT_CONVERSION_PARAMS DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES ExportError InputError InvalidParameterError
-MissingDependencyError PrecisionOptions ProgressEvent Report SourceError TrtConversionParams TrtGraphConverterV2
-TrtPrecisionMode VerificationError load supported_profile_strategies
+DEFAULT_TRT_CONVERSION_PARAMS DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES DryRun ExportError InputError InvalidParameterError
+MissingDependencyError PrecisionOptions ProgressEvent Report RescueReport RewriterConfig SourceError TrtConversionParams
+TrtGraphConverter TrtGraphConverterV2 TrtPrecisionMode VerificationError create_inference_graph load rescue
+supported_profile_strategies
 """
 
 
@@ -65,8 +66,8 @@ def test_public_names_are_these():
     assert all(hasattr(rewriter, name) for name in rewriter.__all__)
     assert set(rewriter.__all__) <= set(dir(rewriter))
     assert rewriter.TrtGraphConverterV2 is rewriter.Converter
-    with pytest.raises(AttributeError, match="no attribute 'TrtGraphConverter'"):
-        rewriter.TrtGraphConverter  # noqa: B018 - the access is the test
+    with pytest.raises(AttributeError, match="no attribute 'TrtConverter'"):
+        rewriter.TrtConverter  # noqa: B018 - the access is the test
 
 
 def test_import_is_quick():
