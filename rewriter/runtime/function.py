@@ -136,7 +136,7 @@ class ConvertedFunction:
             inputs: a dict by name, a tuple or list in the order of the signature, or the only input itself.
             device_outputs: True returns tensors on the GPU (`rewriter.runtime.gpu.tensors.DeviceTensor`), which other
                 libraries read by DLPack or `__cuda_array_interface__` without a copy; nothing waits for the GPU then.
-                Outputs of strings are numpy arrays all the same.
+                Outputs of strings are numpy arrays all the same, and so are those that TensorFlow makes (see `stats`).
 
         Raises:
             InvalidParameterError: `device_outputs` where the function runs on the CPU.
@@ -247,6 +247,11 @@ class ConvertedFunction:
                 (reason -> number).
             provider: "cpu" or "cuda"; as asked for until a function that is made at its first use is made.
             execution: "auto", "native" or "emulate", as it was asked for.
+
+            Where parts of the model stay in TensorFlow:
+            tensorflow: each such part ("TFIsland_000") -> its operators (`ops`), the `reasons` why it stays there, its
+            `calls`, and the `seconds` that they took. They count as no fallbacks.
+            sections: number of parts between and around these. What follows is the sum of all sections.
 
             On a GPU also what its executor counts:
             steps, islands: engines and native islands of a call, and how many of them are islands.

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 SIGNATURE = "serving_default"
 _LOADING = threading.Lock()
+#: Folder and state of its main file -> what is loaded from there.
+_IN_MEMORY: weakref.WeakValueDictionary[tuple[Any, ...], _SavedModel] = weakref.WeakValueDictionary()
 
 
 class TensorFlowIsland:
@@ -102,33 +105,31 @@ class TensorFlowIsland:
             return self._loaded
 
 
+class _SavedModel:
+    """A SavedModel in memory; all islands of one folder share it as long as one of them lives."""
+
+    def __init__(self, tf: Any, folder: Path) -> None:
+        #: Keeps variables and tables alive.
+        self._module = tf.saved_model.load(str(folder))
+        self.function = self._module.signatures[SIGNATURE]
+        self.inputs = {name: spec.dtype for name, spec in self.function.structured_input_signature[1].items()}
+        self.outputs = frozenset(self.function.structured_outputs)
+
+
 class _Loaded:
-    """A SavedModel with its signature, checked against the node."""
+    """The SavedModel of an island, checked against the node."""
 
     def __init__(self, step: IslandStep) -> None:
-        folder = Path(step.attributes.saved_model)
-        tf = import_tensorflow(f"the part {step.name!r}{_of(step)}, which stays in TensorFlow,")
-        if not (folder / "saved_model.pb").is_file():
-            raise SourceError(f"the SavedModel of TensorFlow island {step.name!r} is not at {folder}: convert again")
-        try:
-            with _LOADING, tf.device("/CPU:0"):
-                #: Keeps variables and tables alive.
-                self._module = tf.saved_model.load(str(folder))
-            self._function = self._module.signatures[SIGNATURE]
-        except Exception as error:  # of many kinds
-            raise SourceError(
-                f"the SavedModel of TensorFlow island {step.name!r} at {folder} cannot be loaded: {first_line(error)}"
-            ) from error
-        self._tf = tf
+        self._tf = import_tensorflow(f"the part {step.name!r}{_of(step)}, which stays in TensorFlow,")
         self._step = step
-        self._specs = {name: spec.dtype for name, spec in self._function.structured_input_signature[1].items()}
+        self._model = _load(self._tf, step)
         attributes = step.attributes
-        lost = set(attributes.input_names) ^ set(self._specs)
-        lost |= set(attributes.output_names) - set(self._function.structured_outputs)
+        lost = set(attributes.input_names) ^ set(self._model.inputs)
+        lost |= set(attributes.output_names) - self._model.outputs
         if lost:
             raise SourceError(
-                f"the SavedModel at {folder} is not that of TensorFlow island {step.name!r}: {sorted(lost)[0]!r} is in "
-                "one of them only; convert again"
+                f"the SavedModel at {attributes.saved_model} is not that of TensorFlow island {step.name!r}: "
+                f"{sorted(lost)[0]!r} is in one of them only; convert again"
             )
 
     def call(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -139,7 +140,7 @@ class _Loaded:
                 key: self._tensor(key, name, values[name])
                 for key, name in zip(step.attributes.input_names, step.inputs, strict=True)
             }
-            results = self._function(**given)
+            results = self._model.function(**given)
         found = {}
         for key, name, dtype in zip(step.attributes.output_names, step.outputs, step.dtypes, strict=True):
             if name:
@@ -149,12 +150,37 @@ class _Loaded:
     def _tensor(self, key: str, name: str, value: Any) -> Any:
         """A tensor of exactly the dtype that the signature asks for."""
         array = np.asarray(value)
-        dtype = self._specs[key]
+        dtype = self._model.inputs[key]
         if dtype == self._tf.string:
             return self._tf.constant(to_bytes(array), dtype=dtype)
         if array.dtype != dtype.as_numpy_dtype:
             raise TypeError(f"its input {name!r} is {array.dtype}, but the SavedModel takes {dtype.name}")
         return self._tf.constant(array, dtype=dtype)
+
+
+def _load(tf: Any, step: IslandStep) -> _SavedModel:
+    """The SavedModel of an island, read once for all that use it at a time (builds open a model again and again)."""
+    folder = Path(step.attributes.saved_model)
+    try:
+        state = (folder / "saved_model.pb").stat()
+    except OSError as error:
+        raise SourceError(
+            f"the SavedModel of TensorFlow island {step.name!r} is not at {folder}: convert again"
+        ) from error
+    key = (str(folder.resolve()), state.st_ino, state.st_mtime_ns, state.st_size)
+    with _LOADING:
+        found = _IN_MEMORY.get(key)
+        if found is not None:
+            return found
+        try:
+            with tf.device("/CPU:0"):
+                found = _SavedModel(tf, folder)
+        except Exception as error:  # of many kinds
+            raise SourceError(
+                f"the SavedModel of TensorFlow island {step.name!r} at {folder} cannot be loaded: {first_line(error)}"
+            ) from error
+        _IN_MEMORY[key] = found
+        return found
 
 
 def _array(tensor: Any, name: str, expected: int) -> np.ndarray:
@@ -204,7 +230,8 @@ def import_tensorflow(purpose: str) -> Any:
             import tensorflow as tf
     except ImportError as error:
         raise import_failure(error, "tensorflow", "TensorFlow", "tf", purpose) from error
-    with contextlib.suppress(RuntimeError):  # its devices are initialised already: whoever did that has decided
+    # Where its devices are initialised already, or have limits of their own, whoever did that has decided.
+    with contextlib.suppress(RuntimeError, ValueError):
         if first:
             tf.config.set_visible_devices([], "GPU")
         else:

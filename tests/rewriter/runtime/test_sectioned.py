@@ -1,7 +1,10 @@
 """Models with island nodes in ONNX Runtime and TensorFlow."""
 
+import importlib.machinery
 import json
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from rewriter.errors import ConverterStateError, InputError, MissingDependencyEr
 from rewriter.runtime.native import NativeSession, open_native
 from rewriter.runtime.sectioned import SectionedSession
 from rewriter.runtime.sections import Route
-from rewriter.runtime.tensorflow_island import TensorFlowIsland
+from rewriter.runtime.tensorflow_island import TensorFlowIsland, import_tensorflow
 
 from . import island_models as im
 
@@ -156,7 +159,7 @@ def test_a_folder_with_another_island(folders):
 
 
 def test_without_tensorflow_the_extra_is_named(folders, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingDependencyError, match=r"'TFIsland_000' \(AsString, Mul\), which stays in .*\[tf\]"):
         open_native(chain(folders))
 
@@ -203,3 +206,63 @@ def test_one_record_for_all_sections(folders, tmp_path):
     assert sum(name == "model_run" for name in names) == 3
     first = names[: names.index("model_run")]
     assert len(first) == 3  # Add, Mul and Relu of three sections, in one run
+
+
+def test_a_saved_model_is_in_memory_once(folders):
+    model = im.model("g (float[N,3] x) => (bfloat16[N,3] y) { }", [im.island(0, ["x"], ["y"], folders / "half")])
+    first, second = (TensorFlowIsland(Route.of(model, ["y"]).islands[0]) for _ in range(2))
+    assert first._ready()._model is second._ready()._model
+    first.close()
+    assert second.run({"x": X})["y"].shape == X.shape
+
+
+class FakeTensorFlow(types.ModuleType):
+    """Notes what is done to the GPUs of TensorFlow."""
+
+    def __init__(self, error=None):
+        super().__init__("tensorflow")
+        self.done = []
+        self.error = error
+        self.config = types.SimpleNamespace(
+            set_visible_devices=lambda devices, kind: self._note("hide", devices, kind),
+            get_visible_devices=lambda kind: ["gpu:0", "gpu:1"],
+            experimental=types.SimpleNamespace(set_memory_growth=lambda device, on: self._note("grow", device, on)),
+        )
+
+    def _note(self, *what):
+        if self.error is not None:
+            raise self.error
+        self.done.append(what)
+
+
+def test_gpus_are_hidden_from_a_tensorflow_that_nobody_else_uses(monkeypatch):
+    fake = FakeTensorFlow()
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            return importlib.machinery.ModuleSpec(name, self) if name == "tensorflow" else None
+
+        def create_module(self, spec):
+            return fake
+
+        def exec_module(self, module):
+            pass
+
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert import_tensorflow("a test") is fake
+    assert fake.done == [("hide", [], "GPU")]
+    sys.modules.pop("tensorflow")
+
+
+def test_a_tensorflow_that_is_in_use_keeps_its_gpus_but_takes_only_what_it_needs(monkeypatch):
+    fake = FakeTensorFlow()
+    monkeypatch.setitem(sys.modules, "tensorflow", fake)
+    import_tensorflow("a test")
+    assert fake.done == [("grow", "gpu:0", True), ("grow", "gpu:1", True)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("initialised"), ValueError("virtual devices")])
+def test_a_tensorflow_that_is_running_is_left_as_it_is(monkeypatch, error):
+    monkeypatch.setitem(sys.modules, "tensorflow", FakeTensorFlow(error))
+    import_tensorflow("a test")
