@@ -259,7 +259,7 @@ def test_quantization_ranges_that_are_computed_at_run_time(tf):
     def function(x):
         return tf.quantization.fake_quant_with_min_max_vars(x, tf.reduce_min(x), tf.reduce_max(x))
 
-    refuse(function, "FakeQuantWithMinMaxVars", ExportError)
+    refuse(function, "FakeQuantWithMinMaxVars", ExportError, islands=False)
 
 
 def test_tensorflow_is_not_installed(tmp_path, monkeypatch):
