@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
     import tensorflow as tf
 
     from rewriter.demo import digits_path
-    from tests.rewriter.rescue import old_models
+    from tests.rewriter.rescuing import old_models
 
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("TF_TRT_")]:
@@ -90,6 +90,17 @@ def test_the_errors_of_the_guide_are_those_of_the_code():
     for text in told:
         parts = [part.strip() for part in text.split("...") if part.strip(" ,")]
         assert any(all(part in known for part in parts) for known in code), text
+
+
+def test_the_passes_of_the_guide_are_those_of_the_code():
+    from rewriter.pass_selection.table import BY_NAME
+
+    section = MIGRATION[MIGRATION.index("## rewriter_config_template") : MIGRATION.index("## Environment variables")]
+    rows = [row.split(" | ") for row in section.splitlines() if row.startswith("| `")]
+    told = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert len(told) > 12
+    for name, stage in told.items():
+        assert BY_NAME[name].grappler != stage.startswith("no"), name
 
 
 def test_links_lead_somewhere():

@@ -639,7 +639,7 @@ class TestOldModels:
         """A SavedModel of TF-TRT, which TensorFlow cannot load any more, is a source; what it recorded is told."""
         import tensorflow as tf
 
-        from tests.rewriter.rescue import old_models
+        from tests.rewriter.rescuing import old_models
 
         old_models.convert(tf, saved, tmp_path / "old", old_models.Style(precision="FP16"))
         with trt.Converter(tmp_path / "old", backend=rtx, progress=False) as converter:
