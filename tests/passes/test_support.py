@@ -2,7 +2,7 @@
 
 import pytest
 
-from passes.support import SupportMap, Verdict
+from passes.support import FAKELIST, SupportMap, Verdict
 
 
 def yes(name):
@@ -35,3 +35,13 @@ def test_deny_gives_a_new_map():
 
 def test_a_node_without_a_verdict_is_not_supported():
     assert not SupportMap.of([]).supported("a")
+
+
+def test_a_pretence_replaces_positive_verdicts_only():
+    mark = [Verdict(name, "Relu", True, FAKELIST, "no Relu") for name in "abz"]
+    found = SupportMap.of([yes("a"), no("b"), yes("c")]).pretend(mark)
+    assert [v.node for v in found] == ["a", "b", "c"]
+    assert [v.pretended for v in found] == [True, False, False]
+    assert found.supported("a")
+    assert not found.supported("b")
+    assert not found.deny([no("a")]).verdicts["a"].pretended

@@ -343,3 +343,84 @@ def test_a_segment_with_an_input_of_unknown_rank_denies_its_reader(rtx, make_mod
 def test_a_segment_that_crashes_the_parser_denies_the_guilty_node(rtx, crashing):
     found = ParserOracle(rtx).check_segment(segment(crashing))
     assert {v.node: v.rule for v in found} == {"CropAndResize": "crash"}
+
+
+def fake_chain(middle, domain=""):
+    return [
+        relu("x", "a", "r1"),
+        helper.make_node(middle, ["a"], ["b"], name="fake", domain=domain),
+        relu("b", "z", "r2"),
+    ]
+
+
+def examined(rtx, model, **lists):
+    oracle = ParserOracle(rtx, **lists)
+    return oracle, {v.node: v for v in oracle.examine(model)}
+
+
+@pytest.mark.parametrize("name", ["Foo", "my::Foo"])
+def test_the_fake_list_makes_denied_nodes_pretences(rtx, make_model, name):
+    model = make_model(fake_chain("Foo", "my"), X, {"z": (FLOAT, [2, 3])}, domains=["my"])
+    model.proto.graph.value_info.append(value("b", FLOAT, [2, 3]))
+    oracle, found = examined(rtx, model, op_fakelist=[name])
+    assert found["fake"].pretended
+    assert "domain 'my'" in found["fake"].reason
+    assert not found["r1"].pretended
+    assert all(v.supported for v in found.values())
+    (mark,) = oracle.check_segment(segment(model))
+    assert (mark.node, mark.pretended) == ("fake", True)
+
+
+def test_the_fake_list_lifts_no_denylist(rtx, make_model):
+    model = make_model(fake_chain("BitwiseNot"), {"x": (INT32, [2, 3])}, {"z": (INT32, [2, 3])}, infer=False)
+    _, found = examined(rtx, model, op_fakelist=["BitwiseNot"], op_denylist=["BitwiseNot"])
+    assert (found["fake"].supported, found["fake"].rule) == (False, "denylist")
+
+
+def test_what_tensorrt_takes_needs_no_pretence(rtx, make_model):
+    model = make_model(fake_chain("Abs"), X, {"z": (FLOAT, [2, 3])})
+    oracle, found = examined(rtx, model, op_fakelist=["Abs"])
+    assert not any(v.pretended for v in found.values())
+    assert oracle.check_segment(segment(model)) == ()
+
+
+def test_strings_may_be_pretended_and_the_parser_judges_the_rest(rtx, make_model):
+    nodes = [
+        helper.make_node("StringNormalizer", ["s"], ["t"], name="fake"),
+        relu("x", "r", "relu"),
+        helper.make_node("Mod", ["x", "r"], ["m"], name="mod", fmod=1),
+        helper.make_node("BitwiseNot", ["u"], ["v"], name="not"),
+    ]
+    strings = (TensorProto.STRING, [2])
+    inputs = {"s": strings, **X, "u": (INT32, [2])}
+    model = make_model(nodes, inputs, {"t": strings, "m": (FLOAT, [2, 3]), "v": (INT32, [2])})
+    oracle, found = examined(rtx, model, op_fakelist=["StringNormalizer"])
+    assert found["fake"].pretended
+    assert found["relu"].supported
+    assert not found["not"].supported
+    answers = {v.node: v for v in oracle.check_segment(segment(model))}
+    assert answers["fake"].pretended
+    assert not answers["not"].supported
+    assert "relu" not in answers
+
+
+def test_pretences_in_bodies(rtx, make_model):
+    def body(name, middle):
+        domain = "my" if middle == "Foo" else ""
+        nodes = [
+            relu("x", f"{name}a", f"{name}1"),
+            helper.make_node(middle, [f"{name}a"], [f"{name}b"], name=f"{name}2", domain=domain),
+            helper.make_node("Abs", [f"{name}b"], [f"{name}c"], name=f"{name}3"),
+        ]
+        inner = [value(f"{name}{v}", FLOAT, [2, 3]) for v in "ab"]
+        return helper.make_graph(nodes, name, [], [value(f"{name}c", FLOAT, [2, 3])], value_info=inner)
+
+    branch = helper.make_node("If", ["c"], ["y"], name="if", then_branch=body("t", "Foo"), else_branch=body("e", "Neg"))
+    model = make_model([branch], {**X, "c": (BOOL, [])}, {"y": (FLOAT, [2, 3])}, domains=["my"], infer=False)
+    _, found = examined(rtx, model, op_fakelist=["my::Foo"])
+    assert not found["if"].supported
+    assert found["t2"].pretended
+    assert all(found[name].supported for name in ("t1", "t3", "e1", "e2", "e3"))
+    _, found = examined(rtx, model, op_fakelist=["If"])
+    assert found["if"].pretended
+    assert found["t2"].supported

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from onnx import TensorProto, helper
 
+from passes.island_node import IslandAttributes, make_island
 from passes.segments import TensorSpec
 from rewriter.backends.prefilter import Rules, label
 from rewriter.errors import InvalidParameterError
@@ -110,3 +111,12 @@ def test_a_node_with_a_denied_node_inside_is_denied_and_says_which():
 def test_bad_lists_are_refused(lists, words):
     with pytest.raises(InvalidParameterError, match=words):
         Rules.of(**{"op_denylist": (), "node_denylist": (), "allow_double": False, **lists})
+
+
+def test_islands_stay_in_tensorflow_with_their_reasons():
+    attributes = IslandAttributes("/f", ("x",), ("y",), ("StringSplitV2", "Add x3"), ("no word for StringSplitV2", "b"))
+    denial = NOTHING.denial(
+        make_island("TFIsland_000", ("x",), ("y",), attributes), lambda name: TensorSpec(name, 0, None)
+    )
+    assert (denial.rule, denial.op_type) == ("tensorflow", "trt_rewriter.tensorflow::TFIsland_000")
+    assert denial.reason == "TensorFlow runs it (StringSplitV2, Add x3): no word for StringSplitV2; b"
