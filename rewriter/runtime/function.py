@@ -6,7 +6,7 @@ import collections
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,9 @@ class ConvertedFunction:
         """
         return self._call(bind(self.signature, (inputs,), {}), device_outputs=device_outputs)
 
-    def warmup(self, shapes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def warmup(
+        self, shapes: Mapping[str, Any] | None = None, *, samples: Iterable[Any] | None = None
+    ) -> dict[str, Any]:
         """Makes everything ready for some shapes: sessions, engines (built where that is allowed), CUDA graphs.
 
         Runs made-up inputs, waits for the engines that are being built for them, and runs them again. These runs are
@@ -154,6 +156,7 @@ class ConvertedFunction:
             shapes: input name -> a shape or a list of shapes, for example {"image": [(1, 224, 224, 3),
                 (8, 224, 224, 3)]}; the i-th run takes the i-th shape of every input. None: the optimum of the
                 engines' profiles; enough for a model whose input shapes are fixed.
+            samples: inputs to run instead of made-up ones, each as `run` takes them: for a model that decodes images.
 
         Returns:
             shapes: number of different sets of inputs. runs: how often the model was run for them. fallbacks: what
@@ -161,13 +164,15 @@ class ConvertedFunction:
             them. And by how much the numbers of the executor in `stats()` grew (on a GPU: plans, graphs ...).
 
         Raises:
-            InvalidParameterError: an unknown input, a shape that does not fit, or a dimension that nothing fixes.
+            InvalidParameterError: an unknown input, a shape that does not fit, or a dimension that nothing fixes; or
+                both `shapes` and `samples`.
+            InputError: a sample does not fit the signature.
             ConverterStateError: the function is closed.
             ConversionError: the model failed; or `strict`, and an engine is not used even after the builds.
         """
-        from rewriter.runtime.warmup import warmup_samples
+        from rewriter.runtime.warmup import warmup_feeds
 
-        feeds = [to_feeds(self.signature, sample) for sample in warmup_samples(self.signature, self.engines, shapes)]
+        feeds = warmup_feeds(self.signature, self.engines, shapes, samples)
         executor = self._ready()
         before = executor.stats()
         rounds = _WARM_ROUNDS if executor.provider == "cuda" else 1

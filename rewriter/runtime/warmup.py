@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,33 @@ import numpy as np
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
 from rewriter.manifest import EngineEntry
-from rewriter.runtime.inputs import describe_shape
+from rewriter.runtime.inputs import describe_shape, iterate_samples, sample_feeds, to_feeds
 from rewriter.shapes.sampling import shaped_input_fn
 from rewriter.source import Signature
 
 Shape = tuple[int, ...]
+
+
+def warmup_feeds(
+    signature: Signature,
+    engines: Sequence[EngineEntry],
+    shapes: Mapping[str, Any] | None,
+    samples: Iterable[Any] | None,
+) -> list[dict[str, np.ndarray]]:
+    """What a warm-up runs, by ONNX input name: the caller's samples, or made-up ones (see `warmup_samples`).
+
+    Raises:
+        InvalidParameterError: shapes and samples, no sample at all, or as `warmup_samples`.
+        InputError: a sample does not fit the signature.
+    """
+    if samples is None:
+        return [to_feeds(signature, sample) for sample in warmup_samples(signature, engines, shapes)]
+    if shapes is not None:
+        raise InvalidParameterError("warmup takes shapes or samples, not both: samples have their shapes")
+    feeds = list(sample_feeds(signature, iterate_samples(samples)))
+    if not feeds:
+        raise InvalidParameterError("samples hold nothing: warmup needs at least one")
+    return feeds
 
 
 def warmup_samples(

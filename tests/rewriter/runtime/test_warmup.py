@@ -8,9 +8,9 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.backends.base import InputProfile
-from rewriter.errors import InvalidParameterError
+from rewriter.errors import InputError, InvalidParameterError
 from rewriter.manifest import EngineEntry
-from rewriter.runtime.warmup import warmup_samples
+from rewriter.runtime.warmup import warmup_feeds, warmup_samples
 from rewriter.source import Signature
 
 
@@ -88,3 +88,15 @@ def test_an_unknown_rank_is_named():
     with pytest.raises(InvalidParameterError, match=r"input 'x' of any shape, for its rank is not fixed"):
         warmup_samples(signature(x=None), (), None)
     assert shapes_of(warmup_samples(signature(x=None), (), {"x": (2, 3)})) == [{"x": (2, 3)}]
+
+
+def test_samples_of_the_caller_are_run_instead():
+    given = [np.zeros((2, 4), np.float32), {"x": np.ones((3, 4), np.float32)}]
+    feeds = warmup_feeds(X, (), None, given)
+    assert [feed["x_tensor"].shape for feed in feeds] == [(2, 4), (3, 4)]
+    with pytest.raises(InvalidParameterError, match="shapes or samples, not both"):
+        warmup_feeds(X, (), {"x": (2, 4)}, given)
+    with pytest.raises(InvalidParameterError, match="samples hold nothing"):
+        warmup_feeds(X, (), None, [])
+    with pytest.raises(InputError, match="sample 1: "):
+        warmup_feeds(X, (), None, [given[0], np.zeros(3, np.int32)])
