@@ -98,11 +98,13 @@ def idle_entries(
         keep_nodes: as `node_denylist`, likewise.
         op_fakelist: as `op_denylist`; findings carry the rule "fakelist".
         translations: environment variable -> what it names in TensorFlow's words -> ONNX's words for it (see
-            `translate`). One of these that is in the model is enough.
+            `translate`). One of these that is in the model is enough, and what they are in ONNX is not told again
+            where the lists above hold it, too.
     """
     nodes = [node for _, graph in iter_scopes(model.proto) for node in graph.node]
     types = {node.op_type for node in nodes}
     types |= {f"{node.domain}::{node.op_type}" for node in nodes if node.domain}
+    translated = {name for words in (translations or {}).values() for names in words.values() for name in names}
     found: list[Failure] = []
     for rule, ops_name, ops, names_name, patterns in (
         ("denylist", "op_denylist", op_denylist, "node_denylist", node_denylist),
@@ -111,7 +113,8 @@ def idle_entries(
     ):
         # A recipe keeps by operator type alone, without the domain.
         known = {node.op_type for node in nodes} if rule == "precision" else types
-        found += [Failure(rule, ops_name, "idle", _no_operator(entry, known)) for entry in ops if entry not in known]
+        idle = [entry for entry in ops if entry not in known and (rule == "precision" or entry not in translated)]
+        found += [Failure(rule, ops_name, "idle", _no_operator(entry, known)) for entry in idle]
         found += [
             Failure(rule, names_name, "idle", f"no node's name contains {pattern!r}")
             for pattern in patterns

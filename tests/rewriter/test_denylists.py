@@ -57,6 +57,7 @@ def test_of_a_translated_operator_one_onnx_operator_is_enough():
         "denylist TF_TRT_OP_DENYLIST: no node of the model is a 'MatMul' (in ONNX MatMul or Gemm)",
         "denylist TF_TRT_OP_DENYLIST: no node of the model is a 'Zebra'",
     ]
+    assert len(idle_entries(MODEL, ["Gemm", "MatMul", "Zebra", "Add"], translations=words)) == 3
     (found,) = idle_entries(MODEL, translations={"TF_TRT_OP_FAKELIST": translate(["Pack"])})
     assert found.stage == "fakelist"
 
