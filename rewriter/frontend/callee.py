@@ -57,6 +57,21 @@ class Callee:
             return dataclasses.replace(self.with_inputs(inputs), notes=self.notes)
         return dataclasses.replace(self, inputs=tuple(inputs))
 
+    def let_go(self) -> None:
+        """Ends its life: nothing of the model is kept by it any more, whoever still holds it; `call` raises.
+
+        Its inputs and what it tells of itself stay. For models so large that their memory is needed elsewhere.
+        """
+        # Frozen fields are set past the class: callers up the stack hold this object, and could not be told.
+        object.__setattr__(self, "call", _gone)
+        object.__setattr__(self, "owner", None)
+        object.__setattr__(self, "with_inputs", None)
+        object.__setattr__(self, "reference_variables", {})
+
+
+def _gone(tensors: Sequence[Any]) -> dict[str, Any]:
+    raise SourceError("the model is not in memory any more")
+
 
 def import_tensorflow() -> Any:
     """The tensorflow module, imported without its start-up notes.
@@ -150,7 +165,10 @@ def from_concrete_function(function: Any, origin: str, name: str = "serving_defa
         for t in function.inputs
         if id(t) not in captured and t.dtype != tf.resource
     ]
-    return from_structure(function, specs, {}, origin=origin, name=name, owner=function, **extra)
+    from rewriter.frontend.control_flow import in_place
+
+    run = in_place(function, extra["reference_variables"])
+    return from_structure(run, specs, {}, origin=origin, name=name, owner=function, **extra)
 
 
 def reference_variables(function: Any) -> dict[str, Any]:

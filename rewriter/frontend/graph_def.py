@@ -12,6 +12,7 @@ from typing import Any
 
 from rewriter.errors import SourceError
 from rewriter.frontend.callee import Argument, Callee, import_tensorflow, static_shape
+from rewriter.frontend.control_flow import CONTROL_FLOW, in_traced_graph
 from rewriter.frontend.graph_def_file import parse
 from rewriter.frontend.graph_def_ports import as_names, choose_inputs, choose_outputs, public_name
 from rewriter.frontend.graph_def_tables import initialise_tables
@@ -20,8 +21,6 @@ from rewriter.frontend.samples import one_line
 
 #: Ops that hold a variable, whose value is no part of a GraphDef.
 VARIABLES = frozenset({"Variable", "VariableV2", "AutoReloadVariable", "VarHandleOp"})
-#: TF1's loops and branches.
-_CONTROL_FLOW = frozenset({"Enter", "RefEnter", "Exit", "Switch", "RefSwitch", "Merge", "NextIteration", "LoopCond"})
 #: Attributes of nodes that mean nothing outside the graph they come from, or that fix shapes for good.
 _FORGOTTEN = ("_class", "_output_shapes")
 _SHOWN = 5
@@ -86,7 +85,7 @@ def _callee(
     anew.
     """
     tf = import_tensorflow()
-    lowered = any(node.op in _CONTROL_FLOW for node in cut.node)
+    lowered = any(node.op in CONTROL_FLOW for node in cut.node)
 
     def body(*tensors: Any) -> list[Any]:
         fed = dict(zip(feeds, tensors, strict=True))
@@ -105,28 +104,12 @@ def _callee(
 
     def call(tensors: Sequence[Any]) -> dict[str, Any]:
         inside = lowered and not tf.executing_eagerly()
-        return dict(zip(names, _without_dependencies(body, tensors) if inside else function(*tensors), strict=True))
+        return dict(zip(names, in_traced_graph(lambda: body(*tensors)) if inside else function(*tensors), strict=True))
 
     def with_inputs(changed: Sequence[Argument]) -> Callee:
         return _callee(cut, tuple(changed), feeds, fetches, origin, notes)
 
     return Callee(call, arguments, origin, owner=function, notes=notes, with_inputs=with_inputs)
-
-
-def _without_dependencies(body: Any, tensors: Sequence[Any]) -> list[Any]:
-    """The nodes of a graph with TF1's loops and branches, in the graph that is being traced.
-
-    They may not stay in a function of their own, for Grappler inlines none whose results leave a loop ("dead
-    outputs"), and the automatic control dependencies of a tf.function must not see them, for these link the frames of
-    loops, which TensorFlow refuses. So their watcher is told that these nodes were there before.
-    """
-    tf = import_tensorflow()
-    graph = tf.compat.v1.get_default_graph()
-    results = body(*tensors)
-    watcher = getattr(graph, "experimental_acd_manager", None)
-    if watcher is not None:
-        watcher._n_operations = graph.num_operations()
-    return list(results)
 
 
 def _notes(given_in: Any, given_out: Any, feeds: Sequence[str], fetches: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from rewriter.frontend.callee import (
     import_tensorflow,
     reference_variables,
 )
+from rewriter.frontend.control_flow import in_place
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
 from rewriter.rescuing import needs_rescue
@@ -99,11 +100,14 @@ def _from_signature(function: Any, origin: str, key: str, loaded: Any) -> Callee
     keywords = list(getattr(function, "_arg_keywords", None) or ())
     order = keywords if sorted(keywords) == sorted(specs) else sorted(specs)
 
+    references = reference_variables(function)
+    run = in_place(function, references)
+
     def call(**tensors: Any) -> dict[str, Any]:
-        return dict(sorted(function(**tensors).items()))
+        return dict(sorted(run(**tensors).items()))
 
     named = {name: specs[name] for name in order}
-    callee = from_structure(call, (), named, origin=origin, name=key, reference_variables=reference_variables(function))
+    callee = from_structure(call, (), named, origin=origin, name=key, reference_variables=references)
     # The loaded object owns the variables and tables that the signature only refers to.
     return dataclasses.replace(callee, owner=(loaded, function))
 

@@ -1,5 +1,7 @@
 """TF1 graphs for tests, written with TensorFlow's own TF1 API."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 
@@ -26,22 +28,28 @@ def frozen_with_variable(tf):
     return raw, frozen
 
 
-def loops_and_branches(tf):
-    """x [?, 4] -> a TF1 while loop (Enter, Merge, Switch, Exit), then a TF1 cond; all of its ends are left unread."""
-    v1 = tf.compat.v1
+@contextmanager
+def tf1_control_flow(tf):
+    """Loops and branches become Enter, Switch and Merge, as TF1 wrote them."""
     from tensorflow.python.ops import control_flow_util
 
     before = control_flow_util.ENABLE_CONTROL_FLOW_V2
-    v1.disable_control_flow_v2()
+    tf.compat.v1.disable_control_flow_v2()
     try:
-        with tf.Graph().as_default() as graph:
-            x = v1.placeholder(tf.float32, [None, 4], name="x")
-            _, y = v1.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2.0 + tf.constant(1.0)), [0, x])
-            z = v1.cond(tf.reduce_sum(x) > 0, lambda: y + 1.0, lambda: y - 1.0)
-            tf.identity(z, name="out")
+        yield
     finally:
         if before:
-            v1.enable_control_flow_v2()
+            tf.compat.v1.enable_control_flow_v2()
+
+
+def loops_and_branches(tf):
+    """x [?, 4] -> a TF1 while loop (Enter, Merge, Switch, Exit), then a TF1 cond; all of its ends are left unread."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, tf1_control_flow(tf):
+        x = v1.placeholder(tf.float32, [None, 4], name="x")
+        _, y = v1.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2.0 + tf.constant(1.0)), [0, x])
+        z = v1.cond(tf.reduce_sum(x) > 0, lambda: y + 1.0, lambda: y - 1.0)
+        tf.identity(z, name="out")
     definition = graph.as_graph_def()
     assert {"Enter", "Exit", "Switch", "Merge"} <= {node.op for node in definition.node}
     return definition

@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from rewriter.errors import InvalidParameterError
+from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.frontend import load_source
+from tests.rewriter.frontend import graph_defs
 
 pytestmark = pytest.mark.tensorflow
 IMAGE = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
@@ -164,6 +165,53 @@ def test_tf1_saved_model(tf, tmp_path, table):
     assert source.signature.name == "predict"
     assert {s.name for s in source.signature.outputs} == ({"y", "code"} if table else {"y"})
     assert source.verification.worst < 1e-6
+
+
+@pytest.fixture(scope="session")
+def many_signatures(tf, tmp_path_factory):
+    """A TF1 SavedModel with a reference variable in a TF1 loop, a TF1 branch behind it and a table."""
+    v1 = tf.compat.v1
+    path = tmp_path_factory.mktemp("tf1") / "m"
+    with v1.Graph().as_default(), v1.Session() as session, graph_defs.tf1_control_flow(tf), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = v1.placeholder(tf.float32, [None, 3], name="x")
+        weight = v1.get_variable("w", initializer=np.eye(3, dtype=np.float32), use_resource=False)
+        _, y = v1.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, tf.matmul(y, weight) * 2.0), [0, x])
+        z = v1.cond(tf.reduce_sum(y) > 0, lambda: y + 1.0, lambda: y - 1.0)
+        words = v1.placeholder(tf.string, [None], name="words")
+        pairs = tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 2], tf.int64))
+        code = tf.lookup.StaticHashTable(pairs, -1).lookup(words)
+        session.run([v1.global_variables_initializer(), v1.tables_initializer()])
+        of = v1.saved_model.predict_signature_def
+        signatures = {
+            "loop": of({"x": x}, {"y": y}),
+            "both": of({"x": x}, {"y": y, "z": z}),
+            "codes": of({"words": words, "x": x}, {"code": code, "y": y}),
+        }
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], signatures, main_op=v1.tables_initializer())
+        builder.save()
+    return path
+
+
+@pytest.mark.parametrize(("key", "outputs"), [("loop", ["y"]), ("both", ["y", "z"]), ("codes", ["code", "y"])])
+def test_tf1_saved_model_with_loops_and_several_signatures(many_signatures, key, outputs, run):
+    source = load_source(many_signatures, signature_key=key)
+    assert names(source)[1] == outputs
+    assert source.verification.worst < 1e-6
+    inputs = {"x": np.ones((1, 3), np.float32)} | ({"words": np.array(["b"], object)} if key == "codes" else {})
+    assert run(source, **inputs)["y"].tolist() == [[8.0, 8.0, 8.0]]
+
+
+def test_tf1_saved_model_with_several_signatures_wants_one(many_signatures):
+    with pytest.raises(SourceError, match=r"name one: both\(x -> y, z\); codes\(words, x -> code, y\); loop\(x -> y\)"):
+        load_source(many_signatures)
+
+
+def test_a_pruned_function_with_a_tf1_loop(tf):
+    definition = graph_defs.loops_and_branches(tf)
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
+    assert load_source(wrapped.prune("x:0", "while/Exit_1:0")).verification.worst < 1e-6
 
 
 def test_concrete_function_still_works_afterwards(tf, run):
