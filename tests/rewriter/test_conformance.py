@@ -10,7 +10,6 @@ import pytest
 
 import rewriter as trt
 from rewriter.errors import ConverterStateError, InputError, InvalidParameterError
-from rewriter.legacy import TrtGraphConverter, create_inference_graph
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 converts = [pytest.mark.tensorflow, pytest.mark.rtx]
@@ -101,7 +100,7 @@ class TestArguments:
     def test_names_and_defaults_for_tensorflow_1(self):
         """`TrtGraphConverter` and `create_inference_graph` have TF-TRT's arguments, in its order, with its defaults."""
         workspace = trt.DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES
-        assert list(defaults_of(TrtGraphConverter.__init__).items()) == [
+        assert list(defaults_of(trt.TrtGraphConverter.__init__).items()) == [
             ("input_saved_model_dir", None),
             ("input_saved_model_tags", None),
             ("input_saved_model_signature_key", None),
@@ -116,7 +115,7 @@ class TestArguments:
             ("use_calibration", True),
         ]
         empty = inspect.Parameter.empty
-        assert list(defaults_of(create_inference_graph).items()) == [
+        assert list(defaults_of(trt.create_inference_graph).items()) == [
             ("input_graph_def", empty),
             ("outputs", empty),
             ("max_batch_size", 1),
@@ -130,7 +129,7 @@ class TestArguments:
             ("input_saved_model_signature_key", None),
             ("output_saved_model_dir", None),
         ]
-        assert list(defaults_of(TrtGraphConverter.calibrate).items())[2:] == [
+        assert list(defaults_of(trt.TrtGraphConverter.calibrate).items())[2:] == [
             ("feed_dict_fn", None),
             ("input_map_fn", None),
         ]
@@ -522,11 +521,11 @@ class TestTensorFlow1:
         """Exactly one of input_graph_def and input_saved_model_dir: ValueErrors otherwise."""
         for sources in ({}, {"input_graph_def": object(), "input_saved_model_dir": saved}):
             with pytest.raises(ValueError, match="exactly one of input_graph_def"):
-                TrtGraphConverter(**sources, backend=rtx)
+                trt.TrtGraphConverter(**sources, backend=rtx)
 
     def test_eager_mode_is_fine(self, rtx, saved):
         """Lifted: TF-TRT's class for TensorFlow 1 refused to work in eager mode."""
-        with TrtGraphConverter(saved, backend=rtx, progress=False, max_batch_size=2) as converter:
+        with trt.TrtGraphConverter(saved, backend=rtx, progress=False, max_batch_size=2) as converter:
             function = converter.convert()
             assert all(engine.built for engine in converter.report.engines)
         assert function(x=X)["scores"].shape == (4, 4)
@@ -534,11 +533,11 @@ class TestTensorFlow1:
     def test_static_engines_need_a_batch_size(self, rtx, saved):
         """max_batch_size must be an integer with is_dynamic_op=False."""
         with pytest.raises(ValueError, match="max_batch_size must be an integer"):
-            TrtGraphConverter(saved, backend=rtx, max_batch_size=None)
+            trt.TrtGraphConverter(saved, backend=rtx, max_batch_size=None)
 
     def test_int8_is_calibrated_with_feeds(self, rtx, saved, tmp_path):
         """INT8: convert(), calibrate(fetch_names, num_runs, feed_dict_fn), save(), in this order."""
-        with TrtGraphConverter(saved, backend=rtx, progress=False, precision_mode="INT8") as converter:
+        with trt.TrtGraphConverter(saved, backend=rtx, progress=False, precision_mode="INT8") as converter:
             with pytest.raises(ConverterStateError):
                 converter.calibrate(["scores"], 1, lambda: {"x": X})
             converter.convert()
