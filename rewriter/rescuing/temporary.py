@@ -37,8 +37,12 @@ class TemporaryRescue:
         content = serialize(message, described)
         try:
             self.path = Path(tempfile.mkdtemp(prefix="rescued-"))
-            self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-            fill(content, source.resolve(), self.path, set(rewritten.removed.assets), _link_folder, _link_file)
+            remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            try:
+                fill(content, source.resolve(), self.path, set(rewritten.removed.assets), _link_folder, _link_file)
+            except OSError:
+                remove()
+                raise
         except OSError as error:
             raise SourceError(
                 f"{described} was made by TF-TRT, and its rescue needs a temporary folder, which cannot be written "

@@ -438,6 +438,23 @@ def save_multi(tf, path):
     return {"x": rng.standard_normal((3, 6)).astype(np.float32), "index": np.arange(3, dtype=np.int32)}
 
 
+def save_nchw(tf, path):
+    """Channels first within, as the layout optimizer left graphs on a machine with a GPU."""
+    rng = np.random.default_rng(8)
+    module = tf.Module()
+    kernel = tf.constant(rng.standard_normal((3, 3, 3, 4)), tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="image")])
+    def call(image):
+        x = tf.nn.conv2d(tf.transpose(image, [0, 3, 1, 2]), kernel, 1, "SAME", data_format="NCHW")
+        x = tf.nn.max_pool2d(tf.nn.bias_add(x, tf.ones(4), data_format="NCHW"), 2, 2, "VALID", data_format="NCHW")
+        return {"y": tf.transpose(x, [0, 2, 3, 1])}
+
+    module.call = call
+    tf.saved_model.save(module, str(path), signatures={"serving_default": call})
+    return {"image": rng.standard_normal((2, 8, 8, 3)).astype(np.float32)}
+
+
 def save_table(tf, path, folder):
     """Words in a file beside the model (a user's asset), looked up before anything is computed."""
     words = folder / "words.txt"

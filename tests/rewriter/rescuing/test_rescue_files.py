@@ -4,13 +4,15 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 
 import pytest
 
 from rewriter.commands import rescue as command
 from rewriter.errors import InvalidParameterError, MissingDependencyError, SourceError
 from rewriter.frontend import load_source
-from rewriter.rescuing import needs_rescue, rescue
+from rewriter.rescuing import needs_rescue, rescue, writing
+from rewriter.rescuing.temporary import TemporaryRescue
 from tests.rewriter.rescuing import old_models
 from tests.rewriter.rescuing.old_models import Style, convert
 
@@ -36,6 +38,10 @@ def old(saved, tmp_path):
 
 def listing(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def fail(source, place, **_):
+    raise OSError(28, "No space left on device", str(place))
 
 
 def edit(path, change):
@@ -123,9 +129,6 @@ def test_failure_while_writing(old, tmp_path, monkeypatch, there):
         (tmp_path / "a" / "new" / "saved_model.pb").write_text("mine")
     before = listing(tmp_path)
 
-    def fail(source, place):
-        raise OSError(28, "No space left on device", str(place))
-
     monkeypatch.setattr(shutil, "copytree", fail)
     with pytest.raises(SourceError, match=r"cannot write the rescued model .*new: No space left on device \("):
         rescue(old, tmp_path / "a" / "new", overwrite=True)
@@ -135,7 +138,7 @@ def test_failure_while_writing(old, tmp_path, monkeypatch, there):
 
 @pytest.mark.tensorflow
 def test_too_large_for_one_message(old, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewriter.rescuing.writing._LARGEST", 100)
+    monkeypatch.setattr(writing, "_LARGEST", 100)
     with pytest.raises(SourceError, match="is too large to be written as one message"):
         rescue(old, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -143,15 +146,21 @@ def test_too_large_for_one_message(old, tmp_path, monkeypatch):
 
 @pytest.mark.tensorflow
 def test_no_room_for_a_temporary_rescue(old, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewriter.rescuing.temporary.tempfile.mkdtemp", lambda **_: str(tmp_path / "nowhere" / "x"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(SourceError, match=r"needs a temporary folder, which cannot be written .* in TMPDIR"):
-        load_source(old)
+        TemporaryRescue(old)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(shutil, "copytree", fail)
+    monkeypatch.setattr("pathlib.Path.symlink_to", fail)
+    with pytest.raises(SourceError, match=r"No space left on device"):
+        TemporaryRescue(old)
+    assert listing(tmp_path / "scratch") == []
 
 
 @pytest.mark.tensorflow
 def test_temporary_rescue_without_links(old, monkeypatch):
     """A system, or a file system, without symbolic links: copies."""
-    from rewriter.rescuing.temporary import TemporaryRescue
 
     def refuse(self, *_, **__):
         raise OSError("no links here")

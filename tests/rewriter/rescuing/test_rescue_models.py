@@ -32,6 +32,7 @@ def originals(tf, tmp_path_factory):
     saves = {
         "cnn": old_models.save_cnn,
         "multi": old_models.save_multi,
+        "nchw": old_models.save_nchw,
         "table": lambda tf, path: old_models.save_table(tf, path, folder),
     }
     found = {}
@@ -61,6 +62,7 @@ VARIETIES = {
     "engines on the loaded model, until 2.9": ("cnn", convert, Style(own_trackable=False)),
     "variables not frozen": ("cnn", convert, Style(frozen=False, own_trackable=False, strategy="Optimal")),
     "variables not frozen, not built": ("cnn", convert, Style(frozen=False, own_trackable=False, built=False)),
+    "channels first": ("nchw", convert, Style(engines=2)),
     "a user's table and asset": ("table", convert, Style(frozen=False, own_trackable=False)),
     "saved once more": ("cnn", convert, Style(resaved=True, engines=2)),
     "scoped names": ("cnn", convert, Style(scope="my/")),
@@ -77,7 +79,13 @@ VARIETIES = {
     "1.14, saved by TF2": ("cnn", convert, Style(funcdef_name=True, library=False)),
 }
 #: Those that are converted straight from the old folder as well.
-CONVERTED = ("two engines", "variables not frozen", "a user's table and asset", "1.13 without the function library")
+CONVERTED = (
+    "two engines",
+    "channels first",
+    "variables not frozen",
+    "a user's table and asset",
+    "1.13 without the function library",
+)
 
 
 @pytest.mark.parametrize("variety", VARIETIES)
@@ -133,6 +141,22 @@ def test_two_rescued_models_in_one_process(tf, originals, tmp_path, convert_):
             k: v.numpy() for k, v in function(**{k: tf.constant(v) for k, v in originals[model].inputs.items()}).items()
         }
         same(got, originals[model].outputs)
+
+
+def test_every_tag_set_is_rescued(tf, originals, tmp_path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    original = originals["multi"]
+    old = convert_tf1(tf, original.path, tmp_path / "old", Style(engines=2))
+    message = saved_model_pb2.SavedModel.FromString((old / "saved_model.pb").read_bytes())
+    message.meta_graphs.add().CopyFrom(message.meta_graphs[0])
+    message.meta_graphs[1].meta_info_def.tags.append("gpu")
+    (old / "saved_model.pb").write_bytes(message.SerializeToString())
+    assert len(rescue(old, tmp_path / "new").engines) == 4
+    for tags in (["serve"], ["serve", "gpu"]):
+        loaded = tf.saved_model.load(str(tmp_path / "new"), tags=tags)
+        feeds = {name: tf.constant(value) for name, value in original.inputs.items()}
+        same({k: v.numpy() for k, v in loaded.signatures["serving_default"](**feeds).items()}, original.outputs)
 
 
 def test_native_segments_that_were_removed(tf, originals, tmp_path):
