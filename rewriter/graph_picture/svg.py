@@ -14,6 +14,8 @@ _MARGIN = 24
 #: Engines that the legend lists; the others are counted.
 _LISTED = 24
 _LEGEND_WIDTH = 720.0
+#: Of a wider drawing the legend is still seen without scrolling.
+_WIDEST_LEGEND = 1400.0
 _CONTROL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _STYLE = """
 text{font-family:"Segoe UI",Helvetica,Arial,sans-serif;fill:#111827;text-anchor:middle}
@@ -28,7 +30,7 @@ def to_svg(content: Content) -> str:
     """Draws the panels one below the other, under title and legend."""
     drawn = [(panel, layout([_size(box) for box in panel.boxes], _edges(panel))) for panel in content.panels]
     width = max([_LEGEND_WIDTH, *(found.width for _, found in drawn)]) + 2 * _MARGIN
-    body, top = _legend(content, width)
+    body, top = _legend(content, min(width, _WIDEST_LEGEND))
     for panel, found in drawn:
         if panel.title:
             body.append(f'<text class="h" x="{_MARGIN}" y="{top + 20:.0f}">{_text("inside " + panel.title)}</text>')
