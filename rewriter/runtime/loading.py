@@ -77,8 +77,8 @@ def load(
             others.
         ConversionError: "cuda" without a usable GPU; or `strict` although an engine cannot be used; or the engines
             cannot be emulated.
-        SourceError: ONNX Runtime refuses the model.
-        MissingDependencyError: ONNX Runtime is not installed.
+        SourceError: ONNX Runtime refuses the model, or TensorFlow a part that stays there.
+        MissingDependencyError: ONNX Runtime is not installed; or TensorFlow, and a part of the model stays there.
     """
     options = RuntimeOptions(
         provider=provider,

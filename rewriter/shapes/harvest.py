@@ -296,7 +296,8 @@ class _Probe:
         tensors = [t for t in graph.initializer if t.name in read]
         del graph.initializer[:]
         graph.initializer.extend(tensors)
-        infos = [info for info in graph.value_info if info.name in made]
+        # Of what was an output of the model the type is still needed where an island makes it.
+        infos = [info for info in (*graph.value_info, *graph.output) if info.name in made]
         del graph.value_info[:]
         graph.value_info.extend(infos)
         del graph.output[:]

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import weakref
 
 import numpy as np
 import onnx
@@ -256,17 +257,15 @@ def computed(node, arrays):
     return [np.maximum(arrays[0], 0) if node.op_type == "Relu" else -arrays[0]]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_random_graphs_compute_what_they_did(rng):
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_random_graphs_compute_what_they_did(rng, with_engines):
     model, outputs = random_model(rng)
-    route = Route.of(model, outputs)
+    route = Route.of(spliced(model) if with_engines else model, outputs)
     sessions = {n: NativeSession(s.model, threads=1) for n, s in enumerate(route.steps) if isinstance(s, Section)}
-    alive = []
 
     def compute(number, values):
         step = route.steps[number]
-        alive.append(len(values))
         if number in sessions:
             return sessions[number].run(values)
         node = next(n for n in island_nodes(model.proto) if n.op_type == step.name)
@@ -279,6 +278,26 @@ def test_random_graphs_compute_what_they_did(rng):
     assert list(found) == outputs
     for name in outputs:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_values_are_let_go_when_nothing_needs_them_any_more():
+    model = im.model(
+        "g (float[N,4] x) => (float[N,4] out) { a = Relu(x) b = Neg(v) out = Tanh(w) }",
+        [im.island(0, ["a"], ["v"]), im.island(1, ["b"], ["w"])],
+        infos("v", "w"),
+    )
+    route = Route.of(model, ["out"])
+    made, alive = [], []
+
+    def compute(number, values):
+        del values
+        alive.append([ref() is not None for ref in made])
+        value = np.zeros(3)
+        made.append(weakref.ref(value))
+        return dict.fromkeys(route.steps[number].outputs, value)
+
+    route.run({"x": np.zeros(3)}, compute)
+    assert alive == [[], [True], [False, True], [False, False, True], [False, False, False, True]]
 
 
 @settings(max_examples=150, deadline=None)

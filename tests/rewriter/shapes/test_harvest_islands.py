@@ -103,6 +103,18 @@ def test_shapes_and_values_behind_an_island(folders):
     assert [one["v"].shape for one in seen.sets] == [(2, 2), (1, 4)]
 
 
+def test_what_an_island_gives_the_caller_is_watched_as_well(folders):
+    im = island_models()
+    model = im.model(
+        "g (string[N] s) => (float[N,M] t, float[N,M] y, int64[2] shape) { y = Relu(t) }",
+        [im.island(0, ["s"], ["t", "shape"], folders / "tokens")],
+    )
+    model = InferShapes().run(Canonicalize().run(model).model).model
+    segmentation = segments_of(model)
+    [seen] = harvest(model, segmentation, [{"s": SAMPLES[0]["s"]}]).segments.values()
+    assert [one["t"].shape for one in seen.sets] == [(2, 2)]
+
+
 def test_a_failing_island_names_the_sample(folders):
     model = loop_model(folders)
     with pytest.raises(ConversionError, match=r"sample 1: the native model fails on the inputs s \[1\].*"):
