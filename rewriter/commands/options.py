@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 from rewriter import params as parameters
@@ -63,6 +65,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     add("--targets", default="", help="GPU architectures, as sm80,sm89 (default: all the backend supports)")
     add("--op-denylist", default="", help="ONNX operator types that stay native, as Conv,MatMul")
     add("--node-denylist", action="append", default=[], help="regular expression on node names; may be repeated")
+    add(
+        "--rewriter-config-template",
+        metavar="FILE",
+        help="which graph passes run: a RewriterConfig as text proto (.pbtxt) or its fields as JSON (default: all)",
+    )
     add("--op-fakelist", default="", help="operator types to cut as if TensorRT took them: what if (never built)")
     add("--max-engines", type=int, metavar="N", help="only the N largest segments get engines (default: all)")
     add(
@@ -83,6 +90,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The parsed options as keyword arguments of `Converter`."""
     found = {
+        "rewriter_config_template": _read_template(arguments.rewriter_config_template),
         "minimum_segment_size": arguments.minimum_segment_size,
         "max_workspace_size_bytes": arguments.max_workspace_size_bytes,
         "maximum_cached_engines": arguments.maximum_cached_engines,
@@ -105,6 +113,35 @@ def conversion_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [name for name in found if name in parameters.ConversionParams._fields]
     params = parameters.ConversionParams(**{name: found.pop(name) for name in names})
     return {**found, "conversion_params": params}
+
+
+def _read_template(name: str | None) -> Any:
+    """A RewriterConfig out of a file: a mapping from JSON, TensorFlow's proto from text.
+
+    Raises:
+        InvalidParameterError: it cannot be read, or is neither.
+        MissingDependencyError: a text proto, and TensorFlow is not installed.
+    """
+    if name is None:
+        return None
+    option = f"--rewriter-config-template {name!r}"
+    try:
+        text = Path(name).read_text("utf-8")
+        if Path(name).suffix.lower() == ".json":
+            return json.loads(text)
+    except (OSError, ValueError) as error:
+        raise InvalidParameterError(f"{option} cannot be read: {error}") from error
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+
+    from rewriter.frontend.callee import import_tensorflow
+
+    import_tensorflow()
+    from tensorflow.core.protobuf import rewriter_config_pb2
+
+    try:
+        return text_format.Parse(text, rewriter_config_pb2.RewriterConfig())
+    except text_format.ParseError as error:
+        raise InvalidParameterError(f"{option} is no RewriterConfig in text form: {error}") from error
 
 
 def words(text: str) -> tuple[str, ...]:

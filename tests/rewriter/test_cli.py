@@ -232,3 +232,60 @@ def test_shapes_of_scalars_and_names_with_colons():
     for bad in ("x", ":1x2", "x:", "x:1x-2"):
         with pytest.raises(InvalidParameterError, match="--shapes"):
             parse_shapes([bad])
+
+
+@pytest.mark.rtx
+def test_a_template_comes_from_a_file(onnx_file, tmp_path, capsys):
+    template = tmp_path / "template.json"
+    template.write_text('{"optimizers": ["constfold"], "min_graph_nodes": -1}')
+    out = str(tmp_path / "out")
+    assert (
+        main(["convert", str(onnx_file), "-o", out, "--no-engines", "--rewriter-config-template", str(template)]) == 0
+    )
+    capsys.readouterr()
+    assert main(["inspect", out, "--json"]) == 0
+    passes = json.loads(capsys.readouterr().out)["params"]["passes"]
+    assert [step.partition("(")[0] for step in passes["onnx"]["optional"]] == ["FoldConstants"]
+    template.write_text('{"optimizers": ["constflod"]}')
+    assert main(["convert", str(onnx_file), "--dry-run", "--rewriter-config-template", str(template)]) == 2
+    assert "constflod" in capsys.readouterr().err
+    template.write_text("{")
+    assert main(["convert", str(onnx_file), "--dry-run", "--rewriter-config-template", str(template)]) == 2
+    assert "--rewriter-config-template" in capsys.readouterr().err
+
+
+@pytest.mark.rtx
+@pytest.mark.tensorflow
+def test_a_template_may_be_a_text_proto(onnx_file, tmp_path, capsys):
+    template = tmp_path / "template.pbtxt"
+    template.write_text('optimizers: "constfold" optimizers: "layout"')
+    assert main(["convert", str(onnx_file), "--dry-run", "--rewriter-config-template", str(template)]) == 0
+    template.write_text("optimisers: 3")
+    assert main(["convert", str(onnx_file), "--dry-run", "--rewriter-config-template", str(template)]) == 2
+    assert "is no RewriterConfig in text form" in capsys.readouterr().err
+
+
+@pytest.mark.rtx
+def test_a_dry_run_builds_and_saves_nothing(onnx_file, capsys):
+    assert main(["convert", str(onnx_file), "--dry-run"]) == 0
+    assert "Recommended minimum_segment_size" in capsys.readouterr().out
+    assert main(["convert", str(onnx_file), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engines"]
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give the folder to write to as -o OUT, or --dry-run"),
+        (["--dry-run", "-o", "x"], "--dry-run writes nothing: leave -o out"),
+        (["--json", "-o", "x"], "--json goes with --dry-run"),
+        (["--dry-run", "--specialize", "depth=3"], "depth"),
+        (["--dry-run", "--specialize", "depth"], "depth"),
+        (["--dry-run", "--graph-inputs", "x:0"], "name tensors of a frozen GraphDef"),
+        (["--dry-run", "--max-engines", "0"], "max_engines must be an integer of at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together(onnx_file, arguments, message, capsys):
+    assert main(["convert", str(onnx_file), *arguments]) == 2
+    assert message in capsys.readouterr().err
