@@ -10,7 +10,7 @@ from rewriter.errors import SourceError
 from rewriter.frontend.callee import import_quietly
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
-from rewriter.rescuing.spellings import TRT_OPS, every_node
+from rewriter.rescuing.spellings import MARKS, TRT_OPS, every_node
 
 #: The file of a SavedModel, as bytes or as text.
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
@@ -38,7 +38,7 @@ def mentions_engines(directory: Path) -> bool:
             if not path.stat().st_size:
                 continue
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return any(content.find(op.encode()) >= 0 for op in sorted(TRT_OPS))
+                return any(content.find(mark.encode()) >= 0 for mark in MARKS)
         except OSError:
             continue
     return False

@@ -25,6 +25,8 @@ RESOURCE_OPS = frozenset(
     }
 )
 TRT_OPS = ENGINE_OPS | RESOURCE_OPS
+#: One of these is in the name of every such op: few words, for a file may have two billion bytes to look through.
+MARKS = ("TRTEngine", "TRTResource", "TRTCalibOp", "GetCalibrationDataOp", "GetSerializedResourceOp")
 #: What the functions with native segments are called: `<engine>_native_segment`.
 SEGMENT_SUFFIX = "_native_segment"
 #: Attribute of the root object that keeps the engines.

@@ -12,6 +12,8 @@ from rewriter.commands import rescue as command
 from rewriter.errors import InvalidParameterError, MissingDependencyError, SourceError
 from rewriter.frontend import load_source
 from rewriter.rescuing import needs_rescue, rescue, writing
+from rewriter.rescuing.reading import mentions_engines
+from rewriter.rescuing.spellings import TRT_OPS
 from rewriter.rescuing.temporary import TemporaryRescue
 from tests.rewriter.rescuing import old_models
 from tests.rewriter.rescuing.old_models import Style, convert
@@ -182,6 +184,12 @@ def test_models_that_need_no_rescue(tf, original, tmp_path):
     with pytest.raises(SourceError, match="cnn holds nothing of TF-TRT, so it needs no rescue: use it as it is"):
         rescue(original, tmp_path / "new")
     assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("op", sorted(TRT_OPS))
+def test_every_op_is_seen_in_the_bytes(tmp_path, op):
+    (tmp_path / "saved_model.pb").write_bytes(b"\x12" + op.encode() + b"\x00")
+    assert mentions_engines(tmp_path)
 
 
 def test_a_look_without_tensorflow(tmp_path, monkeypatch):
