@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rewriter.runtime.sections import IslandStep, Route, Section, graph_outputs
 from rewriter.runtime.strings import to_valid_text
 from rewriter.runtime.tensorflow_island import TensorFlowIsland
 
+logger = logging.getLogger(__name__)
+
 
 class SectionedSession:
     """What `NativeSession` is to a model without island nodes; thread-safe as well.
@@ -25,7 +28,7 @@ class SectionedSession:
     Args:
         model: the graph, with island nodes; its large weights must not change while the session lives.
         outputs: graph outputs to compute; default all, in graph order.
-        optimize, honest, threads: of every section, see `NativeSession`.
+        optimize, honest, threads, lean: of every section, see `NativeSession`.
         profile: prefix of the files that become the one record of `end_profiling`.
 
     Raises:
@@ -43,10 +46,12 @@ class SectionedSession:
         honest: bool = False,
         threads: int = 0,
         profile: Path | None = None,
+        lean: bool = False,
     ) -> None:
         every = graph_outputs(model)
         self.output_names: tuple[str, ...] = tuple(outputs or every)
         self._route = Route.of(model, (*every, *self.output_names))
+        self._feed = SectionFeeds(self._route)
         self.input_names: tuple[str, ...] = self._route.inputs
         self._profile = profile
         self._parts: list[NativeSession | TensorFlowIsland] = []
@@ -57,7 +62,13 @@ class SectionedSession:
             prefix = profile.with_name(f"{profile.name}_{number:03d}") if profile is not None else None
             self._parts.append(
                 NativeSession(
-                    step.model, step.outputs, optimize=optimize, honest=honest, threads=threads, profile=prefix
+                    step.model,
+                    step.outputs,
+                    optimize=optimize,
+                    honest=honest,
+                    threads=threads,
+                    profile=prefix,
+                    lean=lean,
                 )
             )
 
@@ -84,15 +95,33 @@ class SectionedSession:
     def _compute(self, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
         step, part = self._route.steps[number], self._parts[number]
         if isinstance(step, Section):
-            values = {name: section_feed(name, value, self._route) for name, value in values.items()}
+            values = {name: self._feed(name, value) for name, value in values.items()}
         return part.run(values)
 
 
-def section_feed(name: str, value: Any, route: Route) -> Any:
-    """What a section is given: an island's strings as ONNX Runtime takes them, anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "O" and name in route.made_by_islands:
-        return to_valid_text(value)
-    return value
+class SectionFeeds:
+    """What sections are given: an island's strings as ONNX Runtime takes them, anything else as it is. Thread-safe.
+
+    That bytes are lost on the way is logged, once for each value.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self._made = route.made_by_islands
+        self._told: set[str] = set()
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The value called `name`, ready for a section."""
+        if name not in self._made or not isinstance(value, np.ndarray) or value.dtype.kind != "O":
+            return value
+        text = to_valid_text(value)
+        if name not in self._told and not np.array_equal(text, value):
+            self._told.add(name)
+            logger.warning(
+                "strings of %r hold bytes that are not UTF-8 text: TensorFlow made them, and ONNX Runtime, which reads "
+                "them, gets U+FFFD in their place",
+                name,
+            )
+        return text
 
 
 def _by_run(path: Path) -> list[list[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rewriter.errors import InvalidParameterError
 from rewriter.runtime.executor import Execution, Executor
-from rewriter.runtime.sectioned import section_feed
+from rewriter.runtime.sectioned import SectionFeeds
 from rewriter.runtime.sections import IslandStep, Route, Section
 from rewriter.runtime.stats import merged
 from rewriter.runtime.tensorflow_island import TensorFlowIsland
@@ -39,6 +39,7 @@ class StagedExecutor:
 
     def __init__(self, route: Route, open_section: Callable[[Section], Executor], *, lazy: bool = False) -> None:
         self._route = route
+        self._feed = SectionFeeds(route)
         self._islands: dict[int, TensorFlowIsland] = {}
         self._sections: dict[int, Executor] = {}
         with contextlib.ExitStack() as undo:
@@ -131,11 +132,11 @@ class StagedExecutor:
     def _run_section(self, number: int, values: Mapping[str, Any], *, on_device: bool | Collection[str]) -> Execution:
         step, section = self._route.steps[number], self._sections[number]
         if number not in self._on_gpu:
-            return section.run({name: section_feed(name, self._on_host(v), self._route) for name, v in values.items()})
+            return section.run({name: self._feed(name, self._on_host(value)) for name, value in values.items()})
         kept = self._staying.intersection(step.outputs)
         asked = self._route.outputs if on_device is True else on_device or ()
         kept |= set(asked).intersection(self._route.outputs, step.outputs)
-        given = {name: section_feed(name, value, self._route) for name, value in values.items()}
+        given = {name: self._feed(name, value) for name, value in values.items()}
         # With all of them asked for by the caller nothing is waited for; with names, the CPU may help out.
         return section.run(given, on_device=True if on_device is True and kept.issuperset(step.outputs) else kept)
 

@@ -4,7 +4,8 @@ Rules:
     1. Text is UTF-8 on the TensorFlow side.
     2. Bytes that are no UTF-8 become lone surrogates (`surrogateescape`), from which the same bytes are made again:
        from one island to another, and from an island to the caller, nothing is lost.
-    3. ONNX Runtime takes no lone surrogates: for it they become U+FFFD, as decoders do with bytes they cannot read.
+    3. ONNX Runtime takes no lone surrogates: where it reads what an island made they become U+FFFD, with a warning; in
+       inputs of the caller they are an error.
 """
 
 from __future__ import annotations

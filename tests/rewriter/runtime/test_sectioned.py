@@ -78,7 +78,7 @@ def test_inner_values_can_be_asked_for(folders):
     np.testing.assert_array_equal(found["z"], found["b"] * found["y"])
 
 
-def test_bytes_that_are_no_text_reach_the_island_and_the_caller_unchanged(folders):
+def test_bytes_that_are_no_text_reach_the_island_and_the_caller_unchanged(folders, caplog):
     islands = [im.island(0, ["s"], ["t"], folders / "cut"), im.island(1, ["t"], ["raw"], folders / "bytes")]
     model = im.model(
         "g (string[N] s) => (string[N] t, uint8[N,4] raw, string[N] u) { u = Identity(t) }",
@@ -87,7 +87,11 @@ def test_bytes_that_are_no_text_reach_the_island_and_the_caller_unchanged(folder
     )
     given = np.empty(2, object)
     given[:] = ["\u00e9!!", b"\xff\xfe\x00".decode("utf-8", "surrogateescape")]
-    found = open_native(model).run({"s": given})
+    session = open_native(model)
+    found = session.run({"s": given})
+    session.run({"s": given})
+    [warning] = caplog.messages
+    assert warning.startswith("strings of 't' hold bytes that are not UTF-8 text")
     assert found["t"].tolist() == ["\u00e9", "\udcff\udcfe"]
     assert found["raw"].tolist() == [[0xC3, 0xA9, 0, 0], [0xFF, 0xFE, 0, 0]]
     assert found["u"].tolist() == ["\u00e9", "\ufffd\ufffd"]  # through ONNX Runtime
@@ -100,6 +104,13 @@ def test_bytes_that_are_no_text_are_refused_where_onnx_runtime_reads_them(folder
     )
     with pytest.raises(InputError, match="input 's' holds bytes that are not UTF-8 text"):
         open_native(model).run({"s": np.array(["\udcff"], object)})
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,)])
+def test_arrays_of_strings_without_elements(folders, shape):
+    model = im.model("g (string[N] s) => (string[N] t) { }", [im.island(0, ["s"], ["t"], folders / "cut")])
+    found = open_native(model).run({"s": np.full(shape, "abc", object)})["t"]
+    assert (found.shape, found.dtype, found.tolist()) == (shape, object, ["ab"] * shape[0])
 
 
 def test_scalars_of_strings_and_constants_of_an_island(folders):
