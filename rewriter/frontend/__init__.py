@@ -13,6 +13,7 @@ from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph, is_graph_file
 from rewriter.frontend.grappler import GrapplerOptions
+from rewriter.frontend.module import from_module, is_module
 from rewriter.frontend.specialize import check_specialize, specialize_callee, specialize_onnx
 from rewriter.source import Signature, SourceModel
 
@@ -22,7 +23,7 @@ __all__ = ["load_source"]
 _SHOWN = 100
 _KINDS = (
     "a SavedModel directory, a .keras, .h5, .pb, .pbtxt or .onnx file, a Keras or tf-keras model, a ConcreteFunction, "
-    "a tf.function, a frozen GraphDef or an onnx.ModelProto"
+    "a tf.function, a tf.Module, a frozen GraphDef or an onnx.ModelProto"
 )
 
 
@@ -50,10 +51,11 @@ def load_source(
 
     Args:
         source: a SavedModel directory, a .keras, .h5, .pb, .pbtxt or .onnx file, a Keras 3 or tf-keras model, a
-            ConcreteFunction, a tf.function, a loaded SavedModel, a frozen GraphDef (or a tf.Graph of one) or an
-            onnx.ModelProto.
+            ConcreteFunction, a tf.function, a tf.Module, a loaded SavedModel, a frozen GraphDef (or a tf.Graph of
+            one) or an onnx.ModelProto.
         tags: SavedModel only: its tag set ("serve", "serve,gpu" or a sequence); default "serve" or the only one.
-        signature_key: SavedModel only: default "serving_default" or the only one.
+        signature_key: SavedModel: default "serving_default" or the only one. tf.Module: the name of a tf.function;
+            default "serving_default", `__call__` or the only one.
         inputs: GraphDef only: names of its input tensors or nodes ("x", "x:0"), in the order of the signature; default:
             the placeholders that the outputs need. The public name is the tensor's, without ":0".
         outputs: GraphDef only: the same of its outputs; default: the results that nobody reads.
@@ -120,7 +122,8 @@ def _check_arguments(source: Any, tags: Any, signature_key: Any, inputs: Any, ou
         _check_path(source)
     if samples is not None and len(samples) == 0:
         raise InvalidParameterError("samples is an empty list: pass at least one sample, or None")
-    if (tags is not None or signature_key is not None) and not _is_saved_model(source):
+    by_name = _is_saved_model(source) or (tags is None and _is_plain_module(source))
+    if (tags is not None or signature_key is not None) and not by_name:
         raise InvalidParameterError(
             "tags (--tags) and signature_key (--signature) name a part of a SavedModel, and the source is none"
         )
@@ -157,6 +160,13 @@ def _is_saved_model(source: Any) -> bool:
     if isinstance(source, (str, os.PathLike)):
         return not Path(source).is_file()
     return hasattr(source, "signatures")
+
+
+def _is_plain_module(source: Any) -> bool:
+    """True for a tf.Module that is no Keras model: its functions have names."""
+    from rewriter.frontend import keras
+
+    return is_module(source) and keras.kind_of(source) is None
 
 
 def _is_graph_def(source: Any) -> bool:
@@ -197,6 +207,8 @@ def _from_object(source: Any, signature_key: str | None, samples: Sequence[Any] 
     if keras.kind_of(source) is not None:
         return keras.from_model(source, samples)
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    if is_module(source):
+        return from_module(source, signature_key, samples)
     if type(source).__module__.split(".")[0] == "tensorflow":
         from rewriter.frontend import callee, saved_model
 

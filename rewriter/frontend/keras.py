@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def kind_of(model: Any) -> str | None:
 
 
 def load(path: Path, samples: Sequence[Any] | None) -> Callee:
-    """A .keras, .h5 or .hdf5 file: read by Keras 3, else by tf-keras.
+    """A .keras, .h5 or .hdf5 file: read by the Keras that wrote it (its version tells), else by the other one.
 
     Raises:
         SourceError: damaged, or neither reads it; the message has the words of both.
@@ -38,7 +39,7 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
     import_tensorflow()
     told = []
     cause: BaseException | None = None
-    for package in ("keras", "tf_keras"):
+    for package in loaders(path):
         try:
             module = _import(package)
             with quiet():
@@ -52,6 +53,26 @@ def load(path: Path, samples: Sequence[Any] | None) -> Callee:
         f"no Keras can read {path} ({'; '.join(told)}). For custom layers, load the model with custom_objects "
         "yourself and pass the object"
     ) from cause
+
+
+def loaders(path: Path) -> tuple[str, str]:
+    """The packages to read a file with, in order: tf-keras first where Keras 2 wrote it."""
+    return ("tf_keras", "keras") if _written_version(path).startswith(("1.", "2.")) else ("keras", "tf_keras")
+
+
+def _written_version(path: Path) -> str:
+    """The version of Keras that a file says wrote it; empty where it says nothing."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+        import h5py  # type: ignore[import-untyped]  # comes with TensorFlow
+
+        with h5py.File(path, "r") as file:
+            version = file.attrs.get("keras_version", "")
+            return version.decode() if isinstance(version, bytes) else str(version)
+    except (OSError, KeyError, ValueError, AttributeError, ImportError):
+        return ""  # damaged or of another make: the loaders say more
 
 
 def check_container(path: Path) -> None:

@@ -280,3 +280,58 @@ def test_signature_keys_are_for_saved_models(cnn):
 def test_an_empty_list_of_samples_is_refused(cnn):
     with pytest.raises(InvalidParameterError, match="empty list"):
         load_source(cnn, samples=[])
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("package", ["keras", "tf_keras"])
+def test_a_keras_file_is_read_by_the_keras_that_wrote_it(package, suffix, request, tmp_path, monkeypatch):
+    from rewriter.frontend import keras as keras_files
+
+    module = request.getfixturevalue(package)
+    path = tmp_path / f"m{suffix}"
+    row = module.Input((4,), name="row")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.Model(row, module.layers.Dense(2, name="head")(row)).save(path)
+    other = ({"keras", "tf_keras"} - {package}).pop()
+    assert keras_files.loaders(path) == (package, other)
+    said = {"keras": "Keras file", "tf_keras": "tf-keras file"}
+    assert load_source(path).origin == f"{said[package]} {path}"
+
+
+def test_files_that_tell_no_version_are_for_keras_3_first(tmp_path):
+    from rewriter.frontend import keras as keras_files
+
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert keras_files.loaders(tmp_path / "x.h5") == ("keras", "tf_keras")
+
+
+def test_functions_of_a_module_by_name(tf):
+    class Two(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], name="x")])
+        def double(self, x):
+            return {"twice": x * 2.0}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], name="x")])
+        def __call__(self, x):
+            return x + 1.0
+
+        @property
+        def broken(self):
+            raise RuntimeError("properties are not run")
+
+    module = Two()
+    source = load_source(module)
+    assert (source.signature.name, names(source)) == ("__call__", (["x"], ["output_0"]))
+    source = load_source(module, signature_key="double")
+    assert (source.origin, names(source)) == ("tf.Module Two, function double", (["x"], ["twice"]))
+    with pytest.raises(SourceError, match=r"tf.Module Two has no tf.function 'triple'; it has: __call__, double"):
+        load_source(module, signature_key="triple")
+    with pytest.raises(SourceError, match=r"no tf.function that stands out: decorate .* it has: none"):
+        load_source(tf.Module())
+    plain = tf.Module()
+    plain.one, plain.two = module.double, module.double
+    with pytest.raises(SourceError, match=r"stands out: name one with signature_key; it has: one, two"):
+        load_source(plain)
+    with pytest.raises(InvalidParameterError, match="name a part of a SavedModel"):
+        load_source(module, tags="serve")
