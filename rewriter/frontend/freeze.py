@@ -31,6 +31,7 @@ class Frozen:
         tables: lookup tables: shared name -> (keys, values).
         reduced: True when the graph computes in float16 or bfloat16 somewhere.
         quantised: True when it emulates quantisation somewhere.
+        bfloat16: True when the model computes in bfloat16 somewhere, which is float32 here.
         weights: where the data of large variables are, which the GraphDef has marked placeholders for (see
             `large_weights`); None when it holds all data itself.
     """
@@ -44,6 +45,7 @@ class Frozen:
     tables: Mapping[bytes, tuple[Any, Any]]
     reduced: bool
     quantised: bool = False
+    bfloat16: bool = False
     weights: LargeWeights | None = None
 
 
@@ -77,7 +79,7 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
     tables = name_tables(function, graph_def)
     _strip_xla(graph_def)
     reduced = _computes_reduced(graph_def)
-    _bfloat16_to_float32(graph_def)
+    bfloat16 = _bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
     graph_def = grapple(graph_def, inputs, outputs, grappler)
     settle_names(graph_def, {name.split(":")[0] for name in (*inputs, *outputs)})
@@ -90,6 +92,7 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
         output_shapes=tuple(None if t.shape.rank is None else tuple(t.shape.as_list()) for t in function.outputs),
         tables=tables,
         reduced=reduced,
+        bfloat16=bfloat16,
         quantised=any(node.op.startswith(("FakeQuant", "QuantizeAndDequantize")) for node in _all_nodes(graph_def)),
         weights=weights,
     )
@@ -135,23 +138,25 @@ def _computes_reduced(graph_def: Any) -> bool:
     )
 
 
-def _bfloat16_to_float32(graph_def: Any) -> None:
-    """Rewrites every bfloat16 type and constant to float32, in the graph and its functions."""
+def _bfloat16_to_float32(graph_def: Any) -> bool:
+    """Rewrites every bfloat16 type and constant to float32, in the graph and its functions; True if there was one."""
     tf = import_tensorflow()
     old, new = tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum
+    found = False
     for node in _all_nodes(graph_def):
         for value in node.attr.values():
             if value.type == old:
-                value.type = new
+                value.type, found = new, True
             for index, kind in enumerate(value.list.type):
                 if kind == old:
-                    value.list.type[index] = new
+                    value.list.type[index], found = new, True
             if value.HasField("tensor") and value.tensor.dtype == old:
                 value.tensor.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(value.tensor).astype("float32")))
     for function in graph_def.library.function:
         for argument in [*function.signature.input_arg, *function.signature.output_arg]:
             if argument.type == old:
                 argument.type = new
+    return found
 
 
 def _check_size(graph_def: Any, origin: str) -> None:

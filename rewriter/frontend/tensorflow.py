@@ -86,7 +86,23 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
             verification = verify(model, signature, runs, tolerance, callee.origin)
     samples = tuple(run.inputs for run in runs)
     return SourceModel(
-        model, signature, callee.origin, verification, samples, dict(clock.seconds), (*callee.notes, *exported.notes)
+        model,
+        signature,
+        callee.origin,
+        verification,
+        samples,
+        dict(clock.seconds),
+        (*callee.notes, *_precision_notes(frozen), *exported.notes),
+    )
+
+
+def _precision_notes(frozen: Frozen) -> tuple[str, ...]:
+    """What becomes of bfloat16, which the export has no use for."""
+    if not frozen.bfloat16:
+        return ()
+    return (
+        "the model computes in bfloat16: its export, its native run and its inputs and outputs are float32; "
+        "precision_mode='BF16' gives engines the model's own precision",
     )
 
 
