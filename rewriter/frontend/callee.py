@@ -69,7 +69,7 @@ class Callee:
         object.__setattr__(self, "reference_variables", {})
 
 
-def _gone(tensors: Sequence[Any]) -> dict[str, Any]:
+def _gone(_tensors: Sequence[Any]) -> dict[str, Any]:
     raise SourceError("the model is not in memory any more")
 
 

@@ -81,7 +81,9 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
     reduced = _computes_reduced(graph_def)
     bfloat16 = _bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
+    large_weights.shield(graph_def)
     graph_def = grapple(graph_def, inputs, outputs, grappler)
+    large_weights.unshield(graph_def)
     settle_names(graph_def, {name.split(":")[0] for name in (*inputs, *outputs)})
     return Frozen(
         graph_def=graph_def,

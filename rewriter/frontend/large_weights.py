@@ -80,6 +80,7 @@ class LargeWeights:
         self._used = 0
         self._files = 0
         self._arrays: list[np.ndarray] = []
+        self._checksums: list[int] = []
 
     def __len__(self) -> int:
         return len(self._arrays)
@@ -100,12 +101,13 @@ class LargeWeights:
             mapped = self._room_for(size)
             with self._path.open("r+b") as file:
                 file.seek(self._used)
-                _write(array, dtype, file)
+                checksum = _write(array, dtype, file)
         except OSError as error:
             raise ExportError(
                 f"{size / 1e6:.0f} MB of weights cannot be written to {self._path.parent} "
                 f"({error.strerror or error}): set TMPDIR to a folder with room for three times the model"
             ) from error
+        self._checksums.append(checksum)
         self._arrays.append(_view(mapped, self._path, dtype, self._used, array.shape))
         self._used += size + -size % ALIGNMENT
         return len(self._arrays) - 1
@@ -125,7 +127,7 @@ class LargeWeights:
         array = self._arrays[number]
         tensor = make_stub(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         tensor.external_data.add(key=_KEY, value=str(number))
-        tensor.raw_data = zlib.crc32(array.reshape(-1).view(np.uint8).data).to_bytes(4, "little")
+        tensor.raw_data = self._checksums[number].to_bytes(4, "little")
         return tensor
 
     def from_array(self, array: np.ndarray, name: str | None = None) -> TensorProto:
@@ -228,6 +230,25 @@ def place(node: Any, number: int, array: np.ndarray) -> None:
     node.attr[MARK].i = number
 
 
+def shield(graph_def: Any) -> None:
+    """Makes the marked placeholders of a GraphDef nodes of another kind, in place, until `unshield`.
+
+    TensorFlow's graph optimiser makes up a value, in full size, for every placeholder.
+    """
+    for node in graph_def.node:
+        if MARK in node.attr:
+            node.op = "ImmutableConst"
+            node.attr["memory_region_name"].s = b"none"
+
+
+def unshield(graph_def: Any) -> None:
+    """Undoes `shield`, on that GraphDef or on what was made of it."""
+    for node in graph_def.node:
+        if MARK in node.attr:
+            node.op = "Placeholder"
+            del node.attr["memory_region_name"]
+
+
 def with_weights(graph_def: Any, weights: LargeWeights | None, origin: str) -> Any:
     """A copy of a (partial) GraphDef in which marked placeholders are constants again: what TensorFlow can run.
 
@@ -317,13 +338,16 @@ def _view(mapped: mmap.mmap, path: Path, dtype: np.dtype[Any], offset: int, shap
     return array  # type: ignore[no-any-return]
 
 
-def _write(array: np.ndarray, dtype: np.dtype[Any], file: BinaryIO) -> None:
-    """Streams an array, in C order."""
+def _write(array: np.ndarray, dtype: np.dtype[Any], file: BinaryIO) -> int:
+    """Streams an array, in C order; returns a checksum of the bytes."""
     rows = array.reshape(-1) if array.flags.c_contiguous else array
     step = max(1, _PIECE // max(1, rows[:1].size * dtype.itemsize))
+    checksum = 0
     for start in range(0, len(rows), step):
-        piece = np.ascontiguousarray(rows[start : start + step], dtype=dtype)
-        file.write(piece.reshape(-1).view(np.uint8).data)
+        piece = np.ascontiguousarray(rows[start : start + step], dtype=dtype).reshape(-1).view(np.uint8)
+        file.write(piece.data)
+        checksum = zlib.crc32(piece.data, checksum)
+    return checksum
 
 
 def _remove(path: Path) -> None:

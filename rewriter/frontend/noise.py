@@ -43,7 +43,13 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keeps TensorFlow's C++ start-up notes off the terminal during its first import; a level the user set stays."""
+    """Keeps TensorFlow's C++ start-up notes off the terminal during its first import; a level the user set stays.
+
+    And lets it give memory back: by default TensorFlow for x86 keeps all that it ever took for tensors, so a model that
+    is not needed any more would go on to fill it. That switch is read at the first tensor, so it is left in place; it
+    does nothing where TensorFlow is imported already, and a value that the user set stays.
+    """
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     name = "TF_CPP_MIN_LOG_LEVEL"
     if name in os.environ:
         yield

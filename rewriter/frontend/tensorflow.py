@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,13 +67,16 @@ class Clock:
 
 
 def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
-    """Converts a callee to ONNX; see `load_source` for errors."""
+    """Converts a callee to ONNX; see `load_source` for errors. A very large one is let go as soon as it is frozen."""
     with quiet():
         with clock.stage("reference"):
             runs, symbols = _reference(callee, options.samples)
             seen = witnesses(callee, runs, symbols)
         with clock.stage("freeze"):
             frozen = freeze(callee, grappler=options.grappler)
+            if frozen.weights is not None:
+                callee.let_go()
+                gc.collect()  # traced functions are cycles, and the collector is off meanwhile
     tolerance = _tolerance(options, frozen)
     with quiet(), clock.stage("export"):
         wishes = Wishes(options.islands, options.keep_in_tensorflow, tolerance, options.folder)

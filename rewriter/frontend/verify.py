@@ -31,13 +31,14 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
         ExportError: ONNX Runtime does not take the model.
         VerificationError: outputs differ; the message names each and its difference.
     """
+    from rewriter.runtime.mapped_weights import has_files
     from rewriter.runtime.native import import_onnxruntime, open_native
 
     import_onnxruntime()
     worst = {spec.name: 0.0 for spec in signature.outputs}
     faults: dict[str, str] = {}
     try:
-        session = open_native(model)
+        session = open_native(model, lean=has_files(model))
         for run in runs:
             results = session.run({spec.tensor: _feed(run.inputs[spec.name], model) for spec in signature.inputs})
             for spec in signature.outputs:

@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 from passes.island_node import island_nodes
 from passes.model import Model, is_file_map, is_stub
 from rewriter.errors import InputError
+from rewriter.runtime.mapped_weights import with_places
 from rewriter.runtime.ort_values import from_ort_value, is_exotic, to_ort_value
 from rewriter.runtime.other_errors import import_failure
 from rewriter.runtime.strings import holds_no_text
@@ -45,6 +46,7 @@ class NativeSession:
         threads: intra-op threads; 0 for ONNX Runtime's default.
         profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
             control flow included); `end_profiling` finishes it.
+        lean: True computes from the files of mapped weights, slower and without that copy: for a run or two.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
@@ -59,13 +61,14 @@ class NativeSession:
         honest: bool = False,
         threads: int = 0,
         profile: Path | None = None,
+        lean: bool = False,
     ) -> None:
         options = _options(optimize=optimize, honest=honest)
         options.intra_op_num_threads = threads
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        self._session, self._weights = open_session(model, options, ["CPUExecutionProvider"])
+        self._session, self._weights = open_session(model, options, ["CPUExecutionProvider"], lean=lean)
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(outputs or (o.name for o in self._session.get_outputs()))
         self._exotic_inputs = {i.name for i in self._session.get_inputs() if is_exotic(i.type)}
@@ -108,6 +111,7 @@ def open_native(
     honest: bool = False,
     threads: int = 0,
     profile: Path | None = None,
+    lean: bool = False,
 ) -> Session:
     """A session of any model: `NativeSession`, or one that calls TensorFlow for the island nodes of the model.
 
@@ -118,6 +122,7 @@ def open_native(
         honest: no fusion over Casts.
         threads: intra-op threads.
         profile: prefix of a record.
+        lean: no copy of mapped weights.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed; or TensorFlow, and the model needs it.
@@ -129,31 +134,38 @@ def open_native(
         from rewriter.runtime.sectioned import SectionedSession
 
         kind = SectionedSession
-    session: Session = kind(model, outputs, optimize=optimize, honest=honest, threads=threads, profile=profile)
+    session: Session = kind(
+        model, outputs, optimize=optimize, honest=honest, threads=threads, profile=profile, lean=lean
+    )
     return session
 
 
-def open_session(model: Model, options: Any, providers: Sequence[Any]) -> tuple[Any, object]:
+def open_session(model: Model, options: Any, providers: Sequence[Any], *, lean: bool = False) -> tuple[Any, object]:
     """An ONNX Runtime session over a model whose large weights lie in arrays of their own.
 
     Args:
         model: the model; its weights must not change while the session lives.
         options: `onnxruntime.SessionOptions`; it is changed.
         providers: execution providers, the preferred one first.
+        lean: the CPU computes from the files of mapped weights; see `rewriter.runtime.mapped_weights`.
 
     Returns:
         The session, and what must live as long as it: ONNX Runtime reads the weights where they lie.
     """
     ort = import_onnxruntime()
-    stubs = [t for t in model.proto.graph.initializer if is_stub(t)]
+    proto = model.proto
+    stubs = [t for t in proto.graph.initializer if is_stub(t)]
     arrays = {t.name: model.weights[t.name] for t in stubs}
+    if lean:
+        proto, left = with_places(model, options)
+        stubs = [t for t in stubs if t.name in set(left)]
     values = [
         ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(arrays[t.name]), t.data_type)
         for t in stubs
     ]
     if values:
-        options.add_external_initializers(list(arrays), values)
-    session = ort.InferenceSession(model.proto.SerializeToString(), options, providers=list(providers))
+        options.add_external_initializers([t.name for t in stubs], values)
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
     _drop_pages(arrays.values())
     return session, (arrays, values)
 
