@@ -90,7 +90,8 @@ def _through_identities(name: str, nodes: Mapping[str, Any]) -> str:
 
 
 def _table(name: bytes, handle: Any, info: Any) -> tuple[Any, Any]:
-    """Keys and values of a lookup table."""
+    """Keys and values of a lookup table, by ascending keys: TensorFlow tells them in another order each time."""
+    import numpy as np
     import tensorflow as tf
     from tensorflow.python.ops import lookup_ops
 
@@ -98,4 +99,5 @@ def _table(name: bytes, handle: Any, info: Any) -> tuple[Any, Any]:
         keys, values = lookup_ops.lookup_table_export_v2(handle, info.key_dtype, info.val_dtype)
     except tf.errors.OpError as error:
         raise ExportError(f"the lookup table {name.decode()} cannot be read: {one_line(error)}") from error
-    return keys.numpy(), values.numpy()
+    order = np.argsort(keys.numpy(), kind="stable")
+    return keys.numpy()[order], values.numpy()[order]

@@ -100,7 +100,8 @@ def control_inputs(node: Any) -> Iterator[str]:
 
 def functions_of(node: Any) -> Iterator[str]:
     """Names of the functions in a NodeDef's attributes (bodies of loops and branches, calls)."""
-    for value in node.attr.values():
+    for key in sorted(node.attr):
+        value = node.attr[key]
         if value.HasField("func"):
             yield value.func.name
         for function in value.list.func:

@@ -12,8 +12,9 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.frontend.callee import import_tensorflow
-from rewriter.frontend.islands.graph import TABLES, functions_of, reached_functions
+from rewriter.frontend.islands.graph import TABLES, data_inputs, functions_of, reached_functions
 from rewriter.frontend.samples import one_line
+from rewriter.frontend.structure import unique
 
 #: Everything that stays in TensorFlow runs on the host: the accelerator belongs to the engines.
 DEVICE = "/device:CPU:0"
@@ -24,7 +25,7 @@ class Loaded:
     """A GraphDef as a ConcreteFunction.
 
     Attributes:
-        module: owns the function and the tables; to be saved as a whole.
+        module: owns the tables; to be saved with the function as its signature.
         function: takes its inputs in order and returns {"output_0": ...}.
     """
 
@@ -60,28 +61,27 @@ def load_graph(
             table = _table(node, tables, origin)
             module.tables.append(table)
             handles[f"{node.name}:0"] = table
-    _rename_functions(graph_def)
     _to_host(graph_def)
-    for node in graph_def.node:
-        if node.op in TABLES:
-            name = node.name
-            node.Clear()
-            node.name, node.op = name, "Placeholder"
-            node.attr["dtype"].type = tf.resource.as_datatype_enum
+    _rename_functions(graph_def)
+    _drop(graph_def, {name for name, _ in inputs} | {name.partition(":")[0] for name in handles})
+
+    read = {source for node in graph_def.node for source in data_inputs(node)}
 
     def island(*arguments: Any) -> dict[str, Any]:
         fed = {f"{name}:0": value for (name, _), value in zip(inputs, arguments, strict=True)}
         # A handle of this process is no tensor of the graph before something in it reads it.
-        fed |= {name: tf.identity(table.resource_handle) for name, table in handles.items()}
+        given = fed | {name: tf.identity(table.resource_handle) for name, table in handles.items()}
+        given = {name: value for name, value in given.items() if (name.partition(":")[0], 0) in read}
+        computed = [name for name in outputs if name not in fed]
         with tf.device(DEVICE):
-            found = tf.import_graph_def(graph_def, input_map=fed, return_elements=list(outputs), name="")
-            return {f"output_{index}": tf.identity(value) for index, value in enumerate(found)}
+            results = tf.import_graph_def(graph_def, input_map=given, return_elements=computed, name="")
+            found = fed | dict(zip(computed, results or (), strict=True))
+            return {f"output_{index}": tf.identity(found[name]) for index, name in enumerate(outputs)}
 
     specs = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{index}") for index, (_, s) in enumerate(inputs)]
     try:
         with tf.device(DEVICE):
-            module.run = tf.function(island, autograph=False)
-            function = module.run.get_concrete_function(*specs)
+            function = tf.function(island, autograph=False).get_concrete_function(*specs)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ExportError(f"TensorFlow cannot import its part of {origin}: {one_line(error)}") from error
     return Loaded(module, function)
@@ -117,7 +117,9 @@ def _table(node: Any, tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]], ori
     try:
         with tf.device(DEVICE):
             filling = tf.lookup.KeyValueTensorInitializer(*contents, key_dtype, value_dtype)
-            return tf.lookup.StaticHashTable(filling, default)
+            # The counter in its name is against shared tables, which an anonymous one is not.
+            filling._name = "table"
+            return tf.lookup.StaticHashTable(filling, default, experimental_is_anonymous=True)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ExportError(
             f"the lookup table {node.name} of {origin} ({key_dtype.name} to {value_dtype.name}) cannot be rebuilt: "
@@ -125,9 +127,42 @@ def _table(node: Any, tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]], ori
         ) from error
 
 
+def _drop(graph_def: Any, names: set[str]) -> None:
+    """Takes out nodes whose outputs are given from outside."""
+    kept = [node for node in graph_def.node if node.name not in names]
+    library, versions = graph_def.library, graph_def.versions
+    fresh = type(graph_def)(node=kept, library=library, versions=versions)
+    graph_def.CopyFrom(fresh)
+
+
 def _to_host(graph_def: Any) -> None:
+    """Puts every node on the CPU; where a node came from is forgotten, for it names functions of this process."""
     for node in [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]:
         node.device = DEVICE
+        node.ClearField("experimental_debug_info")
+    for function in graph_def.library.function:
+        forget_names(function)
+        _number_arguments(function)
+
+
+def _number_arguments(function: Any) -> None:
+    """Calls the arguments of a FunctionDef "argument_0"...: TensorFlow puts counters into the names of unused ones."""
+    taken = {node.name for node in function.node_def}
+    names = {}
+    for index, argument in enumerate(function.signature.input_arg):
+        name = unique(f"argument_{index}", taken)
+        names[argument.name], argument.name = name, name
+    for node in function.node_def:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for key in list(function.ret):
+        function.ret[key] = names.get(function.ret[key], function.ret[key])
+
+
+def forget_names(function: Any) -> None:
+    """Takes out what the arguments of a FunctionDef were called in Python; captured ones have numbers there."""
+    for attributes in function.arg_attr.values():
+        if "_user_specified_name" in attributes.attr:
+            del attributes.attr["_user_specified_name"]
 
 
 def _rename_functions(graph_def: Any) -> None:
@@ -141,25 +176,27 @@ def _rename_functions(graph_def: Any) -> None:
     for index, name in enumerate(order):
         plain = type(library[name])()
         plain.CopyFrom(library[name])
-        _rename(plain, {other: str(position) for position, other in enumerate(order)})
+        rename_function(plain, {other: str(position) for position, other in enumerate(order)})
         digest.update(f"{index}".encode() + plain.SerializeToString(deterministic=True))
     names = {name: f"island_{digest.hexdigest()[:16]}_{index}" for index, name in enumerate(order)}
     for holder in graph_def.library.function:
-        _rename(holder, names)
+        rename_function(holder, names)
     for node in graph_def.node:
-        _rename_calls(node, names)
+        rename_calls(node, names)
     kept = [function for function in graph_def.library.function if function.signature.name in names.values()]
     library_def = type(graph_def.library)(function=kept)
     graph_def.library.CopyFrom(library_def)
 
 
-def _rename(function: Any, names: Mapping[str, str]) -> None:
+def rename_function(function: Any, names: Mapping[str, str]) -> None:
+    """Renames a FunctionDef and what it calls, in place; names that are not in `names` stay."""
     function.signature.name = names.get(function.signature.name, function.signature.name)
     for node in function.node_def:
-        _rename_calls(node, names)
+        rename_calls(node, names)
 
 
-def _rename_calls(node: Any, names: Mapping[str, str]) -> None:
+def rename_calls(node: Any, names: Mapping[str, str]) -> None:
+    """Renames the functions that a NodeDef calls, in place."""
     node.op = names.get(node.op, node.op)
     if not any(functions_of(node)):
         return

@@ -15,8 +15,10 @@ from rewriter.frontend.callee import import_tensorflow
 from rewriter.frontend.islands.cutting import Known, Piece, input_names, island_graph
 from rewriter.frontend.islands.graph import Graph, reached_functions
 from rewriter.frontend.islands.loading import load_graph
+from rewriter.frontend.islands.settling import settle
 from rewriter.frontend.islands.vocabulary import PYTHON, TABLE_WRITES
 from rewriter.frontend.large_weights import LargeWeights, with_weights
+from rewriter.frontend.samples import one_line
 
 _RESOURCE = 20
 #: The largest GraphDef that protobuf can write; the rest of a SavedModel is small.
@@ -55,7 +57,8 @@ def save_island(
     try:
         tf.saved_model.save(loaded.module, str(folder), signatures={"serving_default": loaded.function})
     except (ValueError, TypeError, AssertionError, tf.errors.OpError) as error:
-        raise ExportError(f"TensorFlow cannot save its part of {origin} ({_told(piece)}): {error}") from error
+        raise ExportError(f"TensorFlow cannot save its part of {origin} ({_told(piece)}): {one_line(error)}") from error
+    settle(folder)
 
 
 def _told(piece: Piece) -> str:
