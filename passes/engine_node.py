@@ -110,3 +110,13 @@ def read_engines(proto: ModelProto) -> tuple[tuple[Scope, EngineAttributes, str]
         PassError: an engine node has lost attributes.
     """
     return tuple((scope, read_attributes(node), node.op_type) for scope, node in engine_nodes(proto))
+
+
+def what_if_nodes(proto: ModelProto) -> dict[str, str]:
+    """Operator -> why it never gets an engine, for engine nodes that rest on a fake list."""
+    return {
+        node.op_type: f"not runnable: {attribute.s.decode('utf-8', 'replace')}"
+        for _, node in engine_nodes(proto)
+        for attribute in node.attribute
+        if attribute.name == "not_runnable" and attribute.s
+    }

@@ -68,7 +68,9 @@ class Conversion:
         """
         if self.pending is None:
             return self
-        lowering, measured = self.pending.settle(self.model, self.source.signature, self.result.plan.segments, stages)
+        lowering, measured = self.pending.settle(
+            self.model, self.source.signature, self.result.plan.runnable.segments, stages
+        )
         result = dataclasses.replace(self.result, lowering=lowering)
         return dataclasses.replace(self, result=result, pending=None, accuracy=measured)
 
@@ -135,6 +137,8 @@ def start_conversion(
         model,
         settings.op_denylist,
         settings.node_denylist,
+        op_fakelist=settings.op_fakelist,
+        translations=settings.switches.translations,
         keep_ops=precision.recipe.keep_ops,
         keep_nodes=precision.recipe.keep_nodes,
     )

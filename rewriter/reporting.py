@@ -39,7 +39,14 @@ def make_report(
     """Collects everything that a user may ask about a conversion (see `Report`)."""
     plan = result.plan
     engines = tuple(
-        _engine(segment, result.builds.get(segment.segment.name), precision.label, counted) for segment in plan.segments
+        _engine(
+            segment,
+            result.builds.get(segment.segment.name),
+            precision.label,
+            counted,
+            plan.not_runnable.get(segment.segment.name, ""),
+        )
+        for segment in plan.segments
     )
     built = {e.name for e in engines if e.built}
     inside = sum(s.effective_nodes for s in plan.segmentation.segments if s.name in built)
@@ -77,12 +84,13 @@ def params_to_json(params: ConversionParams, **more: Any) -> dict[str, Any]:
 
 
 def _engine(
-    segment: SegmentModel, build: SegmentBuild | None, precision: str, counted: Estimate | None
+    segment: SegmentModel, build: SegmentBuild | None, precision: str, counted: Estimate | None, what_if: str
 ) -> EngineReport:
     nodes = segment.model.proto.graph.node
     outcome = build.outcome if build else None
     engine = outcome if isinstance(outcome, BuiltEngine) else None
-    reason = "" if engine else (f"{outcome.kind}: {outcome.reason}" if outcome else NOT_BUILT)  # type: ignore[union-attr]
+    waits = f"not runnable: {what_if}" if what_if else NOT_BUILT
+    reason = "" if engine else (f"{outcome.kind}: {outcome.reason}" if outcome else waits)  # type: ignore[union-attr]
     return EngineReport(
         name=segment.segment.name,
         scope=segment.segment.scope,

@@ -126,7 +126,7 @@ class Workshop:
         """
         done = track.conversion
         static = self._static_inputs(done.source)
-        precision.check(done.model, done.result.plan.segments)
+        precision.check(done.model, done.result.plan.runnable.segments)
         track = dataclasses.replace(track, conversion=dataclasses.replace(done, pending=precision))
         if self.settings.calibrates_early or not precision.waits:
             track = self.settle(track)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base import PassError
-from passes.engine_node import engine_nodes
+from passes.engine_node import engine_nodes, what_if_nodes
 from passes.island_node import island_nodes
 from passes.model import Model
 from passes.precision.ranges import RangeTable
@@ -143,7 +143,7 @@ def _make_part(part: _Part, options: RuntimeOptions, blocked: str, *, lazy: bool
         blocked = opened
     if everywhere:
         raise ConversionError(f"provider 'cuda' cannot be used: {blocked}; use provider='auto' or 'cpu'")
-    reasons = {op: _why_native(op, part, blocked) for op in part.ops}
+    reasons = {op: _why_native(op, part, blocked) for op in part.ops} | what_if_nodes(part.model.proto)
     if options.strict and reasons:
         first = part.ops[0]
         raise ConversionError(

@@ -46,6 +46,7 @@ class RuntimeBuilder:
             The name is best that of the artifact's engines ("tensorrt_rtx"); "auto" chooses.
         engine_cache_dir: folder of the engine cache; None for none.
         engine_cache_max_bytes: its cap; None for 8 GiB.
+        abort_builds: True makes every build fail.
 
     Raises:
         InvalidParameterError: a parameter, or the folder, is not allowed.
@@ -60,6 +61,7 @@ class RuntimeBuilder:
         backend: str | Backend = "auto",
         engine_cache_dir: str | Path | None = None,
         engine_cache_max_bytes: int | None = None,
+        abort_builds: bool = False,
     ) -> None:
         self._lowering = Lowering(recipe, ranges or RangeTable())
         self._params = dict(params)
@@ -70,6 +72,7 @@ class RuntimeBuilder:
         )
         self._backend = backend
         self._cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
+        self._abort = abort_builds
         self._builder: SegmentBuilder | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
         self._owned: list[Backend] = []
@@ -138,7 +141,7 @@ class RuntimeBuilder:
                 targets=_usable_targets(self._params.get("targets", ()), backend),
                 tf32=self._lowering.recipe.mode == "TF32",
             )
-            self._builder = SegmentBuilder(backend, options, Path(self._scratch.name), self._cache)
+            self._builder = SegmentBuilder(backend, options, Path(self._scratch.name), self._cache, self._abort)
         return self._builder
 
     def _profiles(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.base import PassError
-from passes.engine_node import engine_nodes
+from passes.engine_node import engine_nodes, what_if_nodes
 from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
@@ -25,6 +25,7 @@ from rewriter.runtime.gpu.pieces import Pieces
 from rewriter.runtime.gpu.runtime_cache import RuntimeCacheFile
 from rewriter.runtime.schedule import EngineStep, Schedule, make_schedule
 from rewriter.runtime.slots import EngineSlot, Found, Miss
+from rewriter.switches import Switches
 
 if TYPE_CHECKING:
     from rewriter.runtime.builds import BackgroundBuilds
@@ -151,8 +152,9 @@ def assemble(
     blocked: dict[str, str] = {}
     with contextlib.ExitStack() as undo:
         builder, builds = _builds(engines, options, params, recipe, ranges, undo)
+        blocked.update(what_if_nodes(model.proto))
         for op, stored in own.items():
-            if not nodes[op] and builds is None and not any(item.entry.usable for item in stored):
+            if op not in blocked and not nodes[op] and builds is None and not any(item.entry.usable for item in stored):
                 blocked[op] = stored[0].entry.problem if stored else "it has no engine"
         wanted = [op for op, scope in nodes.items() if not scope and op not in blocked]
         schedule = make_schedule(model, outputs, wanted, hashed=False)
@@ -214,6 +216,7 @@ def _builds(
         backend=next((stored.entry.backend for stored in engines), "auto"),
         engine_cache_dir=options.engine_cache_dir,
         engine_cache_max_bytes=options.engine_cache_max_bytes,
+        abort_builds=Switches.from_environment().abort_builds,
     )
     undo.callback(builder.close)
     builds = BackgroundBuilds(builder)  # the executor waits for them where that is asked for
