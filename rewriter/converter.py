@@ -335,12 +335,19 @@ class Converter(ConversionViews):
             The folder.
 
         Raises:
-            ConverterStateError: `convert()` has not run.
+            ConverterStateError: `convert()` has not run, or calibration has still to.
             ArtifactError: the folder exists or cannot be written.
         """
         self._need("save")
         if options is not None:
             raise InvalidParameterError("options must be None: TensorFlow's SaveOptions mean nothing to an artifact")
+        for name, track in self._tracks.items():
+            pending = track.conversion.pending
+            if pending is not None and pending.input_fn is not None:
+                raise ConverterStateError(
+                    f"save needs the ranges of {pending.recipe.mode}: call build(), or calibrate(), first"
+                )
+            self._tracks[name] = self._shop.settle(track)
         first = next(iter(self._tracks.values()))
         with first.stages.stage("save"):
             parts = [self._shop.part(track, engines=save_gpu_specific_engines) for track in self._tracks.values()]

@@ -305,6 +305,15 @@ class TestCalibration:
         assert calls
         assert converter.report.engines[0].precision.startswith("INT8")
 
+    def test_no_saving_before_calibration(self, make, tmp_path):
+        """A model that needs calibration cannot be saved before it: a RuntimeError."""
+        converter = make(precision_mode="INT8")
+        converter.convert(calibration_input_fn=batches(4))
+        with pytest.raises(RuntimeError, match="save needs the ranges of INT8"):
+            converter.save(tmp_path / "out")
+        converter.calibrate()
+        converter.save(tmp_path / "out")
+
     def test_calibration_runs_in_convert_without_dynamic_shapes(self, make):
         """Without dynamic shapes it is convert() that calibrates."""
         calls = []

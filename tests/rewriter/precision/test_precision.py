@@ -410,14 +410,20 @@ def test_what_int8_computes_is_known_once_it_is_calibrated(rtx, tmp_path):
         converter.convert(samples(4))
         with pytest.raises(ConverterStateError, match="call it first"):
             converter.function("emulate")
-        converter.save(tmp_path / "early")
+        with pytest.raises(ConverterStateError, match="save needs the ranges of INT8"):
+            converter.save(tmp_path / "early")
         converter.calibrate()
         converter.save(tmp_path / "calibrated", save_gpu_specific_engines=False)
-    with pytest.raises(ConversionError, match="no range of"):
-        load(tmp_path / "early", execution="emulate")
     (x,) = (sample["x"] for sample in samples(2)())
     native, emulated = load(tmp_path / "calibrated"), load(tmp_path / "calibrated", execution="emulate")
     assert np.abs(emulated(x)["y"] - native(x)["y"]).max() > 1e-6
+    manifest = tmp_path / "calibrated" / "manifest.json"
+    data = json.loads(manifest.read_text())
+    del data["files"]["calibration.json"]
+    manifest.write_text(json.dumps(data))
+    (tmp_path / "calibrated" / "calibration.json").unlink()
+    with pytest.raises(ConversionError, match="no range of"):
+        load(tmp_path / "calibrated", execution="emulate")
 
 
 def test_the_report_says_what_nodes_compute_in(rtx, tmp_path):
