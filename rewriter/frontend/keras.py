@@ -134,7 +134,23 @@ def from_model(model: Any, samples: Sequence[Any] | None, origin: str | None = N
         args, kwargs = _tf_keras_arguments(model, samples, origin)
         names = getattr(model, "output_names", None)
     call = _inference(model)
-    return from_structure(call, args, kwargs, origin=origin, output_names=names, batch_is_shared=True, owner=model)
+    return from_structure(
+        call,
+        args,
+        kwargs,
+        origin=origin,
+        output_names=names,
+        batch_is_shared=True,
+        owner=model,
+        notes=_sparse_notes(model),
+    )
+
+
+def _sparse_notes(model: Any) -> tuple[str, ...]:
+    """What is told of Keras 3 inputs that were declared sparse; tf-keras has specs of their own for them."""
+    structure = getattr(model, "_inputs_struct", None)
+    sparse = [str(leaf.name) for _, leaf in leaves(structure) if getattr(leaf, "sparse", False)]
+    return tuple(f"input {name!r} was declared sparse: dense arrays are taken in its place" for name in sparse)
 
 
 def _inference(model: Any) -> Any:
