@@ -22,6 +22,10 @@ from rewriter.errors import (
 from rewriter.params import (
     DEFAULT_TRT_CONVERSION_PARAMS,
     DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES,
+    PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE,
+    PROFILE_STRATEGY_OPTIMAL,
+    PROFILE_STRATEGY_RANGE,
+    PROFILE_STRATEGY_RANGE_OPTIMAL,
     ConversionParams,
     TrtPrecisionMode,
     supported_profile_strategies,
@@ -65,6 +69,10 @@ _LAZY = {
 __all__ = [
     "DEFAULT_TRT_CONVERSION_PARAMS",
     "DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES",
+    "PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE",
+    "PROFILE_STRATEGY_OPTIMAL",
+    "PROFILE_STRATEGY_RANGE",
+    "PROFILE_STRATEGY_RANGE_OPTIMAL",
     "AccuracyTarget",
     "ArtifactError",
     "BackendError",
