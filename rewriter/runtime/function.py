@@ -175,10 +175,11 @@ class ConvertedFunction:
         feeds = warmup_feeds(self.signature, self.engines, shapes, samples)
         executor = self._ready()
         before = executor.stats()
-        rounds = _WARM_ROUNDS if executor.provider == "cuda" else 1
+        building = before.get("sections", 1)  # with `strict` a section's builds begin when those before it are there
+        rounds = _WARM_ROUNDS + building - 1 if executor.provider == "cuda" else 1
         left: collections.Counter[str] = collections.Counter()
         for number in range(rounds):
-            if number == 1:
+            if 1 <= number <= building:
                 executor.wait_for_builds()
             for arrays in feeds:
                 left.update(self._warm(executor, arrays, final=number == rounds - 1))
@@ -253,10 +254,9 @@ class ConvertedFunction:
             provider: "cpu" or "cuda"; as asked for until a function that is made at its first use is made.
             execution: "auto", "native" or "emulate", as it was asked for.
 
-            Where parts of the model stay in TensorFlow:
-            tensorflow: each such part ("TFIsland_000") -> its operators (`ops`), the `reasons` why it stays there, its
-            `calls`, and the `seconds` that they took. They count as no fallbacks.
-            sections: number of parts between and around these. What follows is the sum of all sections.
+            Where parts of the model stay in TensorFlow (what follows is then the sum of all sections):
+            tensorflow: part -> its `ops`, the `reasons` why it stays there, `calls`, `seconds`; they are no fallbacks.
+            sections: number of parts between and around these.
 
             On a GPU also what its executor counts:
             steps, islands: engines and native islands of a call, and how many of them are islands.

@@ -20,7 +20,10 @@ from passes.splice import splice
 from passes.support import SupportMap, Verdict
 from rewriter.artifact_islands import saved_models
 from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, MissingDependencyError
+from rewriter.runtime.executor import Execution
+from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import Runnable, make_function
+from rewriter.runtime.native import open_native
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.sections import Route
 from rewriter.runtime.staged import StagedExecutor
@@ -274,3 +277,39 @@ def test_counters_are_added_up():
         "name": "b",
     }
     assert merged([]) == {}
+
+
+class Strict:
+    """A section on a GPU whose engine is missing at first: running it is an error, and has the engine built."""
+
+    provider = "cuda"
+
+    def __init__(self, section):
+        self.section = open_native(section.model, section.outputs)
+        self.wanted = self.there = False
+
+    def run(self, feeds, *, on_device=False):
+        self.wanted = True
+        if not self.there:
+            raise ConversionError("strict: an engine was not used")
+        return Execution(self.section.run(feeds), 1)
+
+    def wait_for_builds(self):
+        self.there = self.wanted
+
+    def stats(self):
+        return {"plans": int(self.there)}
+
+    def built_engines(self):
+        return ()
+
+    def close(self):
+        pass
+
+
+def test_a_strict_warm_up_builds_section_by_section(runnable):
+    executor = StagedExecutor(Route.of(runnable.model, runnable.outputs), Strict)
+    with ConvertedFunction(executor, runnable.signature, options=RuntimeOptions(strict=True)) as function:
+        ready = function.warmup({"text": [(2,)], "x": [(2, 3)]})
+        assert (ready["plans"], ready["fallbacks"]) == (2, {})
+        check(function, inputs())
