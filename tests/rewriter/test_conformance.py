@@ -166,6 +166,9 @@ class TestArguments:
             "Range+Optimal",
             "ImplicitBatchModeCompatible",
         ]
+        assert (trt.PROFILE_STRATEGY_RANGE, trt.PROFILE_STRATEGY_OPTIMAL) == ("Range", "Optimal")
+        assert trt.PROFILE_STRATEGY_RANGE_OPTIMAL == "Range+Optimal"
+        assert trt.PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE == "ImplicitBatchModeCompatible"
 
 
 class TestValues:
