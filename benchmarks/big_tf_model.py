@@ -132,11 +132,15 @@ def _watched(watch: StageWatch) -> None:
 
 def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
     """Converts and cuts; returns peaks of memory by stage, seconds, and what came out."""
-    import keras  # noqa: F401 - what is loaded here counts as "before"
-    import tensorflow as tf  # noqa: F401
-
     from rewriter import Converter
     from rewriter.frontend import large_weights
+    from rewriter.frontend.callee import import_tensorflow
+
+    # What is loaded here counts as "before". Who has an object has imported TensorFlow himself.
+    if arguments.kind == "object":
+        import tensorflow  # noqa: F401
+    import_tensorflow()
+    import keras  # noqa: F401
 
     large_weights.THRESHOLD = 1 << 62 if arguments.ordinary else 0
     width = width_of(arguments)
