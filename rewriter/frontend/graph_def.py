@@ -18,6 +18,7 @@ from rewriter.frontend.graph_def_ports import as_names, choose_inputs, choose_ou
 from rewriter.frontend.graph_def_tables import initialise_tables
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.samples import one_line
+from rewriter.rescuing import rescue_graph_def
 
 #: Ops that hold a variable, whose value is no part of a GraphDef.
 VARIABLES = frozenset({"Variable", "VariableV2", "AutoReloadVariable", "VarHandleOp"})
@@ -48,7 +49,8 @@ def from_graph_def(
     Rules: 1. `outputs` as given, else the results that nobody reads (see `choose_outputs`). 2. `inputs` as given, in
     this order (any tensor can be one: what computes it is left out), else the placeholders that the outputs need;
     placeholders with a default keep it unless they are named. 3. What the outputs do not need is dropped, devices and
-    colocation with it. 4. Lookup tables are filled by their own initialisers.
+    colocation with it. 4. Lookup tables are filled by their own initialisers. 5. Engine nodes that the old TF-TRT wrote
+    become their native segments again; a note tells what was recorded in them.
 
     Args:
         graph_def: a tf.compat.v1.GraphDef.
@@ -58,13 +60,15 @@ def from_graph_def(
 
     Raises:
         SourceError: a name is not there (the message lists candidates), the graph has variables (is not frozen), an
-            op that is not registered, or a placeholder that is not among the inputs.
+            op that is not registered, a placeholder that is not among the inputs, or an engine of the old TF-TRT
+            without its native segment.
         InvalidParameterError: a name is given twice, or is none.
     """
     tf = import_tensorflow()
-    nodes = {node.name: node for node in graph_def.node}
-    if not nodes:
+    if not graph_def.node:
         raise SourceError(f"{origin} is empty: it has no nodes")
+    graph_def, rescued = rescue_graph_def(graph_def, origin)
+    nodes = {node.name: node for node in graph_def.node}
     inputs, outputs = as_names(inputs, "inputs"), as_names(outputs, "outputs")
     fetches = choose_outputs(graph_def, inputs, outputs, origin)
     feeds, kept = choose_inputs(nodes, inputs, fetches, origin)
@@ -72,7 +76,7 @@ def from_graph_def(
     cut = _cut(graph_def, kept)
     arguments = _arguments(tf, graph_def, feeds, origin)
     initialise_tables(cut, graph_def, origin)
-    notes = _notes(inputs, outputs, feeds, fetches)
+    notes = (*(rescued.notes if rescued.engines else ()), *_notes(inputs, outputs, feeds, fetches))
     return _callee(cut, arguments, tuple(feeds), tuple(fetches), origin, notes)
 
 
@@ -139,11 +143,6 @@ def _check_ops(needed: Sequence[Any], graph_def: Any, origin: str) -> None:
     for node in [*needed, *inner]:
         if node.op not in functions and op_def_registry.get(node.op) is None:
             unknown.setdefault(node.op, node.name)
-    if any(op.startswith("TRTEngineOp") for op in unknown):
-        raise SourceError(
-            f"{origin} was converted by the old TF-TRT ({unknown.get('TRTEngineOp', 'TRTEngineOp')}), which this "
-            "TensorFlow does not know: pass the graph that it was made from"
-        )
     if unknown:
         told = [f"{op} (node {name})" for op, name in sorted(unknown.items())]
         raise SourceError(

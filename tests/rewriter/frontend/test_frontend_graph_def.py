@@ -176,10 +176,35 @@ def test_ops_of_missing_libraries(tf):
         if node.op == "Relu":
             node.op = "FancyRelu"
     refuse(definition, r"ops of a library that is not loaded: FancyRelu \(node Relu\)\. Import the package")
+
+
+def with_engine(tf, native_segment):
+    """x [?, 4] -> an engine node as TF-TRT wrote it, whose segment is a Relu."""
+    definition = graph_defs.dense(tf)
+    if native_segment:
+        relu = tf.function(tf.nn.relu, input_signature=[tf.TensorSpec([None, 3])]).get_concrete_function()
+        function = definition.library.function.add()
+        function.CopyFrom(relu.function_def)
+        function.signature.name = "TRTEngineOp_0_native_segment"
     for node in definition.node:
-        if node.op == "FancyRelu":
+        if node.op == "Relu":
             node.op = "TRTEngineOp"
-    refuse(definition, "was converted by the old TF-TRT")
+            node.attr.clear()
+            node.attr["InT"].list.type.append(1)
+            node.attr["OutT"].list.type.append(1)
+            node.attr["precision_mode"].s = b"FP16"
+            node.attr["segment_func"].func.name = "TRTEngineOp_0_native_segment"
+    return definition
+
+
+def test_engines_of_the_old_tftrt_become_native_again(tf, run):
+    source = load_source(with_engine(tf, native_segment=True), outputs=["probabilities"])
+    plain = load_source(graph_defs.dense(tf))
+    np.testing.assert_allclose(
+        run(source, x=ROWS)["probabilities"], run(plain, x=ROWS)["probabilities"], rtol=1e-5, atol=1e-6
+    )
+    assert any("FP16" in note for note in source.notes)
+    refuse(with_engine(tf, native_segment=False), "Relu", outputs=["probabilities"])
 
 
 def test_an_empty_graph(tf):
