@@ -68,12 +68,12 @@ def _table(title: str, columns: Mapping[str, bool]) -> Table:
     """A table with these columns; True for numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name, number in columns.items():
-        table.add_column(name, justify="right" if number else "left", no_wrap=number or name in ("", "engine"))
+        table.add_column(name, justify="right" if number else "left", no_wrap=number or name == "engine")
     return table
 
 
 def _engines(dry: DryRun) -> Table:
-    numbers = dict.fromkeys(("nodes", "effective", "operations", "of all", "inputs", "outputs"), True)
+    numbers = dict.fromkeys(("nodes", "effective", "operations", "of all", "in/out"), True)
     table = _table("Engines that would be built", {"engine": False, **numbers})
     for engine in dry.engines:
         table.add_row(
@@ -82,11 +82,10 @@ def _engines(dry: DryRun) -> Table:
             str(engine.effective_nodes),
             flops_text(engine.flops),
             _share(engine.flops, dry.flops),
-            str(len(engine.inputs)),
-            str(len(engine.outputs)),
+            f"{len(engine.inputs)}/{len(engine.outputs)}",
         )
     if not dry.engines:
-        table.add_row("none", *[""] * 6)
+        table.add_row("none", *[""] * 5)
     return table
 
 
