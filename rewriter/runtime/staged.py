@@ -141,8 +141,8 @@ class StagedExecutor:
         return section.run(given, on_device=True if on_device is True and kept.issuperset(step.outputs) else kept)
 
     def _on_host(self, value: Any) -> Any:
-        """A value as an array of the host: what lies on the device is copied."""
-        if isinstance(value, np.ndarray) or self._provider != "cuda":
+        """A value as an array of the host: what lies on the device is copied; sequences and optionals never do."""
+        if self._provider != "cuda" or value is None or isinstance(value, (np.ndarray, list)):
             return value
         return self._sections[min(self._on_gpu)].to_host(value)
 

@@ -386,3 +386,27 @@ def test_large_graphs_take_little_time():
     rng = random.Random(3)  # noqa: S311 - test data
     model, outputs = random_model(rng, islands=0.002, count=4000)
     assert split(model, outputs)
+
+
+def test_sequences_cross_sections():
+    text = """g (float[N,4] x) => (float[N,4] out) <int64 one = {1}> {
+        a = Relu(x)
+        s = SequenceConstruct(a, v)
+        t = SequenceInsert(s, w)
+        out = SequenceAt(t, one)
+        u = SequenceAt(s, one)
+    }"""
+    model = im.model(text, [im.island(0, ["a"], ["v"]), im.island(1, ["u"], ["w"])], infos("v", "w"))
+    model = InferShapes().run(model).model
+    route = Route.of(model, ["out"])
+    assert [isinstance(step, Section) for step in route.steps] == [True, False, True, False, True]
+    sessions = {n: NativeSession(s.model) for n, s in enumerate(route.steps) if isinstance(s, Section)}
+
+    def compute(number, values):
+        if number in sessions:
+            return sessions[number].run(values)
+        [value] = values.values()
+        return dict.fromkeys(route.steps[number].outputs, value + 1)
+
+    found = route.run({"x": np.zeros((2, 4), np.float32)}, compute)
+    np.testing.assert_array_equal(found["out"], np.ones((2, 4)))
