@@ -16,7 +16,7 @@ def table(tf, keys, values, default):
 
 
 def classifier(tf):
-    """Text -> words (regex, split) -> tables of three pairs of dtypes -> ragged -> embedding -> dense -> class names."""
+    """Text -> words (regex, split, ragged) -> tables of four pairs of dtypes -> embedding -> dense -> class names."""
 
     class Classifier(tf.Module):
         def __init__(self):

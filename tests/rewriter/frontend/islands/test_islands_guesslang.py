@@ -37,8 +37,8 @@ def test_every_signature_computes_what_tensorflow_computes(tf, folder, key, run,
         want = reference(tf.constant(batch))
         got = run(source, **{spec.name: np.array(batch, dtype=object)})
         assert got.keys() == want.keys()
-        for name, value in want.items():
-            value = value.numpy()
+        for name, tensor in want.items():
+            value = tensor.numpy()
             if value.dtype.kind == "f":
                 np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
             else:
