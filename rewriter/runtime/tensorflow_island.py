@@ -236,6 +236,7 @@ def import_tensorflow(purpose: str) -> Any:
     with contextlib.suppress(RuntimeError, ValueError):
         if first:
             tf.config.set_visible_devices([], "GPU")
+            logger.info("TensorFlow sees no GPU in this process; import it first where it is to use one")
         else:
             for device in tf.config.get_visible_devices("GPU"):
                 tf.config.experimental.set_memory_growth(device, True)

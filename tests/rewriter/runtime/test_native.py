@@ -7,6 +7,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from passes import model as models
+from rewriter.errors import InputError
 from rewriter.runtime.native import NativeSession, evaluate
 
 WEIGHTS = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
@@ -67,3 +68,13 @@ def test_evaluate_runs_a_small_model_once():
         '<ir_version: 10, opset_import: ["": 20]> g (int64 a, int64 b) => (int64 c) { c = Mul(a, b) }'
     )
     assert evaluate(proto, {"a": np.array(6), "b": np.array(7)})["c"] == 42
+
+
+def test_bytes_that_are_no_text_are_refused():
+    proto = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (string[N] s) => (string[N] t) { t = Identity(s) }'
+    )
+    session = NativeSession(models.from_proto(proto))
+    assert session.run({"s": np.array(["\u00e9"], object)})["t"].tolist() == ["\u00e9"]
+    with pytest.raises(InputError, match="input 's' holds bytes that are not UTF-8 text"):
+        session.run({"s": np.array(["a\udcff"], object)})
