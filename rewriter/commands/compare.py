@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rewriter.artifact import Artifact
     from rewriter.comparison import Comparison, Difference, Pair, PairDifference
     from rewriter.frontend.reference import Reference
+    from rewriter.source import Signature
 
 #: Largest relative difference between the source and its native run that passes unless the user says otherwise.
 NATIVE_TOLERANCE = 1e-4
@@ -53,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
     parser.add_argument("--signature", help="signature key (default serving_default)")
+    parser.add_argument(
+        "--graph-inputs", metavar="NAMES", help="input tensors of a frozen GraphDef, as `convert` got them"
+    )
+    parser.add_argument("--graph-outputs", metavar="NAMES", help="output tensors of a frozen GraphDef, likewise")
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
 
 
@@ -99,7 +104,13 @@ def _compare(
     from rewriter.runtime.loading import load
 
     tags = words(arguments.tags) if arguments.tags else None
-    reference = open_reference(arguments.source, tags=tags, signature_key=arguments.signature)
+    reference = open_reference(
+        arguments.source,
+        tags=tags,
+        signature_key=arguments.signature,
+        inputs=words(arguments.graph_inputs) if arguments.graph_inputs else None,
+        outputs=words(arguments.graph_outputs) if arguments.graph_outputs else None,
+    )
     _check_inputs(reference, artifact)
     samples = _samples(reference, artifact, given, shapes)
     precisions = engine_precisions(artifact)
@@ -176,10 +187,20 @@ def _samples(
     found: Sequence[Mapping[str, Any]] = given
     if not given:
         found = reference.samples()
-        if shapes or not found:
+        if shapes or not all(_has_shapes_of(signature, sample) for sample in found) or not found:
             found = list(shaped_input_fn(signature, shapes, found)())
     bound = [bind(signature, (sample,), {}) for sample in found]
     return [{spec.name: to_array(values[spec.name], spec) for spec in signature.inputs} for values in bound]
+
+
+def _has_shapes_of(signature: Signature, sample: Mapping[str, Any]) -> bool:
+    """False where the conversion fixed a dimension (`--specialize`) that a sample of the source has otherwise."""
+    for spec in signature.inputs:
+        shape = getattr(sample.get(spec.name), "shape", None)
+        for dim, size in zip(spec.shape or (), shape or (), strict=False):
+            if isinstance(dim, int) and dim != size:
+                return False
+    return True
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:

@@ -25,7 +25,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--specialize",
         metavar="NAME=SIZE[,NAME=SIZE...]",
-        help="fix open dimensions before the export, as batch=8,seq=128 or image:1=224; removes shape arithmetic",
+        help="fix open dimensions before the export, as batch=8,image:1=224; removes shape arithmetic",
     )
     add("--no-tensorflow-islands", action="store_true", help="refuse what ONNX has no word for; default: keep it in TF")
     add("--keep-in-tensorflow", default="", metavar="OPS", help="TensorFlow operators that stay there in any case")

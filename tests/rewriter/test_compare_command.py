@@ -165,3 +165,22 @@ def test_made_up_inputs_are_told_for_calibrated_ranges(precision):
     assert "give --inputs with typical data" in note
     assert input_notes((precision,), [{"x": np.zeros(1)}]) == []
     assert input_notes(("FP16", "BF16"), []) == []
+
+
+@pytest.mark.rtx
+@pytest.mark.tensorflow
+def test_a_graph_def_with_fixed_dimensions(tmp_path, capsys):
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 8], "x")
+        hidden = tf.nn.relu(tf.matmul(x, tf.ones([8, 8]) / 8), name="hidden")
+        tf.nn.softmax(tf.tanh(hidden), name="y")
+    source, out = str(tmp_path / "graph.pb"), str(tmp_path / "out")
+    (tmp_path / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    ports = ["--graph-inputs", "x:0", "--graph-outputs", "hidden,y"]
+    assert main(["convert", source, "-o", out, "--no-engines", "--specialize", "batch=4", *ports]) == 0
+    assert main(["compare", source, out, *ports]) == 0
+    text = capsys.readouterr().out
+    assert "x 4x8" in text
+    assert "hidden" in text
