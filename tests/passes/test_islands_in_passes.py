@@ -6,11 +6,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from passes.base import verify
+from passes.cancel_transposes import CancelTransposes
 from passes.canonicalize import Canonicalize
 from passes.common_subexpressions import CommonSubexpressions
 from passes.engine_node import EngineAttributes, engine_nodes
 from passes.extract import Extractor
 from passes.fold_constants import FoldConstants
+from passes.graph.flops import estimate
 from passes.graph.value_types import value_types
 from passes.infer_shapes import InferShapes
 from passes.island_node import (
@@ -246,3 +248,21 @@ def test_weights_an_island_reads_are_kept():
     assert list(model.weights) == ["w"]
     cleaned, _ = default_pipeline().run(model)
     assert list(cleaned.weights) == ["w"]
+
+
+def test_transposes_are_never_moved_past_an_island():
+    text = """g (float[N,4,6] x) => (float[N,4,6] y) {
+        a = Transpose<perm = [0, 2, 1]>(x)
+        y = Transpose<perm = [0, 2, 1]>(v) }"""
+    model = model_of(text, types=[("v", ["N", 6, 4])])
+    proto = model.copy_proto()
+    proto.graph.node.insert(1, island(0, ["a"], ["v"]))
+    model = InferShapes().run(Canonicalize().run(from_proto(proto)).model).model
+    assert CancelTransposes().run(model).model is model
+
+
+def test_what_an_island_costs_is_not_known():
+    model = between()
+    estimates = estimate(model)
+    assert estimates["TFIsland_000"] is None
+    assert all(value is not None for name, value in estimates.items() if name != "TFIsland_000")
