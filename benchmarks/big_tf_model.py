@@ -168,7 +168,7 @@ def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "timings": dict(report.timings),
         "nodes": report.total_nodes,
-        "supported": report.total_nodes - len(report.native),
+        "in_segments": report.total_nodes - len(report.native),
         "difference": relative_difference(y, expected),
     }
 
@@ -190,7 +190,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
     print(f"{arguments.kind}, weights {weights / 1e9:.2f} GB; memory as a multiple of them\n")
     print_table(rows)
     print(
-        f"\n{result['nodes']} nodes, {result['supported']} supported by TensorRT; "
+        f"\n{result['nodes']} nodes, {result['in_segments']} in segments for TensorRT; "
         f"difference from numpy {result['difference']:.1e}"
     )
     passed = result["difference"] < 1e-4 and max(whole["anonymous"], whole["resident"]) <= arguments.limit
