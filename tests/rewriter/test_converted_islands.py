@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from passes.model import to_proto
 from rewriter import ConversionParams, Converter
+from rewriter.errors import ArtifactError
 from rewriter.runtime.loading import load
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.rtx]
@@ -104,6 +105,23 @@ def test_engines_before_and_behind_an_island(source, rtx, tmp_path):
         with load(out, **options) as function:
             check(function, batch(3), tolerance)
             assert function.stats()["tensorflow"]["TFIsland_000"]["ops"] == ["AsString", "Sort"]
+
+
+def test_what_lies_in_an_artifact_is_checked(source, rtx, tmp_path):
+    converter = convert(source, rtx)
+    converter.convert()
+    out = converter.save(tmp_path / "out")
+    extra = out / "tensorflow/TFIsland_000/assets.txt"
+    extra.write_text("x")
+    with pytest.raises(ArtifactError, match="TFIsland_000"):
+        load(out, provider="cpu")
+    extra.unlink()
+    saved_model = out / "tensorflow/TFIsland_000/saved_model.pb"
+    data = saved_model.read_bytes()
+    saved_model.unlink()
+    saved_model.write_bytes(data[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"saved_model\.pb"):
+        load(out, provider="cpu")
 
 
 def test_int8_calibrates_what_lies_behind_an_island(source, rtx, tmp_path):
