@@ -10,6 +10,7 @@ from typing import Any
 from rewriter.errors import SourceError
 from rewriter.frontend.noise import quiet, quiet_start
 from rewriter.frontend.structure import leaves, name_outputs, rebuild, unique
+from rewriter.runtime import tensorflow_island
 from rewriter.runtime.other_errors import import_failure
 
 
@@ -74,13 +75,14 @@ def _gone(_tensors: Sequence[Any]) -> dict[str, Any]:
 
 
 def import_tensorflow() -> Any:
-    """The tensorflow module, imported without its start-up notes.
+    """The tensorflow module, imported without its start-up notes and kept off the GPU's memory.
 
     Raises:
         MissingDependencyError: TensorFlow or tf2onnx is not installed, or cannot be loaded.
     """
     purpose = "converting a TensorFlow model"
-    tensorflow = import_quietly("tensorflow", "TensorFlow", purpose)
+    with quiet():
+        tensorflow = tensorflow_island.import_tensorflow(purpose)
     import_quietly("tf2onnx", "tf2onnx", purpose)
     return tensorflow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 import threading
@@ -229,7 +230,7 @@ def import_tensorflow(purpose: str) -> Any:
     first = "tensorflow" not in sys.modules
     try:
         with quiet_start():
-            import tensorflow as tf
+            tf = importlib.import_module("tensorflow")
     except ImportError as error:
         raise import_failure(error, "tensorflow", "TensorFlow", "tf", purpose) from error
     # Where its devices are initialised already, or have limits of their own, whoever did that has decided.
