@@ -295,6 +295,7 @@ def test_small_and_strange_tensors_stay(tf):
 
 def test_constants_that_fit_nowhere(tf, monkeypatch):
     monkeypatch.setattr(large_weights, "LIMIT", 100)
+    monkeypatch.setattr(large_weights, "THRESHOLD", 1 << 60)
     w = tf.Variable(np.ones((16, 16), np.float32))
     with pytest.raises(ExportError, match=r"small constants .* convert it in parts"):
         load_source(tf.function(lambda x: x @ w, input_signature=[tf.TensorSpec([None, 16])]))
