@@ -86,7 +86,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
         model = attached(exported.proto, frozen.weights)
     verification = None
     if options.verify:
-        with clock.stage("verify"):
+        with clock.stage("verify"), exported.kept_if_good():
             verification = verify(model, signature, runs, tolerance, callee.origin)
     samples = tuple(run.inputs for run in runs)
     return SourceModel(

@@ -8,9 +8,11 @@ nodes only step 1 is done before it is exported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +65,23 @@ class Exported:
         proto: inputs and outputs are called like the frozen graph's tensors, in order.
         notes: a line for each thing that the user should know.
         crossings: per island the types of its outputs.
+        folder: the one that holds the SavedModels; None where there are none.
     """
 
     proto: ModelProto
     notes: tuple[str, ...]
     crossings: tuple[tuple[Crossing, ...], ...] = ()
+    folder: Path | None = None
 
     def describe(self, symbols: Mapping[Dimension, str]) -> None:
         """Writes the types of island outputs into `proto`, whose names may have changed since."""
         describe(self.proto, self.crossings, symbols)
+
+    @contextlib.contextmanager
+    def kept_if_good(self) -> Iterator[None]:
+        """Deletes the SavedModels when the block fails, for nobody else knows of them then."""
+        with _deleted_on_error(self.folder):
+            yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +135,26 @@ def export_parts(
         return Exported(attempt.proto, (*attempt.notes, *_unused(graph, wishes.keep)))
     parent = new_folder(wishes.folder)
     folders = [parent / operator(index) for index in range(len(islands))]
-    for piece, folder in zip(islands, folders, strict=True):
-        save_island(graph, piece, attempt.known, frozen.tables, folder, callee.origin, frozen.weights)
+    with _deleted_on_error(parent):
+        for piece, folder in zip(islands, folders, strict=True):
+            save_island(graph, piece, attempt.known, frozen.tables, folder, callee.origin, frozen.weights)
     types = {t: onnx_dtype(kind) for t, kind in attempt.known.dtypes.items()}
     insert(attempt.proto, graph, attempt.parts, attempt.stand_ins, [str(folder) for folder in folders], types)
     notes = _notes(graph, attempt.parts)
     for note in notes:
         _LOG.warning("%s", note)
     crossings = tuple(tuple(_crossing(source, attempt, t) for t in piece.outputs) for piece in islands)
-    return Exported(attempt.proto, (*attempt.notes, *notes, *_unused(graph, wishes.keep)), crossings)
+    return Exported(attempt.proto, (*attempt.notes, *notes, *_unused(graph, wishes.keep)), crossings, parent)
+
+
+@contextlib.contextmanager
+def _deleted_on_error(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _whole(frozen: Frozen, origin: str) -> Exported:

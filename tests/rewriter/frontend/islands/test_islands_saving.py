@@ -95,6 +95,21 @@ def test_an_assertion_in_an_island_still_asserts(tf, run):
         run(source, text=np.array([b"a" * 200], dtype=object))
 
 
+@pytest.mark.parametrize("stage", ["saving", "verify"])
+def test_nothing_is_left_of_a_conversion_that_fails(tf, tmp_path, monkeypatch, stage):
+    def fail(*args, **options):
+        raise ExportError("broken")
+
+    if stage == "saving":
+        monkeypatch.setattr("rewriter.frontend.islands.saving.settle", fail)
+    else:
+        monkeypatch.setattr("rewriter.frontend.tensorflow.verify", fail)
+    module = island_models.parallel(tf)
+    with pytest.raises(ExportError, match="broken"):
+        load_source(module.call, island_folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_python_code_is_refused(tf):
     dense = tf.constant(island_models.weights(4, 3))
 
