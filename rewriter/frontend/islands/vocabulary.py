@@ -9,13 +9,15 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Operators without a handler that tf2onnx's rewriters replace, or that go away with the function they call. Where they
-#: do not, the export says so and they are sent to TensorFlow after all.
+#: Operators without a handler that tf2onnx's rewriters replace, that go away with the function they call, or that are
+#: folded where shapes are known. Where they are not, the export says so and they are sent to TensorFlow after all.
 REWRITTEN = _names(
-    "Assert ConstV2 Enter Exit GRUBlockCell HashTable ListDiff LoopCond LSTMBlockCell Merge NextIteration NoOp "
-    "PartitionedCall QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 RandomStandardNormal "
-    "StatefulPartitionedCall Switch TensorArrayGatherV3 TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3 "
-    "TensorArrayV3 TensorArrayWriteV3 _FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul"
+    "Assert BroadcastArgs ConcatOffset ConstV2 Enter Exit GRUBlockCell HashTable LinSpace ListDiff LoopCond "
+    "LSTMBlockCell MatrixSetDiag Merge NextIteration NoOp PartitionedCall QuantizeAndDequantizeV2 "
+    "QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 RandomStandardNormal Rank ShapeN StatefulPartitionedCall Switch "
+    "TensorArrayGatherV2 TensorArrayGatherV3 TensorArrayReadV2 TensorArrayReadV3 TensorArrayScatterV3 "
+    "TensorArraySizeV3 TensorArrayV2 TensorArrayV3 TensorArrayWriteV2 TensorArrayWriteV3 _FusedConv2D "
+    "_FusedDepthwiseConv2dNative _FusedMatMul"
 )
 
 #: Operators whose export is right for strings too: they move elements and look at none.
