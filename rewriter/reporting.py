@@ -13,9 +13,9 @@ from passes.graph_index import iter_scopes
 from passes.model import Model
 from passes.precision.recipe import origin
 from passes.segments import SegmentModel
+from rewriter.artifact.manifest import installed_versions, profile_to_json
 from rewriter.backends.base import BuiltEngine
 from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
-from rewriter.manifest import installed_versions, profile_to_json
 from rewriter.params import ConversionParams
 from rewriter.report import EngineReport, Failure, PassSummary, PrecisionReport, Report
 from rewriter.source import SourceModel

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rewriter.artifact.manifest import FileRecord, sync_directory
 from rewriter.backends.base import BuildFailure, BuiltEngine
 from rewriter.building.cache_entry import (
     ENGINE_FILE,
@@ -42,7 +43,6 @@ from rewriter.building.cache_entry import (
     write_json,
 )
 from rewriter.errors import InvalidParameterError
-from rewriter.manifest import FileRecord, sync_directory
 from rewriter.report import CacheStats
 
 FAILURE_FORMAT = "trt-rewriter failed build"

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rewriter.artifact.manifest import FileRecord
 from rewriter.errors import InvalidParameterError
-from rewriter.manifest import FileRecord
 
 FORMAT = "trt-rewriter cached engine"
 #: Raised whenever the layout of an entry changes; entries of any other version are no hits.

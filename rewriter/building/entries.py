@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from passes.splice import EngineAttributes
+from rewriter.artifact.manifest import EngineEntry, engine_file, profile_to_json
 from rewriter.backends.base import BuiltEngine, Profile
 from rewriter.building.builder import BuildResult, EngineBuilder
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
-from rewriter.manifest import EngineEntry, engine_file, profile_to_json
 
 
 def engine_attributes(

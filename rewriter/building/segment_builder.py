@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rewriter.artifact.manifest import profile_to_json
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.building.cache import EngineCache
 from rewriter.building.compile import compile_segment
-from rewriter.manifest import profile_to_json
 from rewriter.precision.lowering import Lowered
 from rewriter.runtime.device import installed_gpu_names
 

@@ -13,9 +13,10 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
-from rewriter import manifest as manifests
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.backends.base import Backend
 from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.params import ConversionParams, check_kind
@@ -233,7 +234,7 @@ def _artifact_ranges(folder: Path) -> RangeTable:
             f"calibration: {folder} is no artifact ({manifests.MANIFEST_FILE}: {first_line(error)}): give an artifact "
             f"or the path of a {manifests.RANGES_FILE}"
         ) from error
-    record = manifests.manifest_from_json(data, str(folder)).files.get(manifests.RANGES_FILE)
+    record = manifest_from_json(data, str(folder)).files.get(manifests.RANGES_FILE)
     if record is None:
         raise ArtifactError(f"calibration: {folder} holds no {manifests.RANGES_FILE}: nothing was calibrated for it")
     path = folder / manifests.RANGES_FILE

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from passes.segments import TensorSpec
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
-from rewriter.manifest import EngineEntry
 from rewriter.runtime.executor import Execution, Executor
 from rewriter.runtime.inputs import bind, describe, disagreement, is_tensorflow, to_device_feeds, to_feeds
 from rewriter.runtime.options import RuntimeOptions
@@ -229,7 +229,7 @@ class ConvertedFunction:
             raise ConverterStateError(
                 "this function came from a converter and belongs to no artifact: save() first, then save_engines(path)"
             )
-        from rewriter.artifact_engines import save_engines
+        from rewriter.artifact.engines import save_engines
 
         executor = self._ready()
         name = self.signature.name

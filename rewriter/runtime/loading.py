@@ -14,7 +14,7 @@ from passes.engine_node import engine_nodes
 from passes.island_node import island_nodes
 from passes.precision.recipe import Recipe
 from rewriter.artifact import Artifact, load_artifact
-from rewriter.artifact_islands import keep_islands, link_or_copy
+from rewriter.artifact.islands import keep_islands, link_or_copy
 from rewriter.errors import ArtifactError
 from rewriter.runtime import device
 from rewriter.runtime.function import ConvertedFunction

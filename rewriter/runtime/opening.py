@@ -15,7 +15,7 @@ from passes.island_node import island_nodes
 from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
-from rewriter.artifact_paths import RUNTIME_CACHE_DIR
+from rewriter.artifact.paths import RUNTIME_CACHE_DIR
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.runtime.executor import EmulatedExecutor, Executor, NativeExecutor
 from rewriter.runtime.function import counted

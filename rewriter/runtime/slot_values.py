@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from passes.segments import SegmentModel
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import BuildFailure, Profile
-from rewriter.manifest import EngineEntry
 from rewriter.shapes.harvest import InputSet, Observed
 
 #: Tensor name -> dims, or -> elements of an input that holds a shape.

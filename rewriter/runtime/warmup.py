@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from passes.segments import TensorSpec
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import InvalidParameterError
-from rewriter.manifest import EngineEntry
 from rewriter.runtime.inputs import describe_shape, iterate_samples, sample_feeds, to_feeds
 from rewriter.shapes.sampling import shaped_input_fn
 from rewriter.source import Signature

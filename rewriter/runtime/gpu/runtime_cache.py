@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rewriter.artifact.manifest import FileRecord
 from rewriter.building.cache_entry import copy_and_hash, make_folder, write_json
-from rewriter.manifest import FileRecord
 from rewriter.runtime.other_errors import first_line
 
 FORMAT = "trt-rewriter runtime cache"

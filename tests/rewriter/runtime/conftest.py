@@ -9,8 +9,8 @@ from onnx import TensorProto, numpy_helper, parser
 
 from passes import model as models
 from passes.segments import TensorSpec
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import InputProfile
-from rewriter.manifest import EngineEntry
 from rewriter.runtime import device
 from rewriter.runtime.executor import Execution, NativeExecutor
 from rewriter.source import Signature

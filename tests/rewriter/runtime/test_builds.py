@@ -13,10 +13,10 @@ from passes import model as models
 from passes.extract import Extractor
 from passes.precision.recipe import Recipe
 from passes.segments import Segment
-from rewriter import manifest as manifests
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import BuildFailure, BuiltEngine, InputProfile
 from rewriter.errors import BackendError, ConverterStateError, InvalidParameterError, MissingDependencyError
-from rewriter.manifest import EngineEntry
 from rewriter.params import ConversionParams
 from rewriter.runtime.builds import BackgroundBuilds, RuntimeBuilder
 from rewriter.runtime.runtime_builder import MAX_EXACT
@@ -507,7 +507,7 @@ def test_a_node_that_cannot_be_built_is_the_answer(rtx):
 def test_an_artifact_gets_the_engines_that_were_built_at_run_time(rtx, tmp_path, mode):
     """From conversion to conversion's own key: the artifact alone tells how to build."""
     from rewriter.artifact import load_artifact
-    from rewriter.artifact_engines import save_engines
+    from rewriter.artifact.engines import save_engines
     from rewriter.converter import Converter
     from rewriter.runtime.schedule import EngineStep, make_schedule
 

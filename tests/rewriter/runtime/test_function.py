@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper, parser
 from passes import model as models
 from passes.segments import TensorSpec
 from passes.splice import unsplice
-from rewriter import manifest as manifests
 from rewriter.artifact import ArtifactPart, EngineEntry, save_artifact
+from rewriter.artifact import manifest as manifests
 from rewriter.errors import (
     ArtifactError,
     ConversionError,

@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from rewriter import manifest as manifests
 from rewriter.artifact import ArtifactPart, save_artifact
+from rewriter.artifact import manifest as manifests
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.runtime.loading import Runnable, load, make_function
 from rewriter.runtime.options import RuntimeOptions

@@ -7,8 +7,8 @@ import pytest
 from onnx import parser
 
 from passes.precision.recipe import Recipe
-from rewriter import manifest as manifests
 from rewriter.artifact import ArtifactPart, save_artifact
+from rewriter.artifact import manifest as manifests
 from rewriter.converter import Converter
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
 from rewriter.runtime.loading import Runnable, load, make_function

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import BuildFailure, InputProfile
 from rewriter.errors import ConversionError, ConverterStateError, EngineRefusedError, InvalidParameterError
-from rewriter.manifest import EngineEntry
 from rewriter.runtime import slots
 from rewriter.runtime.slot_values import profile_of, set_key
 from rewriter.runtime.slots import BuildOutcome, EngineSlot, Found, Miss, StoredEngine

@@ -18,7 +18,7 @@ from passes.precision.recipe import Recipe
 from passes.segments import TensorSpec
 from passes.splice import splice
 from passes.support import SupportMap, Verdict
-from rewriter.artifact_islands import saved_models
+from rewriter.artifact.islands import saved_models
 from rewriter.errors import ConversionError, ConverterStateError, InvalidParameterError, MissingDependencyError
 from rewriter.runtime.executor import Execution
 from rewriter.runtime.function import ConvertedFunction

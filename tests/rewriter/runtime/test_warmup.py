@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto
 
 from passes.segments import TensorSpec
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import InputProfile
 from rewriter.errors import InputError, InvalidParameterError
-from rewriter.manifest import EngineEntry
 from rewriter.runtime.warmup import warmup_feeds, warmup_samples
 from rewriter.source import Signature
 

@@ -184,7 +184,7 @@ def test_a_known_error_within_the_tolerance_is_exported(tf, islands):
     assert not islands(load_source(function, tolerance=2e-2))
 
 
-def test_what_the_exporter_fails_on_goes_to_tensorflow(tf, islands, run):
+def test_what_the_exporter_fails_on_goes_to_tensorflow(tf, islands):
     dense = tf.constant(island_models.weights(8, 3))
 
     @tf.function(input_signature=[tf.TensorSpec([2, 8], tf.float32, name="x")])
@@ -195,6 +195,20 @@ def test_what_the_exporter_fails_on_goes_to_tensorflow(tf, islands, run):
     source = load_source(function)
     ((_, attributes),) = islands(source)
     assert attributes.reasons == ("FakeQuantWithMinMaxVars: the converter to ONNX has no way to write it here",)
+
+
+def test_a_loop_that_the_exporter_gives_up_on_goes_to_tensorflow(tf, islands, run):
+    dense = tf.constant(island_models.weights(8, 8))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32, name="x")])
+    def function(x):
+        return {"y": tf.scan(lambda a, row: a * 0.5 + row, x @ dense)}
+
+    source = load_source(function)
+    ((_, attributes),) = islands(source)
+    assert "StatelessWhile" in attributes.ops
+    x = island_models.weights(5, 8, seed=7)
+    np.testing.assert_allclose(run(source, x=x)["y"], function(tf.constant(x))["y"].numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_bfloat16_model_computes_its_islands_in_float32_too(tf, islands):

@@ -17,8 +17,8 @@ from passes.model import from_proto
 from passes.partition import PartitionOptions, propose
 from passes.splice import splice
 from passes.support import SupportMap, Verdict
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import InputProfile
-from rewriter.manifest import EngineEntry
 from rewriter.runtime.gpu.island import Island
 from rewriter.runtime.gpu.opening import Opener, assemble
 from rewriter.runtime.gpu.values import DeviceValue

@@ -12,13 +12,13 @@ from onnx import parser
 
 from passes import model as models
 from passes.segments import TensorSpec
-from rewriter import artifact_engines as saving
-from rewriter import manifest as manifests
 from rewriter.artifact import ArtifactPart, check_output, load_artifact, save_artifact
-from rewriter.artifact_engines import save_engines
+from rewriter.artifact import engines as saving
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.engines import save_engines
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ArtifactError
-from rewriter.manifest import EngineEntry
 from rewriter.runtime.slots import StoredEngine
 from rewriter.source import Signature
 
@@ -256,7 +256,7 @@ def test_two_processes_that_save_at_once(artifact, tmp_path):
         import sys, pathlib
         sys.path.insert(0, sys.argv[3])
         from test_artifact_engines import stored
-        from rewriter.artifact_engines import save_engines
+        from rewriter.artifact.engines import save_engines
         name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
         print("ready", flush=True)
         sys.stdin.readline()

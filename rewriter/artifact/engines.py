@@ -17,12 +17,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from passes.base import PassError
 from passes.engine_node import read_engines
-from rewriter import manifest as manifests
-from rewriter.artifact import RETRIES, place_engine, read_manifest, state_of, write_json
-from rewriter.artifact_check import examine_files
-from rewriter.artifact_paths import checked_path, output_errors
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.check import examine_files
+from rewriter.artifact.manifest import FileRecord, Manifest, Part, engine_file, sidecar_file
+from rewriter.artifact.manifest_json import manifest_from_json, manifest_to_json
+from rewriter.artifact.paths import checked_path, output_errors
+from rewriter.artifact.reading import RETRIES, read_manifest, state_of
+from rewriter.artifact.writing import place_engine, write_json
 from rewriter.errors import ArtifactError
-from rewriter.manifest import FileRecord, Manifest, Part, engine_file, sidecar_file
 from rewriter.runtime.slot_values import StoredEngine
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ def save_engines(
     root = checked_path(path).resolve()
     for _ in range(RETRIES + 1):
         before = state_of(root)
-        content = manifests.manifest_from_json(read_manifest(root), str(root))
+        content = manifest_from_json(read_manifest(root), str(root))
         part = content.part(signature, str(root))
         if not engines:
             return ()
@@ -140,7 +142,7 @@ def _write(
         parts = tuple(grown if other is part else other for other in content.parts)
         merged = dataclasses.replace(content, parts=parts, files={**content.files, **records})
         manifest = scratch / manifests.MANIFEST_FILE
-        write_json(manifest, manifests.manifest_to_json(merged))
+        write_json(manifest, manifest_to_json(merged))
         for name in records:
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)

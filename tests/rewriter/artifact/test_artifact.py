@@ -13,8 +13,6 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from passes import model as models
 from passes.segments import TensorSpec
-from rewriter import artifact as artifacts
-from rewriter import manifest as manifests
 from rewriter.artifact import (
     ArtifactPart,
     EngineEntry,
@@ -23,7 +21,9 @@ from rewriter.artifact import (
     is_artifact,
     load_artifact,
     save_artifact,
+    writing,
 )
+from rewriter.artifact import manifest as manifests
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ArtifactError
 from rewriter.source import Signature
@@ -223,7 +223,7 @@ def test_an_unwritable_parent_is_named(save, out, tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise PermissionError(13, "Permission denied", str(tmp_path / "parent"))
 
-    monkeypatch.setattr(artifacts.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(writing.tempfile, "mkdtemp", refuse)
     with pytest.raises(
         ArtifactError, match=r"cannot write the artifact .*out: Permission denied \(.*parent\)"
     ) as caught:
@@ -260,10 +260,10 @@ def test_a_failure_at_any_step_changes_nothing(save, out, monkeypatch, step, exi
     if step == "weights":
         monkeypatch.setattr(models, "write_weights", failing(models.write_weights, lambda *a: True))
     elif step == "engine":
-        monkeypatch.setattr(artifacts, "place_engine", failing(artifacts.place_engine, lambda *a: True))
+        monkeypatch.setattr(writing, "place_engine", failing(writing.place_engine, lambda *a: True))
     elif step == "manifest":
-        write = failing(artifacts.write_json, lambda path, data: path.name == "manifest.json")
-        monkeypatch.setattr(artifacts, "write_json", write)
+        write = failing(writing.write_json, lambda path, data: path.name == "manifest.json")
+        monkeypatch.setattr(writing, "write_json", write)
     else:
         rename = failing(Path.rename, lambda self, target: Path(target) == out)
         monkeypatch.setattr(Path, "rename", rename)
@@ -282,7 +282,7 @@ def test_an_interrupt_leaves_nothing_behind(save, out, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "place_engine", interrupt)
+    monkeypatch.setattr(writing, "place_engine", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save()
     assert not out.parent.exists()

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from rewriter import manifest as manifests
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.manifest import EngineEntry, FileRecord
 from rewriter.errors import ArtifactError
-from rewriter.manifest import EngineEntry, FileRecord
 
 
 def examine_files(root: Path, files: Mapping[str, FileRecord], check_hashes: bool) -> dict[str, str]:

@@ -15,7 +15,7 @@ from passes.island_node import (
     with_folders,
 )
 from passes.model import Model
-from rewriter.artifact_islands import copy_islands, keep_islands, resolve_islands
+from rewriter.artifact.islands import copy_islands, keep_islands, resolve_islands
 from rewriter.errors import ArtifactError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
-from rewriter import manifest as manifests
+from rewriter.artifact import manifest as manifests
 from rewriter.errors import ArtifactError
 
 #: Files of every artifact, whatever its manifest lists.

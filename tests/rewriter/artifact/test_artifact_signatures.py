@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper, parser
 from passes import model as models
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.segments import TensorSpec
-from rewriter import manifest as manifests
 from rewriter.artifact import ArtifactPart, EngineEntry, load_artifact, save_artifact
+from rewriter.artifact import manifest as manifests
 from rewriter.errors import ArtifactError, InvalidParameterError
 
 WEIGHT = np.arange(4096, dtype=np.float32).reshape(64, 64)

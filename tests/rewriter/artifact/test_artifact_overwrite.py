@@ -9,9 +9,9 @@ from onnx import TensorProto, parser
 from passes import model as models
 from passes.segments import TensorSpec
 from rewriter import artifact as artifacts
-from rewriter import artifact_paths
-from rewriter import manifest as manifests
-from rewriter.artifact import ArtifactPart, EngineEntry, check_output, load_artifact, save_artifact
+from rewriter.artifact import ArtifactPart, EngineEntry, check_output, load_artifact, reading, save_artifact
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact import paths as artifact_paths
 from rewriter.errors import ArtifactError
 from rewriter.runtime.loading import load
 from rewriter.source import Signature
@@ -169,14 +169,14 @@ def meanwhile(monkeypatch):
     """Lets something happen while an artifact is read: `actions`, one an attempt, before a function is called."""
 
     def do(function, *actions):
-        original, waiting = getattr(artifacts, function), list(actions)
+        original, waiting = getattr(reading, function), list(actions)
 
         def wrapped(*args):
             if waiting:
                 waiting.pop(0)()
             return original(*args)
 
-        monkeypatch.setattr(artifacts, function, wrapped)
+        monkeypatch.setattr(reading, function, wrapped)
         return waiting
 
     return do
@@ -217,7 +217,7 @@ def test_a_folder_that_vanishes_between_two_renames_is_waited_for(save, out, tmp
         if len(waits) == 2:
             save("Neg")
 
-    monkeypatch.setattr(artifacts, "_wait_for_rename", come_back)
+    monkeypatch.setattr(reading, "_wait_for_rename", come_back)
     meanwhile("examine_files", lambda: out.rename(aside))
     assert operator(load_artifact(out)) == "Neg"
     assert waits == [0, 1]
@@ -229,16 +229,16 @@ def test_a_folder_that_does_not_come_back_is_an_error(save, out, tmp_path, monke
     aside.parent.mkdir()
     out.rename(aside)
     waits = []
-    monkeypatch.setattr(artifacts, "_wait_for_rename", lambda: waits.append(1))
+    monkeypatch.setattr(reading, "_wait_for_rename", lambda: waits.append(1))
     with pytest.raises(ArtifactError, match="no such artifact"):
         load_artifact(out)
-    assert len(waits) == artifacts.RETRIES
+    assert len(waits) == reading.RETRIES
 
 
 def test_a_missing_folder_is_told_at_once(out, monkeypatch):
     attempts = []
-    read = artifacts.read_manifest
-    monkeypatch.setattr(artifacts, "read_manifest", lambda root: attempts.append(root) or read(root))
+    read = reading.read_manifest
+    monkeypatch.setattr(reading, "read_manifest", lambda root: attempts.append(root) or read(root))
     with pytest.raises(ArtifactError, match="no such artifact"):
         load_artifact(out)
     assert len(attempts) == 1
@@ -246,7 +246,7 @@ def test_a_missing_folder_is_told_at_once(out, monkeypatch):
 
 def test_an_artifact_replaced_again_and_again_is_an_error(save, out, meanwhile):
     save()
-    waiting = meanwhile("_check_signature", *[save] * (artifacts.RETRIES + 5))
+    waiting = meanwhile("_check_signature", *[save] * (reading.RETRIES + 5))
     with pytest.raises(ArtifactError, match="is replaced again and again"):
         load_artifact(out)
     assert len(waiting) == 4

@@ -1,0 +1,196 @@
+"""Writes artifacts: into a sibling directory first, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from passes import model as models
+from passes.model import Model
+from rewriter.artifact import manifest as manifests
+from rewriter.artifact.islands import copy_islands
+from rewriter.artifact.manifest import EngineEntry, FileRecord, Manifest, Part, part_files
+from rewriter.artifact.manifest_json import manifest_to_json
+from rewriter.artifact.parts import ArtifactPart
+from rewriter.artifact.paths import check_output, checked_path, output_errors
+from rewriter.errors import ArtifactError
+
+_log = logging.getLogger(__name__)
+
+
+def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPart, overwrite: bool = False) -> Path:
+    """Writes an artifact: into a sibling directory first, then renamed into place.
+
+    Whatever goes wrong, `directory` is afterwards what it was before, and nothing is left beside it.
+
+    Args:
+        directory: where to; missing parents are made.
+        part: the default signature.
+        others: further signatures.
+        overwrite: True replaces an existing artifact whose folder holds nothing else; no other folder that is not
+            empty is ever replaced.
+
+    Returns:
+        The artifact's directory, resolved.
+
+    Raises:
+        ArtifactError: the output exists, lies in an artifact or cannot be written, an engine is missing or has
+            changed since it was built, the model is too large for one file, two signatures have one name, or
+            `params` or a report hold something that JSON cannot.
+    """
+    # A link is followed here, for renaming a directory onto a link would replace the link.
+    target = checked_path(directory).resolve()
+    check_output(target, overwrite)
+    names = [p.signature.name for p in (part, *others)]
+    if len(set(names)) < len(names):
+        raise ArtifactError(f"two signatures of {target} have one name: {', '.join(sorted(names))}")
+    with output_errors(target), _made_parents(target.parent):
+        scratch = _sibling(target, "new")
+        try:
+            parts = tuple(
+                Part(p.signature, p.params, tuple(entry for entry, _ in p.engines), *part_files(number))
+                for number, p in enumerate((part, *others))
+            )
+            files = _write_content(scratch, list(zip(parts, (part, *others), strict=True)))
+            content = Manifest(
+                created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                versions=manifests.installed_versions(),
+                parts=parts,
+                files=files,
+            )
+            write_json(scratch / manifests.MANIFEST_FILE, manifest_to_json(content))
+            manifests.sync_directory(scratch)
+            _install(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    engines = sum(len(p.engines) for p in parts)
+    _log.info("saved %s: %d engine%s, %d files", target, engines, "s" * (engines != 1), len(files) + 1)
+    return target
+
+
+@contextlib.contextmanager
+def _made_parents(parent: Path) -> Iterator[None]:
+    """Makes missing parent directories; takes them away again on failure."""
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _sibling(target: Path, purpose: str) -> Path:
+    """A new directory beside `target`, with the permissions that `mkdir` would give."""
+    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{purpose}-", dir=target.parent))
+    probe = path / "mode"
+    probe.mkdir()
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.rmdir()
+    return path
+
+
+def islands_folder(number: int) -> str:
+    """Where the TensorFlow islands of the signature with that number lie, 0 for the first."""
+    return f"tensorflow.{number}" if number else "tensorflow"
+
+
+def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) -> dict[str, FileRecord]:
+    """Writes everything but the manifest; returns the records of the files."""
+    contents = [content for _, content in parts]
+    written = [part.model for part, _ in parts]
+    spliced: dict[str, Model] = {}
+    for number, (part, content) in enumerate(parts):
+        spliced[part.model], files_of_islands = copy_islands(content.model, scratch, islands_folder(number))
+        written += files_of_islands
+    models.save_all(spliced, scratch, manifests.WEIGHTS_FILE)
+    written += [manifests.WEIGHTS_FILE] if any(content.model.weights for content in contents) else []
+    for part, content in parts:
+        write_json(scratch / part.report, manifests.plain(content.report, "report"))
+        written.append(part.report)
+        if content.ranges is not None:
+            (scratch / part.ranges).write_text(content.ranges.to_json() + "\n", "utf-8")
+            written.append(part.ranges)
+    placed: dict[str, FileRecord] = {}
+    for content in contents:
+        _place_engines(scratch, content.engines, placed)
+    for name in placed:
+        written += [name, manifests.sidecar_file(name)]
+    files = {name: manifests.hash_file(scratch / name) for name in written}
+    for content in contents:
+        for entry, source in content.engines:
+            if files[entry.file] != FileRecord(entry.size, entry.sha256):
+                raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
+    return files
+
+
+def _place_engines(scratch: Path, engines: Sequence[tuple[EngineEntry, Path]], placed: dict[str, FileRecord]) -> None:
+    """Puts the engines of one signature into place; one that another signature has as well is there already."""
+    own: set[str] = set()
+    for entry, source in engines:
+        if entry.file in own:
+            raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
+        own.add(entry.file)
+        record = FileRecord(entry.size, entry.sha256)
+        if entry.file not in placed:
+            place_engine(scratch, entry, source)
+            placed[entry.file] = record
+        elif placed[entry.file] != record:
+            # Equal segments were built twice: their keys agree, the bytes of two builds need not.
+            raise ArtifactError(f"engine {entry.op} was built twice, differently, with the key {entry.key}")
+
+
+def place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:
+    """Links or copies an engine into the scratch directory and writes its sidecar."""
+    if not source.is_file():
+        raise ArtifactError(f"the file of engine {entry.op} is gone ({source}): build it again")
+    path = scratch / entry.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, path)
+    write_json(scratch / manifests.sidecar_file(entry.file), manifests.entry_to_json(entry))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Writes a JSON file, and waits until it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _install(scratch: Path, target: Path) -> None:
+    """Renames `scratch` to `target`; an artifact already there is put aside first and brought back on failure."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    aside = _sibling(target, "old")
+    old = aside / target.name
+    try:
+        target.rename(old)
+        try:
+            scratch.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    finally:
+        # Only what has been replaced may go: if bringing back failed as well, the old artifact stays in `aside`.
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
