@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from rewriter.accuracy.target import AccuracyTarget
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
-    from rewriter.dry_run import DryRun
     from rewriter.legacy import TrtGraphConverter, create_inference_graph
     from rewriter.pass_selection import RewriterConfig
     from rewriter.precision.options import PrecisionOptions
     from rewriter.progress import ProgressEvent
-    from rewriter.report import Report
+    from rewriter.reports.dry_run import DryRun
+    from rewriter.reports.report import Report
     from rewriter.rescuing import RescueReport, rescue
     from rewriter.runtime.function import ConvertedFunction
     from rewriter.runtime.loading import load
@@ -53,10 +53,10 @@ _LAZY = {
     "AccuracyTarget": ("rewriter.accuracy.target", "AccuracyTarget"),
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
-    "DryRun": ("rewriter.dry_run", "DryRun"),
+    "DryRun": ("rewriter.reports.dry_run", "DryRun"),
     "PrecisionOptions": ("rewriter.precision.options", "PrecisionOptions"),
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
-    "Report": ("rewriter.report", "Report"),
+    "Report": ("rewriter.reports.report", "Report"),
     "RescueReport": ("rewriter.rescuing", "RescueReport"),
     "RewriterConfig": ("rewriter.pass_selection", "RewriterConfig"),
     "TrtGraphConverter": ("rewriter.legacy", "TrtGraphConverter"),

@@ -19,13 +19,13 @@ from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.building.entries import engine_attributes
 from rewriter.building.planning import make_plan
 from rewriter.denylists import idle_entries
-from rewriter.operations import count_operations
 from rewriter.precision.calibration import suspicious
 from rewriter.precision.notes import make_precision_report
 from rewriter.precision.plan import PrecisionPlan
 from rewriter.progress import Stages
-from rewriter.report import Failure, Report
-from rewriter.reporting import make_report
+from rewriter.reports.making import make_report
+from rewriter.reports.operations import count_operations
+from rewriter.reports.report import Failure, Report
 from rewriter.runtime.native import evaluate
 from rewriter.settings import Settings
 from rewriter.source import SourceModel

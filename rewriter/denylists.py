@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from passes.graph_index import iter_scopes
 from passes.model import Model
-from rewriter.report import Failure
+from rewriter.reports.report import Failure
 
 logger = logging.getLogger(__name__)
 

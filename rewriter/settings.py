@@ -21,7 +21,7 @@ from rewriter.params import (
 )
 from rewriter.pass_selection import PassSelection
 from rewriter.precision.options import narrowed_targets
-from rewriter.reporting import params_to_json
+from rewriter.reports.making import params_to_json
 from rewriter.source import Signature, SourceModel
 from rewriter.switches import Switches
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rewriter.by_signature import chosen
-from rewriter.dry_run import DryRun, make_dry_run
 from rewriter.errors import ConverterStateError, InvalidParameterError
-from rewriter.graph_picture import graph_picture
-from rewriter.nonconversion import nonconversion_table, to_text, write_csv
-from rewriter.report import Report
+from rewriter.reports.dry_run import DryRun, make_dry_run
+from rewriter.reports.graph_picture import graph_picture
+from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
+from rewriter.reports.report import Report
+from rewriter.reports.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 from rewriter.source import Signature
-from rewriter.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 from rewriter.switches import PRINTED
 from rewriter.workshop import Track, Workshop
 

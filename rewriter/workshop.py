@@ -20,7 +20,7 @@ from rewriter.conversion import Conversion, start_conversion
 from rewriter.errors import ConverterStateError
 from rewriter.precision.plan import PrecisionPlan
 from rewriter.progress import ProgressCallback, ProgressEvent, Stages
-from rewriter.report import Report
+from rewriter.reports.report import Report
 from rewriter.runtime.loading import Runnable
 from rewriter.runtime.slots import StoredEngine
 from rewriter.settings import Settings

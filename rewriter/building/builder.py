@@ -18,7 +18,7 @@ from rewriter.building.compile import blame
 from rewriter.building.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
 from rewriter.precision.lowering import Lowered, Lowering
-from rewriter.report import Failure
+from rewriter.reports.report import Failure
 
 __all__ = ["BuildProgress", "BuildResult", "EngineBuilder", "Profiles", "SegmentBuild"]
 

@@ -43,7 +43,7 @@ from rewriter.building.cache_entry import (
     write_json,
 )
 from rewriter.errors import InvalidParameterError
-from rewriter.report import CacheStats
+from rewriter.reports.report import CacheStats
 
 FAILURE_FORMAT = "trt-rewriter failed build"
 #: What the engines of a folder may take together, bytes.

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rewriter.artifact import load_artifact
     from rewriter.commands.screen import import_tensorflow
     from rewriter.params import check_tolerance
-    from rewriter.summary import plain_console
+    from rewriter.reports.summary import plain_console
 
     tolerance = check_tolerance(arguments.tolerance)
     shapes = parse_shapes(arguments.shapes)

@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
+    from rewriter.reports.summary import plain_console, print_report
     from rewriter.shapes.sampling import check_profile_shapes
-    from rewriter.summary import plain_console, print_report
 
     if arguments.dry_run:
         return dry_run(arguments)

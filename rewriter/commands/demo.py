@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; 1 when the outputs differ from TensorFlow's, or lower precision costs accuracy."""
     from rewriter.artifact import check_output
-    from rewriter.summary import plain_console
+    from rewriter.reports.summary import plain_console
 
     console = plain_console()
     if arguments.output:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:
     from rewriter.converter import Converter
-    from rewriter.summary import print_report
+    from rewriter.reports.summary import print_report
 
     calibration = calibration_input_fn(arguments)
     model, call, images, labels = _digits() if arguments.model == DIGITS else _application(arguments.model)
@@ -92,8 +92,8 @@ def _compare(
     """Runs the saved artifact and TensorFlow on the same inputs and prints how they compare."""
     import numpy as np
 
+    from rewriter.reports.summary import human_size
     from rewriter.runtime.loading import load
-    from rewriter.summary import human_size
 
     expected = call(images)
     with load(output) as function:

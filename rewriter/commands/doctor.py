@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - every command t
     from rich import box
     from rich.table import Table
 
-    from rewriter.summary import plain_console
+    from rewriter.reports.summary import plain_console
 
     console = plain_console()
     console.print(f"Python {platform.python_version()} on {platform.platform()}")

@@ -15,8 +15,8 @@ from rewriter.errors import InvalidParameterError
 def dry_run(arguments: argparse.Namespace) -> int:
     """Cuts the model and prints what a conversion would give."""
     from rewriter.converter import Converter
-    from rewriter.dry_run_text import print_dry_run
-    from rewriter.summary import plain_console
+    from rewriter.reports.dry_run_text import print_dry_run
+    from rewriter.reports.summary import plain_console
 
     if arguments.output is not None:
         raise InvalidParameterError("--dry-run writes nothing: leave -o out")

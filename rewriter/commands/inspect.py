@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rewriter.artifact import Artifact
-    from rewriter.report import Report
+    from rewriter.reports.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints signature, engines, native nodes by reason, files and sizes; or what was asked for instead."""
     from rewriter.artifact import load_artifact
     from rewriter.errors import ArtifactError, InvalidParameterError
-    from rewriter.report import Report
+    from rewriter.reports.report import Report
 
     if arguments.expand_engines is not None and arguments.picture is None:
         raise InvalidParameterError("--expand-engines says how --picture draws: give --picture, too")
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ArtifactError(f"{artifact.path}: report.json cannot be read: {error}") from error
     if arguments.picture is not None:
-        from rewriter.graph_picture import graph_picture
+        from rewriter.reports.graph_picture import graph_picture
 
         graph_picture(artifact.model, report, expand_engines=arguments.expand_engines).write(arguments.picture)
     if arguments.nonconversion is not None:
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_nonconversion(report: Report, file: str) -> None:
     """Prints the table, and writes it to `file` unless that is ""."""
-    from rewriter.nonconversion import nonconversion_table, to_text, write_csv
+    from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
 
     rows = nonconversion_table(report)
     print(to_text(rows, report.total_nodes))
@@ -71,8 +71,8 @@ def _print_nonconversion(report: Report, file: str) -> None:
 
 
 def _print_artifact(artifact: Artifact, report: Report, *, detailed: bool) -> None:
-    from rewriter.report import dtype_name, shape_text
-    from rewriter.summary import human_size, plain_console, print_report
+    from rewriter.reports.report import dtype_name, shape_text
+    from rewriter.reports.summary import human_size, plain_console, print_report
 
     console = plain_console()
     console.print(f"{artifact.path}: {report.source}")

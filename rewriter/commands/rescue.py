@@ -21,8 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Rescues the model, and prints engines, what was removed and what was recorded."""
     import json
 
+    from rewriter.reports.summary import plain_console
     from rewriter.rescuing import rescue
-    from rewriter.summary import plain_console
 
     report = rescue(arguments.source, arguments.output, overwrite=arguments.overwrite)
     if arguments.json:

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rewriter.commands.npz import read_npz
     from rewriter.errors import InputError
+    from rewriter.reports.summary import plain_console
     from rewriter.runtime.loading import load
-    from rewriter.summary import plain_console
 
     feeds = read_npz(arguments.inputs)
     console = plain_console()

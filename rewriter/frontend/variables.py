@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.frontend import large_weights
 from rewriter.frontend.callee import import_tensorflow
-from rewriter.frontend.large_weights import LARGE, LargeWeights, is_large, place
+from rewriter.frontend.large_weights import LargeWeights, is_large, place
 
 
 def to_constants(function: Any, references: Mapping[str, Any], threshold: int) -> tuple[Any, LargeWeights | None]:
@@ -62,7 +63,7 @@ def _take_out_constants(graph_def: Any, weights: LargeWeights) -> None:
     """Writes large constants of the main graph to files."""
     tf = import_tensorflow()
     for node in graph_def.node:
-        if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) >= LARGE:
+        if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) >= large_weights.LARGE:
             array = tf.make_ndarray(node.attr["value"].tensor)
             if is_large(array.dtype, array.size):
                 place(node, weights.put(array), array)

@@ -9,7 +9,7 @@ from passes.base import Change
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend
 from rewriter.building.builder import BuildResult, EngineBuilder
-from rewriter.report import PrecisionReport
+from rewriter.reports.report import PrecisionReport
 
 #: Rules of lowering whose changes a user should read one by one.
 _TOLD = ("symmetrise", "skip-float")

@@ -11,7 +11,7 @@ from passes.splice import EngineAttributes, splice
 from passes.support import SupportMap, Verdict
 from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.cli import main
-from rewriter.report import EngineReport, Report
+from rewriter.reports.report import EngineReport, Report
 from rewriter.source import Signature
 
 TEXT = """<ir_version: 10, opset_import: ["" : 18]>

@@ -16,7 +16,7 @@ from rewriter.backends.base import BuildFailure, BuiltEngine
 from rewriter.building.cache import MAX_FAILURES, EngineCache
 from rewriter.building.cache_entry import ENGINE_FILE, SIDECAR_FILE
 from rewriter.errors import InvalidParameterError
-from rewriter.report import CacheStats
+from rewriter.reports.report import CacheStats
 
 KEY = "0123456789abcdef" * 2
 OTHER = "f" * 32

@@ -17,9 +17,9 @@ from rewriter.backends.base import BuildFailure
 from rewriter.commands.options import add_conversion_options, conversion_arguments
 from rewriter.converter import Converter
 from rewriter.errors import InvalidParameterError
-from rewriter.report import CacheStats, Report
+from rewriter.reports.report import CacheStats, Report
+from rewriter.reports.summary import cache_line, render_summary
 from rewriter.runtime.loading import load
-from rewriter.summary import cache_line, render_summary
 
 pytestmark = pytest.mark.rtx
 

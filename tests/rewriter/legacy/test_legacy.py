@@ -7,7 +7,7 @@ import pytest
 
 from rewriter.errors import ConverterStateError, InputError, InvalidParameterError
 from rewriter.legacy import TrtGraphConverter, create_inference_graph
-from rewriter.legacy_names import NodeNames, node_pattern
+from rewriter.legacy.names import NodeNames, node_pattern
 from rewriter.runtime.loading import load
 
 pytestmark = [pytest.mark.rtx, pytest.mark.tensorflow]
@@ -148,7 +148,7 @@ def test_int8_is_calibrated_after_convert(graph_def, options, tmp_path, caplog):
         fed.append(1)
         return {"image:0": IMAGES.tolist()}
 
-    caplog.set_level(logging.INFO, "rewriter.legacy")
+    caplog.set_level(logging.INFO, "rewriter.legacy.converter")
     with TrtGraphConverter(input_graph_def=graph_def, precision_mode="int8", **options) as converter:
         assert "is_dynamic_op=False is not used" in caplog.text
         with pytest.raises(ConverterStateError, match="call convert"):

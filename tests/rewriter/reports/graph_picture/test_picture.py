@@ -14,9 +14,9 @@ from passes.partition import PartitionOptions, propose
 from passes.splice import EngineAttributes, splice
 from passes.support import SupportMap, Verdict
 from rewriter.errors import ArtifactError
-from rewriter.graph_picture import graph_picture
-from rewriter.report import EngineReport, Report
-from rewriter.reporting import NOT_BUILT
+from rewriter.reports.graph_picture import graph_picture
+from rewriter.reports.making import NOT_BUILT
+from rewriter.reports.report import EngineReport, Report
 
 TEXT = """<ir_version: 10, opset_import: ["" : 18]>
 g (float[N] x, bool c) => (float[N] y) <float[N] a1, float[N] s1, float[N] b1, int64[N] k, float[1] w = {2}> {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from passes.model import Model
 from rewriter.errors import ArtifactError
-from rewriter.graph_picture.contents import Content, make_content
-from rewriter.graph_picture.dot import to_dot
-from rewriter.graph_picture.svg import to_svg
-from rewriter.report import Report
+from rewriter.reports.graph_picture.contents import Content, make_content
+from rewriter.reports.graph_picture.dot import to_dot
+from rewriter.reports.graph_picture.svg import to_svg
+from rewriter.reports.report import Report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rewriter.artifact.manifest import installed_versions, profile_to_json
 from rewriter.backends.base import BuiltEngine
 from rewriter.building.builder import BuildResult, EngineBuilder, SegmentBuild
 from rewriter.params import ConversionParams
-from rewriter.report import EngineReport, Failure, PassSummary, PrecisionReport, Report
+from rewriter.reports.report import EngineReport, Failure, PassSummary, PrecisionReport, Report
 from rewriter.source import SourceModel
 
 NOT_BUILT = "not built yet: build() has not run"

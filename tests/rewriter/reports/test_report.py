@@ -7,7 +7,7 @@ from onnx import TensorProto as T
 
 from passes.segments import TensorSpec
 from passes.support import Verdict
-from rewriter.report import (
+from rewriter.reports.report import (
     CacheStats,
     EngineReport,
     Failure,
@@ -17,7 +17,7 @@ from rewriter.report import (
     group_by_reason,
     shape_text,
 )
-from rewriter.summary import cache_line, coverage_line, human_size, profile_texts, render_summary
+from rewriter.reports.summary import cache_line, coverage_line, human_size, profile_texts, render_summary
 
 IMAGE = TensorSpec("image", T.FLOAT, ("batch", 8, None))
 ENGINE = EngineReport(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from passes.segments import TensorSpec
-from rewriter.report import EngineReport, Report, dtype_name
+from rewriter.reports.report import EngineReport, Report, dtype_name
 
 #: TF-TRT's headers, the share of a line that each column gets there, and its least width in characters.
 COLUMNS = (

@@ -17,11 +17,11 @@ from passes.support import FAKELIST, SupportMap, Verdict
 from rewriter.building.builder import BuildResult
 from rewriter.building.planning import make_plan
 from rewriter.conversion import Conversion
-from rewriter.dry_run import SizeRow, describe, make_dry_run, recommend
-from rewriter.dry_run_text import coverage_text
 from rewriter.errors import InvalidParameterError
-from rewriter.operations import count_operations
-from rewriter.report import flops_text
+from rewriter.reports.dry_run import SizeRow, describe, make_dry_run, recommend
+from rewriter.reports.dry_run_text import coverage_text
+from rewriter.reports.operations import count_operations
+from rewriter.reports.report import flops_text
 from rewriter.source import Signature, SourceModel
 
 

@@ -6,9 +6,9 @@ import itertools
 import re
 from xml.sax.saxutils import escape
 
-from rewriter.graph_picture import colours
-from rewriter.graph_picture.contents import ENGINE, INPUT, ISLAND, NATIVE, OUTPUT, Box, Content, Line, Panel
-from rewriter.graph_picture.layout import Layout, Point, layout
+from rewriter.reports.graph_picture import colours
+from rewriter.reports.graph_picture.contents import ENGINE, INPUT, ISLAND, NATIVE, OUTPUT, Box, Content, Line, Panel
+from rewriter.reports.graph_picture.layout import Layout, Point, layout
 
 _MARGIN = 24
 #: Engines that the legend lists; the others are counted.

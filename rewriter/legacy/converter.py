@@ -18,9 +18,9 @@ from passes.segments import TensorSpec
 from rewriter import params as parameters
 from rewriter.converter import Converter
 from rewriter.errors import ConverterStateError, InputError, InvalidParameterError
-from rewriter.legacy_names import NodeNames, node_pattern, saved_model_tensors
+from rewriter.legacy.names import NodeNames, node_pattern, saved_model_tensors
 from rewriter.params import ConversionParams
-from rewriter.report import Report
+from rewriter.reports.report import Report
 from rewriter.runtime.function import ConvertedFunction
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 from rewriter.errors import ArtifactError
-from rewriter.report import EngineReport, Report, group_by_reason
-from rewriter.reporting import NOT_BUILT
+from rewriter.reports.making import NOT_BUILT
+from rewriter.reports.report import EngineReport, Report, group_by_reason
 
 #: The first line of the CSV file, as TF-TRT wrote it.
 COLUMNS = ("OP Name", "Reason", "Count")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriter.graph_picture.ordering import Chains
+from rewriter.reports.graph_picture.ordering import Chains
 
 #: Sweeps down and up.
 _SWEEPS = 20

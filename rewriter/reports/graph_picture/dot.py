@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rewriter.graph_picture import colours
-from rewriter.graph_picture.contents import ENGINE, INPUT, MEMBER, OUTPUT, Box, Content, Panel
+from rewriter.reports.graph_picture import colours
+from rewriter.reports.graph_picture.contents import ENGINE, INPUT, MEMBER, OUTPUT, Box, Content, Panel
 
 
 def to_dot(content: Content) -> str:

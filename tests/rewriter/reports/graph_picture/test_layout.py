@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewriter.graph_picture.layout import Spacing, assign_layers, layout
-from rewriter.graph_picture.ordering import crossings, make_chains, order_layers
+from rewriter.reports.graph_picture.layout import Spacing, assign_layers, layout
+from rewriter.reports.graph_picture.ordering import crossings, make_chains, order_layers
 
 BOX = (80.0, 36.0)
 

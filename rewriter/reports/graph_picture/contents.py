@@ -16,7 +16,7 @@ from passes.model import Model
 from passes.segments import ENGINE_DOMAIN, TensorSpec
 from passes.splice import unsplice
 from passes.support import Verdict
-from rewriter.report import EngineReport, Report, dtype_name, flops_text, shape_text
+from rewriter.reports.report import EngineReport, Report, dtype_name, flops_text, shape_text
 
 #: Up to so many nodes a model is drawn node by node.
 EXPANDED_UP_TO = 150

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rewriter.graph_picture.ordering import Chains, make_chains, order_layers
-from rewriter.graph_picture.placement import place
+from rewriter.reports.graph_picture.ordering import Chains, make_chains, order_layers
+from rewriter.reports.graph_picture.placement import place
 
 #: Boxes without edges in one row.
 _LONELY = 10

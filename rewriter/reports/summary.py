@@ -12,8 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from passes.segments import TensorSpec
-from rewriter.report import CacheStats, EngineReport, Report, dtype_name, flops_text, group_by_reason, shape_text
-from rewriter.tftrt_summary import print_tftrt_table
+from rewriter.reports.report import (
+    CacheStats,
+    EngineReport,
+    Report,
+    dtype_name,
+    flops_text,
+    group_by_reason,
+    shape_text,
+)
+from rewriter.reports.tftrt_summary import print_tftrt_table
 
 #: Narrower lines than this break the tables (TF-TRT wanted 160).
 MINIMUM_LINE_LENGTH = 80

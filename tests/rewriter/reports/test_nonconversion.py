@@ -6,9 +6,9 @@ import pytest
 
 from passes.support import Verdict
 from rewriter.errors import ArtifactError
-from rewriter.nonconversion import NonConversion, has_engine, nonconversion_table, to_csv, to_text, write_csv
-from rewriter.report import EngineReport, Report
-from rewriter.reporting import NOT_BUILT
+from rewriter.reports.making import NOT_BUILT
+from rewriter.reports.nonconversion import NonConversion, has_engine, nonconversion_table, to_csv, to_text, write_csv
+from rewriter.reports.report import EngineReport, Report
 
 
 def denial(node, op, rule, reason):

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from passes.segments import TensorSpec
-from rewriter.dry_run import DryEngine, DryNative, DryRun, SizeRow
-from rewriter.report import dtype_name, flops_text, shape_text
-from rewriter.summary import MAXIMUM_NAMES, MINIMUM_LINE_LENGTH, plain_console
+from rewriter.reports.dry_run import DryEngine, DryNative, DryRun, SizeRow
+from rewriter.reports.report import dtype_name, flops_text, shape_text
+from rewriter.reports.summary import MAXIMUM_NAMES, MINIMUM_LINE_LENGTH, plain_console
 
 
 def render_dry_run(dry: DryRun, line_length: int = 120, *, detailed: bool = True) -> str:

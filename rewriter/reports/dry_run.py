@@ -16,8 +16,8 @@ from passes.segments import Segmentation, SegmentModel, TensorSpec
 from passes.support import SupportMap
 from rewriter.building.planning import Plan
 from rewriter.conversion import Conversion
-from rewriter.operations import count_operations
-from rewriter.report import group_by_reason
+from rewriter.reports.operations import count_operations
+from rewriter.reports.report import group_by_reason
 
 DRY_RUN_SCHEMA_VERSION = 1
 #: Sizes of the table, as far as the model has segments for them.
@@ -152,7 +152,7 @@ class DryRun:
             line_length: characters a line, at least 80.
             detailed: with the inputs, outputs and operators of each engine.
         """
-        from rewriter.dry_run_text import render_dry_run
+        from rewriter.reports.dry_run_text import render_dry_run
 
         return render_dry_run(self, line_length, detailed=detailed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rewriter.graph_picture import contents
+from rewriter.reports.graph_picture import contents
 
 #: (fill, border) of engines, in turn.
 ENGINES = (

@@ -1,0 +1,1 @@
+"""What is told of a conversion: the report as values, tables, dry runs, pictures."""
