@@ -12,6 +12,7 @@ from rewriter.frontend.callee import Callee, import_tensorflow
 from rewriter.frontend.graph_names import settle_names
 from rewriter.frontend.grappler import GrapplerOptions, grapple
 from rewriter.frontend.large_weights import LargeWeights
+from rewriter.frontend.negative_zero import rewrite_negative_zero
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.tables import name_tables
 from rewriter.frontend.variables import constant_bytes, to_constants
@@ -84,6 +85,7 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
     large_weights.shield(graph_def)
     graph_def = grapple(graph_def, inputs, outputs, grappler)
     large_weights.unshield(graph_def)
+    rewrite_negative_zero(graph_def)
     settle_names(graph_def, {name.split(":")[0] for name in (*inputs, *outputs)})
     return Frozen(
         graph_def=graph_def,
