@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from rewriter.errors import InvalidParameterError
 
@@ -110,10 +115,12 @@ def check_params(params: ConversionParams) -> ConversionParams:
             "minimum_segment_size must be a positive integer, or -1 to leave the main graph native, "
             f"not {params.minimum_segment_size!r}"
         )
-    for name in ("is_dynamic_op", "use_calibration", "allow_build_at_runtime"):
-        check_switch(name, getattr(params, name))
+    switches: dict[str, Any] = {
+        name: check_switch(name, getattr(params, name))
+        for name in ("is_dynamic_op", "use_calibration", "allow_build_at_runtime")
+    }
     mode = check_precision_mode(params.precision_mode)
-    return params._replace(precision_mode=mode, minimum_segment_size=size, **integers)
+    return params._replace(precision_mode=mode, minimum_segment_size=size, **integers, **switches)
 
 
 def merge_params(whole: ConversionParams | None, single: ConversionParams) -> ConversionParams:
@@ -131,14 +138,61 @@ def merge_params(whole: ConversionParams | None, single: ConversionParams) -> Co
 
 
 def check_switch(name: str, value: object) -> bool:
-    """The value when it is True or False; anything else that counts as true is refused.
+    """The value when it is True or False (numpy's count); anything else that counts as true is refused.
 
     Raises:
         InvalidParameterError: it is neither.
     """
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise InvalidParameterError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def check_callable(name: str, value: object) -> Callable[..., Any] | None:
+    """The value when it can be called; None for none given.
+
+    Raises:
+        InvalidParameterError: it cannot.
+    """
+    if value is not None and not callable(value):
+        raise InvalidParameterError(f"{name} must be a function, not {type(value).__name__}")
     return value
+
+
+def check_input_fn(name: str, value: object) -> Callable[[], Iterable[Any]]:
+    """The value when it can be called without arguments, as far as Python tells; it is not called here.
+
+    Raises:
+        InvalidParameterError: it is no function, or needs arguments; the message names them.
+    """
+    if not callable(value):
+        raise InvalidParameterError(f"{name} must be a function that yields inputs, not {type(value).__name__}")
+    try:
+        # A wrapper may give what it wraps its arguments, so only the outermost function is asked.
+        signature = inspect.signature(value, follow_wrapped=False)
+    except (TypeError, ValueError):  # not every function of C tells what it takes
+        return value
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"{name} must take no arguments and yield inputs, but this function takes {signature}: {error}"
+        ) from error
+    return value
+
+
+def check_path(name: str, value: object) -> Path:
+    """The value as a path.
+
+    Raises:
+        InvalidParameterError: it is no path, or an empty one.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise InvalidParameterError(f"{name} must be a path (a str or a pathlib.Path), not {type(value).__name__}")
+    if not text:
+        raise InvalidParameterError(f"{name} is empty: name a file")
+    return Path(text)
 
 
 def check_tolerance(value: object) -> float | None:
@@ -149,19 +203,26 @@ def check_tolerance(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not value > 0:
         raise InvalidParameterError(f"tolerance must be a positive number, not {value!r}")
     return float(value)
 
 
-def check_samples(value: object) -> list[Any] | None:
-    """Sample inputs as a list; None for none given.
+def check_samples(value: object) -> list[Any] | Mapping[str, list[Any]] | None:
+    """Sample inputs as a list, or signature key -> such a list; None for none given.
 
     Raises:
         InvalidParameterError: it cannot be iterated over.
     """
     if value is None:
         return None
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) and isinstance(item, (list, tuple)) for key, item in value.items()):
+            raise InvalidParameterError(
+                "samples must be a list of inputs, or a dict of such lists by signature key; one dict of inputs goes "
+                "into a list"
+            )
+        return {key: list(item) for key, item in value.items()}
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise InvalidParameterError(f"samples must be a list of inputs, not {value!r}")
     return list(value)
@@ -198,7 +259,7 @@ def check_profile_strategy(use_dynamic_shape: bool | None, strategy: str | None)
         InvalidParameterError: unknown strategy; or one given although use_dynamic_shape is False.
     """
     if use_dynamic_shape is not None:
-        check_switch("use_dynamic_shape", use_dynamic_shape)
+        use_dynamic_shape = check_switch("use_dynamic_shape", use_dynamic_shape)
     if strategy is not None:
         # TF-TRT took the words in any case.
         words = {word.lower(): word for word in supported_profile_strategies()}
@@ -226,21 +287,26 @@ def check_kind(name: str, value: object, kind: type[_Kind]) -> _Kind | None:
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:
-    """A sequence of strings as a tuple; one string alone is refused, for it would be read letter by letter.
+    """Strings as a tuple, in their order; those of a set, which has none, are sorted.
+
+    One string alone is refused, for it would be read letter by letter; a mapping is, for its values would get lost.
 
     Raises:
-        InvalidParameterError: it is no sequence of strings.
+        InvalidParameterError: it is nothing that yields strings.
     """
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, Iterable) or isinstance(value, (str, Mapping)):
         raise InvalidParameterError(f"{name} must be a list of strings, not {value!r}")
-    return tuple(value)
+    names = list(value)
+    if not all(isinstance(item, str) for item in names):
+        raise InvalidParameterError(f"{name} must be a list of strings, not {names!r}")
+    return tuple(sorted(names)) if isinstance(value, (set, frozenset)) else tuple(names)
 
 
 def check_optional_names(name: str, value: object) -> tuple[str, ...] | None:
     """As `check_names`; None for none given.
 
     Raises:
-        InvalidParameterError: it is no sequence of strings.
+        InvalidParameterError: it is nothing that yields strings.
     """
     return None if value is None else check_names(name, value)
 

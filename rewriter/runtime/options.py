@@ -66,13 +66,15 @@ class RuntimeOptions:
         parameters.check_choice("provider", self.provider, PROVIDERS)
         parameters.check_choice("execution", self.execution, EXECUTIONS)
         for name in ("strict", "cuda_graph", "wait_for_builds"):
-            parameters.check_switch(name, getattr(self, name))
+            self._set(name, parameters.check_switch(name, getattr(self, name)))
         if self.stream_owner is None:
             self._set("stream_owner", self.stream)
         self._set("stream", stream_handle(self.stream))
         self._set("device", _check_integer("device", self.device, 0))
         if self.allow_build_at_runtime is not None:
-            parameters.check_switch("allow_build_at_runtime", self.allow_build_at_runtime)
+            self._set(
+                "allow_build_at_runtime", parameters.check_switch("allow_build_at_runtime", self.allow_build_at_runtime)
+            )
         if self.maximum_cached_engines is not None:
             self._set(
                 "maximum_cached_engines", _check_integer("maximum_cached_engines", self.maximum_cached_engines, 1)

@@ -1,4 +1,6 @@
+import functools
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,13 @@ def test_switches_and_samples():
     assert parameters.check_switch("verify", False) is False
     with pytest.raises(InvalidParameterError, match="allow_double must be True or False, not 'no'"):
         parameters.check_switch("allow_double", "no")
+    for value in (np.True_, np.False_):
+        checked = parameters.check_switch("verify", value)
+        assert (checked, type(checked)) == (bool(value), bool)
+    numpy = ConversionParams(use_calibration=np.False_, is_dynamic_op=np.True_)
+    assert parameters.check_params(numpy).use_calibration is False
+    assert parameters.check_profile_strategy(np.False_, None) == "ImplicitBatchModeCompatible"
+    assert parameters.check_tolerance(np.float32(0.5)) == 0.5
     assert parameters.check_samples(None) is None
     assert parameters.check_samples(iter([1, 2])) == [1, 2]
     for bad in (3, "abc"):
@@ -107,8 +116,48 @@ def test_wrong_profile_strategies():
 def test_lists_of_names_and_patterns():
     assert parameters.check_names("op_denylist", ["Conv"]) == ("Conv",)
     assert parameters.check_patterns("node_denylist", ("^a",)) == ("^a",)
-    for bad in ("Conv", [1], 3):
+    assert parameters.check_names("tags", {"serve", "gpu"}) == ("gpu", "serve")
+    assert parameters.check_names("tags", frozenset({"b", "c", "a"})) == ("a", "b", "c")
+    assert parameters.check_names("inputs", (name for name in "ba")) == ("b", "a")
+    assert parameters.check_names("inputs", {"b": 1, "a": 2}.keys()) == ("b", "a")
+    for bad in ("Conv", [1], 3, b"Conv", {"Conv": 1}, {1}, iter([1])):
         with pytest.raises(InvalidParameterError, match="op_denylist must be a list of strings"):
             parameters.check_names("op_denylist", bad)
     with pytest.raises(InvalidParameterError, match="is not a regular expression"):
         parameters.check_patterns("node_denylist", ["("])
+
+
+def test_functions_that_yield_inputs():
+    def generous(size=3, *more, **named):
+        yield size
+
+    def wanting(first):
+        yield first
+
+    @functools.wraps(wanting)
+    def wrapper():
+        return wanting(1)
+
+    for good in (generous, wrapper, functools.partial(wanting, 1), lambda: [1], [1].__iter__, dict):
+        assert parameters.check_input_fn("input_fn", good) is good
+    for bad, words in (
+        (
+            lambda a: [a],
+            "input_fn must take no arguments and yield inputs, but this function takes .a.: missing .* 'a'",
+        ),
+        (wanting, r"takes \(first\)"),
+        ([1], "input_fn must be a function that yields inputs, not list"),
+    ):
+        with pytest.raises(InvalidParameterError, match=words):
+            parameters.check_input_fn("input_fn", bad)
+
+
+def test_callables_and_paths():
+    assert parameters.check_callable("print_fn", None) is None
+    assert parameters.check_callable("print_fn", print) is print
+    with pytest.raises(InvalidParameterError, match="print_fn must be a function, not int"):
+        parameters.check_callable("print_fn", 3)
+    assert parameters.check_path("path", "a/b") == parameters.check_path("path", Path("a/b")) == Path("a/b")
+    for bad, words in ((5, "path must be a path .*, not int"), (b"a", "not bytes"), ("", "path is empty")):
+        with pytest.raises(InvalidParameterError, match=words):
+            parameters.check_path("path", bad)
