@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rewriter.errors import InvalidParameterError
+from rewriter.errors import ConversionError, InvalidParameterError
 
 #: All signatures of the model, as a signature key.
 ALL_SIGNATURES = "*"
@@ -73,3 +74,19 @@ def chosen(tracks: Mapping[str, _Value], key: str | None) -> _Value:
     if key not in tracks:
         raise InvalidParameterError(f"the signature {key!r} is not converted; converted: {', '.join(tracks)}")
     return tracks[key]
+
+
+@contextlib.contextmanager
+def naming(key: str, keys: Collection[object]) -> Iterator[None]:
+    """Puts the signature in front of the message of an error, where there are several.
+
+    Args:
+        key: the signature at work.
+        keys: all of them.
+    """
+    try:
+        yield
+    except ConversionError as error:
+        if len(keys) > 1:
+            error.args = (f"signature {key!r}: {error}", *error.args[1:])
+        raise

@@ -12,7 +12,7 @@ from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
 from rewriter.building.cache import open_cache
-from rewriter.by_signature import InputFns, by_signature, check_keys, values_of
+from rewriter.by_signature import InputFns, by_signature, check_keys, naming, values_of
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend.specialize import check_specialize
 from rewriter.params import ConversionParams
@@ -27,7 +27,7 @@ from rewriter.settings import Settings, SourceSettings
 from rewriter.shapes.sampling import InputFn, profile_input_fn, shaped_input_fn, unknown_dimensions
 from rewriter.source import Signature
 from rewriter.switches import Switches
-from rewriter.views import ConversionViews
+from rewriter.views import ConversionViews, check_writable
 from rewriter.workshop import Workshop
 
 
@@ -37,7 +37,7 @@ class Converter(ConversionViews):
     Call `convert()`, then `build()` with sample inputs, then `save()`. Nothing heavy happens before `convert()`.
     TF-TRT's environment variables (`rewriter.switches`) add to what the arguments say.
     A converter holds a temporary folder and a child process: use it as a context manager, or `close()` it, to free
-    them early; otherwise they go with the object.
+    them early; otherwise they go with the object. One thread at a time; its functions are thread-safe.
 
     Args:
         input_saved_model_dir: a TensorFlow SavedModel directory (or give `model`).
@@ -83,7 +83,7 @@ class Converter(ConversionViews):
             anything is built, and keep a higher precision. See `AccuracyTarget`.
         progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
         samples: sample inputs (dicts by signature name, arrays or tuples) for checking the export against
-            TensorFlow; default: random ones.
+            TensorFlow; default: random ones. Of several signatures a dict of such lists by their keys.
         allow_double: let TensorRT take float64 nodes, which it computes in float32.
         verify: False skips the comparison with TensorFlow after the export.
         tolerance: largest max|difference| / max|reference| that this comparison lets pass for floating-point outputs;
@@ -161,9 +161,7 @@ class Converter(ConversionViews):
         )
         settings = Settings(
             params=self.params,
-            strategy=parameters.check_profile_strategy(
-                use_dynamic_shape, dynamic_shape_profile_strategy or selection.profile_strategy
-            ),
+            strategy=selection.strategy(use_dynamic_shape, dynamic_shape_profile_strategy),
             selection=selection,
             source=source,
             op_denylist=(*parameters.check_names("op_denylist", op_denylist), *switches.op_denylist),
@@ -212,10 +210,15 @@ class Converter(ConversionViews):
             raise ConverterStateError("this converter is closed: make a new one")
         for input_fn in values_of(calibration_input_fn):
             self._shop.precision.with_inputs(input_fn)  # what is wrong with it is told before any work
+        if check is not None:
+            for track in self._tracks.values():  # of an earlier dry run
+                check(track.conversion.source.signature)
+        check_writable(self._shop.settings.switches)
         self._prepare(check)
         input_fns = by_signature("calibration_input_fn", calibration_input_fn, tuple(self._tracks))
         for name, track in self._tracks.items():
-            self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
+            with naming(name, self._tracks):
+                self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
         self._done = True
         self._write_requested()
         return self.function()
@@ -232,7 +235,8 @@ class Converter(ConversionViews):
         """
         self._need("calibrate")
         for name, track in self._tracks.items():
-            self._tracks[name] = self._shop.settle(track)
+            with naming(name, self._tracks):
+                self._tracks[name] = self._shop.settle(track)
 
     def build(self, input_fn: InputFns = None) -> None:
         """Builds the engines for the shapes of sample inputs.
@@ -250,6 +254,8 @@ class Converter(ConversionViews):
         """
         self._need("build")
         given = by_signature("input_fn", input_fn, tuple(self._tracks))
+        if input_fn is not None and not given:
+            raise InvalidParameterError("input_fn is an empty mapping: name at least one signature")
         for name in given if isinstance(input_fn, Mapping) else tuple(self._tracks):
             track = self._tracks[name]
             source, function = track.conversion.source, given.get(name)
@@ -264,7 +270,8 @@ class Converter(ConversionViews):
                 raise InvalidParameterError(
                     f"input_fn must be a function that yields inputs, not {type(function).__name__}"
                 )
-            self._tracks[name] = self._shop.build(track, function)
+            with naming(name, self._tracks):
+                self._tracks[name] = self._shop.build(track, function)
 
     def function(self, execution: str = "auto", *, signature_key: str | None = None) -> ConvertedFunction:
         """The conversion so far as a function, without the way over an artifact.
@@ -285,14 +292,17 @@ class Converter(ConversionViews):
         track = self._track("function", signature_key)
         if execution == "emulate" and track.conversion.pending is not None:
             raise ConverterStateError("what the engines compute is known when build() has run: call it first")
-        siblings = tuple(self._tracks), lambda key: self.function(execution, signature_key=key)
-        return make_function(
-            self._shop.runnable(track),
-            RuntimeOptions(execution=execution, strict=natively_forbidden(execution)),
-            lazy=True,
-            keep_engines=True,
-            siblings=siblings,
-        )
+        functions: dict[str, ConvertedFunction] = {}
+        siblings = tuple(self._tracks), functions.__getitem__
+        for name, other in self._tracks.items():  # all of them now, for they may outlive this converter
+            functions[name] = make_function(
+                self._shop.runnable(other),
+                RuntimeOptions(execution=execution, strict=natively_forbidden(execution)),
+                lazy=True,
+                keep_engines=True,
+                siblings=siblings,
+            )
+        return functions[track.conversion.source.signature.name]
 
     def sample_input_fn(
         self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None, *, signature_key: str | None = None
@@ -339,6 +349,8 @@ class Converter(ConversionViews):
             ArtifactError: the folder exists or cannot be written.
         """
         self._need("save")
+        parameters.check_switch("save_gpu_specific_engines", save_gpu_specific_engines)
+        parameters.check_switch("overwrite", overwrite)
         if options is not None:
             raise InvalidParameterError("options must be None: TensorFlow's SaveOptions mean nothing to an artifact")
         for name, track in self._tracks.items():

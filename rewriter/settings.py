@@ -38,7 +38,7 @@ class SourceSettings:
         specialize: sizes for open dimensions, by name or "input:axis".
         tensorflow_islands: whether what ONNX has no word for stays in TensorFlow; False refuses it.
         keep_in_tensorflow: TensorFlow operators that stay there in any case.
-        samples, verify, tolerance: how the export is checked.
+        samples, verify, tolerance: how the export is checked; samples may be given for each signature.
     """
 
     origin: Any
@@ -49,7 +49,7 @@ class SourceSettings:
     specialize: Mapping[str, int] | None = None
     tensorflow_islands: bool = True
     keep_in_tensorflow: tuple[str, ...] = ()
-    samples: list[Any] | None = None
+    samples: list[Any] | Mapping[str, list[Any]] | None = None
     verify: bool = True
     tolerance: float | None = None
 
@@ -84,7 +84,7 @@ class SourceSettings:
             inputs=self.inputs,
             outputs=self.outputs,
             specialize=self.specialize,
-            samples=self.samples,
+            samples=self.samples.get(key or "") if isinstance(self.samples, Mapping) else self.samples,
             verify=self.verify,
             tolerance=self.tolerance,
             grappler=grappler,
@@ -125,6 +125,12 @@ class Settings:
     allow_double: bool = False
     abort_builds: bool = False
     switches: Switches = dataclasses.field(default_factory=Switches)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of what was asked for, a line each."""
+        unused = self.params.is_dynamic_op and self.params.max_batch_size != 1
+        batch = f"max_batch_size={self.params.max_batch_size} is not used: it is for is_dynamic_op=False"
+        return (*self.switches.notes, *([batch] if unused else []))
 
     @property
     def partition(self) -> PartitionOptions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rewriter.by_signature import chosen
+from rewriter.by_signature import chosen, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.reports.dry_run import DryRun, make_dry_run
 from rewriter.reports.graph_picture import graph_picture
@@ -13,7 +14,7 @@ from rewriter.reports.nonconversion import nonconversion_table, to_text, write_c
 from rewriter.reports.report import Report
 from rewriter.reports.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
 from rewriter.source import Signature
-from rewriter.switches import PRINTED
+from rewriter.switches import PICTURE, PRINTED, REPORT, Switches
 from rewriter.workshop import Track, Workshop
 
 
@@ -177,7 +178,11 @@ class ConversionViews:
         """Reads and cuts the signatures, unless that is done."""
         if self._tracks:
             return
-        tracks = [self._shop.prepare(key, check) for key in self._shop.settings.source.wanted()]
+        tracks = []
+        keys = self._shop.settings.source.wanted()
+        for key in keys:
+            with naming(str(key), keys):
+                tracks.append(self._shop.prepare(key, check))
         self._tracks = {track.conversion.source.signature.name: track for track in tracks}
 
     def _need(self, verb: str) -> None:
@@ -188,6 +193,20 @@ class ConversionViews:
     def _track(self, verb: str, key: str | None = None) -> Track:
         self._need(verb)
         return chosen(self._tracks, key)
+
+
+def check_writable(switches: Switches) -> None:
+    """Refuses files of TF-TRT's variables that cannot be written, before the long work.
+
+    Raises:
+        InvalidParameterError: the folder of one is not there, or may not be written to.
+    """
+    report = None if switches.report in (None, PRINTED) else Path(str(switches.report))
+    for name, path in ((REPORT, report), (PICTURE, switches.graph_picture)):
+        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise InvalidParameterError(
+                f"{name}={path}: there is no folder {str(path.parent)!r} that can be written to"
+            )
 
 
 def _numbered(path: Path, number: int) -> Path:

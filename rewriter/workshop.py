@@ -24,8 +24,9 @@ from rewriter.reports.report import Report
 from rewriter.runtime.loading import Runnable
 from rewriter.runtime.slots import StoredEngine
 from rewriter.settings import Settings
+from rewriter.shapes.kept_inputs import KeptInputs
 from rewriter.shapes.observer import Observer
-from rewriter.shapes.sampling import InputFn, batch_input_fn
+from rewriter.shapes.sampling import InputFn, MadeInputs, batch_input_fn
 from rewriter.source import Signature, SourceModel
 
 #: Called with names and shapes of the inputs as soon as a model is read.
@@ -139,7 +140,10 @@ class Workshop:
     def build(self, track: Track, input_fn: Callable[[], Iterable[Any]]) -> Track:
         """Builds the engines for the shapes of these inputs and those of earlier builds."""
         track = self.settle(track)
-        done, input_fns = track.conversion, (*track.input_fns, input_fn)
+        done = track.conversion
+        if not isinstance(input_fn, MadeInputs):
+            input_fn = KeptInputs(input_fn, done.source.signature, Path(self._scratch.name))
+        input_fns = (*track.input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self.settings.build_strategy)
 
         def progress(name: str, index: int, total: int, phase: str, step: int, steps: int) -> bool:
@@ -188,7 +192,7 @@ class Workshop:
         """What was done so far."""
         done = track.conversion
         return done.report(
-            self.builder, track.stages.timings, self._params_json(done), (*self.settings.switches.notes, *self._faults)
+            self.builder, track.stages.timings, self._params_json(done), (*self.settings.notes(), *self._faults)
         )
 
     def _static_inputs(self, source: SourceModel) -> InputFn | None:

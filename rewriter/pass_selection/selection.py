@@ -12,7 +12,7 @@ from passes.pipeline import OPTIONAL_PASSES, REQUIRED_PASSES, SelectedPipeline, 
 from passes.steps.evaluation import Evaluate
 from rewriter.errors import InvalidParameterError
 from rewriter.frontend.grappler import MAXIMUM_ITERATIONS, REQUIRED_OPTIMIZER, GrapplerOptions
-from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, ConversionParams
+from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, ConversionParams, check_profile_strategy
 from rewriter.pass_selection.config import NAME, TOGGLE_FIELDS, CustomOptimizer, RewriterConfig, read_config
 from rewriter.pass_selection.parameters import make_pass, tensorrt_overrides, tensorrt_strategy
 from rewriter.pass_selection.table import (
@@ -103,6 +103,22 @@ class PassSelection:
                     f"{name} is {given!r}, and {value!r} in the {TENSORRT} of {NAME}: set it in one place"
                 )
         return params._replace(**self.overrides)
+
+    def strategy(self, use_dynamic_shape: bool | None, given: str | None) -> str:
+        """The profile strategy of TF-TRT's two arguments and of the template.
+
+        Raises:
+            InvalidParameterError: a value is not allowed; or the template asks for another strategy than the arguments.
+        """
+        found = check_profile_strategy(use_dynamic_shape, given)
+        if self.profile_strategy is None or self.profile_strategy == found:
+            return found
+        if use_dynamic_shape is not None or given is not None:
+            raise InvalidParameterError(
+                f"the profile strategy is {found!r}, and {self.profile_strategy!r} in the {TENSORRT} of {NAME}: set it "
+                "in one place"
+            )
+        return self.profile_strategy
 
     def to_json(self) -> dict[str, Any]:
         """The selection in plain values, for the report and the manifest."""

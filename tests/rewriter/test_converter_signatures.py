@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rewriter import Converter, InvalidParameterError, load
+from rewriter import Converter, InputError, InvalidParameterError, load
 from rewriter.by_signature import by_signature, check_keys
 from rewriter.cli import main
 
@@ -135,3 +135,31 @@ def test_the_command_line_converts_and_runs_several(saved, outputs, tmp_path, ca
     assert "shapes name the input 'y', the signatures have serving_default: x; embed: x" in capsys.readouterr().err
     assert main(["run", out, "--inputs", inputs, "--signature", "train"]) == 2
     assert "has no signature 'train'; it has: 'serving_default', 'embed'" in capsys.readouterr().err
+
+
+def test_signatures_outlive_their_converter(rtx, saved, outputs):
+    x, scores, embedding = outputs
+    with Converter(saved, input_saved_model_signature_key="*", backend=rtx, progress=False) as converter:
+        function = converter.convert()
+    np.testing.assert_allclose(function.signatures["embed"](x)["embedding"], embedding, rtol=1e-5)
+    np.testing.assert_allclose(function(x)["scores"], scores, rtol=1e-5)
+    function.close()
+
+
+def test_errors_name_the_signature(rtx, saved):
+    with Converter(saved, input_saved_model_signature_key="*", backend=rtx, progress=False) as converter:
+        converter.convert()
+        with pytest.raises(InputError, match=r"^signature 'embed': sample 0: "):
+            converter.build({"embed": lambda: [np.ones((2, 3), np.float32)]})
+        with pytest.raises(InvalidParameterError, match="input_fn is an empty mapping"):
+            converter.build({})
+
+
+def test_samples_by_signature(rtx, saved, outputs):
+    x, *_ = outputs
+    samples = {"embed": [x[:1]]}
+    with Converter(saved, input_saved_model_signature_key="*", samples=samples, backend=rtx, progress=False) as made:
+        made.convert()
+        assert [len(track.conversion.source.samples) for track in made._tracks.values()] == [2, 1]
+    with pytest.raises(InvalidParameterError, match="one dict of inputs goes into a list"):
+        Converter(saved, samples={"x": x}, backend=rtx)
