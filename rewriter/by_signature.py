@@ -35,12 +35,12 @@ def check_keys(key: object) -> tuple[str | None, ...]:
     )
 
 
-def by_signature(name: str, given: InputFns, keys: Sequence[str]) -> dict[str, Any]:
+def by_signature(name: str, given: Any, keys: Sequence[str]) -> dict[str, Any]:
     """Signature key -> what was given for it; keys that nothing was given for are left out.
 
     Args:
         name: the argument, for messages.
-        given: one function for all of them, or a mapping.
+        given: one value for all of them, or a mapping.
         keys: the signatures there are.
 
     Raises:

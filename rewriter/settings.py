@@ -10,7 +10,7 @@ from typing import Any
 from passes.partition import PartitionOptions
 from passes.precision.recipe import Recipe
 from rewriter.backends.base import Backend, BuildOptions
-from rewriter.by_signature import ALL_SIGNATURES
+from rewriter.by_signature import ALL_SIGNATURES, by_signature
 from rewriter.frontend import load_source
 from rewriter.frontend.grappler import GrapplerOptions
 from rewriter.frontend.signatures import signature_keys
@@ -63,6 +63,19 @@ class SourceSettings:
             return signature_keys(self.origin, self.tags)
         return self.signature_keys
 
+    def _samples_of(self, key: str | None) -> list[Any] | None:
+        """The samples of one signature; the default one takes the only entry of a mapping.
+
+        Raises:
+            InvalidParameterError: the mapping names a signature that is not converted.
+        """
+        if not isinstance(self.samples, Mapping):
+            return self.samples
+        if key is None and len(self.samples) == 1:
+            return next(iter(self.samples.values()))
+        by_signature("samples", dict(self.samples), [str(name) for name in self.wanted()])
+        return self.samples.get(str(key))
+
     def read(
         self, key: str | None, check: Callable[[Signature], object] | None, grappler: GrapplerOptions, folder: Path
     ) -> SourceModel:
@@ -84,7 +97,7 @@ class SourceSettings:
             inputs=self.inputs,
             outputs=self.outputs,
             specialize=self.specialize,
-            samples=self.samples.get(key or "") if isinstance(self.samples, Mapping) else self.samples,
+            samples=self._samples_of(key),
             verify=self.verify,
             tolerance=self.tolerance,
             grappler=grappler,

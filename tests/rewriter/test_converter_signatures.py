@@ -161,5 +161,14 @@ def test_samples_by_signature(rtx, saved, outputs):
     with Converter(saved, input_saved_model_signature_key="*", samples=samples, backend=rtx, progress=False) as made:
         made.convert()
         assert [len(track.conversion.source.samples) for track in made._tracks.values()] == [2, 1]
+    wrong = Converter(saved, input_saved_model_signature_key="*", samples={"train": [x]}, backend=rtx)
+    with (
+        wrong,
+        pytest.raises(InvalidParameterError, match="samples names the signature 'train', which is not converted"),
+    ):
+        wrong.convert()
+    with Converter(saved, samples={"serving_default": [x]}, backend=rtx, progress=False) as alone:
+        alone.convert()
+        assert [len(track.conversion.source.samples) for track in alone._tracks.values()] == [1]
     with pytest.raises(InvalidParameterError, match="one dict of inputs goes into a list"):
         Converter(saved, samples={"x": x}, backend=rtx)

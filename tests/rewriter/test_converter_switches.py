@@ -7,6 +7,7 @@ from onnx import helper as h
 
 from rewriter.converter import Converter
 from rewriter.errors import ConversionError, InvalidParameterError
+from rewriter.params import ConversionParams
 from rewriter.runtime.loading import load
 
 pytestmark = pytest.mark.rtx
@@ -160,3 +161,32 @@ def test_the_report_alone_is_printed(converted, monkeypatch, capsys):
     monkeypatch.setenv("TF_TRT_SHOW_DETAILED_REPORT", "1")
     converted()
     assert "Scaler: 1 node" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_told_before_any_work(converted, monkeypatch, tmp_path):
+    monkeypatch.setenv("TF_TRT_EXPORT_GRAPH_VIZ_PATH", str(tmp_path / "gone" / "graph.dot"))
+    with pytest.raises(InvalidParameterError, match=r"TF_TRT_EXPORT_GRAPH_VIZ_PATH=.*gone"):
+        converted()
+
+
+def test_a_batch_size_that_nothing_reads_is_told(model, rtx):
+    params = ConversionParams(max_batch_size=8)
+    with Converter(model=model, backend=rtx, progress=False, conversion_params=params) as converter:
+        converter.convert()
+        assert any("max_batch_size=8 is not used" in note for note in converter.report.precision.notes)
+
+
+def test_a_check_is_made_after_a_dry_run_too(model, rtx):
+    seen = []
+    with Converter(model=model, backend=rtx, progress=False) as converter:
+        converter.dry_run()
+        converter.convert(check=lambda signature: seen.append([spec.name for spec in signature.inputs]))
+    assert seen == [["x"]]
+
+
+@pytest.mark.parametrize("arguments", [{"dynamic_shape_profile_strategy": "Optimal"}, {"use_dynamic_shape": False}])
+def test_a_template_that_asks_for_another_strategy(model, rtx, arguments):
+    optimizer = {"name": "TensorRTOptimizer", "parameter_map": {"profile_strategy": "range"}}
+    params = ConversionParams(rewriter_config_template={"custom_optimizers": [optimizer]})
+    with pytest.raises(InvalidParameterError, match="set it in one place"):
+        Converter(model=model, backend=rtx, conversion_params=params, **arguments)
