@@ -170,19 +170,20 @@ def _try(source: _Source, reasons: dict[str, str]) -> _Attempt:
     """Steps 2 and 3; nodes that the exporter fails on are added to `reasons`.
 
     Raises:
-        ExportError: as of `export`, when nothing new can be sent to TensorFlow.
+        ExportError: as of `export`, when nothing new can be sent to TensorFlow; or all work would be there.
     """
     for number in range(TRIES):
+        plan = make_plan(source.graph, reasons)
+        if plan.islands and not plan.remaining:
+            raise ExportError(_nothing_left(source.graph, plan, source.callee.origin))
         failure: ExportError | None = None
         attempt: _Attempt | None = None
         failed: Sequence[tuple[str, str]] = ()
         with watched() as names:
             try:
-                attempt = _export(source, make_plan(source.graph, reasons))
+                attempt = _export(source, plan)
             except UnknownOpsError as error:
                 failure, failed = error, error.nodes
-            except _NothingLeftError:
-                raise
             except ExportError as error:
                 failure = error
         fresh = blamed(source.graph, [*failed, *(("", name) for name in names)], reasons)
@@ -197,18 +198,12 @@ def _try(source: _Source, reasons: dict[str, str]) -> _Attempt:
     raise AssertionError("the last round returns or raises")
 
 
-class _NothingLeftError(ExportError):
-    """All work would be in TensorFlow."""
-
-
 def _export(source: _Source, plan: Plan) -> _Attempt:
     """One export of what a plan leaves."""
     graph, frozen, origin = source.graph, source.frozen, source.callee.origin
     if not plan.islands:
         proto, notes = export(frozen, origin)
         return _Attempt(proto, notes, Cut((), tuple(graph.nodes), (), ()), Known({}, {}), (), ())
-    if not plan.remaining:
-        raise _NothingLeftError(_nothing_left(graph, plan, origin))
     parts = cut(graph, plan)
     tensors = crossing(parts)
     seen = _observed(source, tensors)

@@ -157,6 +157,17 @@ def test_a_model_without_other_work_is_refused(tf):
     with pytest.raises(ExportError, match=r"all work of .* would stay in TensorFlow.*StaticRegexReplace") as caught:
         load_source(function)
     assert "\n" not in str(caught.value)
+    assert type(caught.value) is ExportError
+
+
+def test_a_model_of_one_unsupported_operator_is_refused(tf):
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32)])
+    def function(x):
+        return tf.math.log1p(x)
+
+    with pytest.raises(ExportError, match=r"all work of .* would stay in TensorFlow.*Log1p") as caught:
+        load_source(function)
+    assert type(caught.value) is ExportError
 
 
 def test_without_islands_the_message_says_how_to_have_them(tf):
