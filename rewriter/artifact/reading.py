@@ -101,7 +101,7 @@ def state_of(root: Path) -> tuple[int, int, bytes] | None:
 
 
 def _was_replaced(root: Path, before: tuple[int, int, bytes] | None) -> bool:
-    """True when the artifact is another one by now, or is just between two: `_install` has moved the old one away."""
+    """True when the artifact is another one by now, or is just between two: `install` has moved the old one away."""
     now = state_of(root)
     if now is None and any(root.parent.glob(f".{glob.escape(root.name)}.old-*/{glob.escape(root.name)}")):
         _wait_for_rename()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
 import os
 import shutil
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from passes import model as models
@@ -22,6 +19,7 @@ from rewriter.artifact.manifest_json import manifest_to_json
 from rewriter.artifact.parts import ArtifactPart
 from rewriter.artifact.paths import check_output, checked_path, output_errors
 from rewriter.errors import ArtifactError
+from rewriter.installing import install, made_parents, sibling
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +50,8 @@ def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPa
     names = [p.signature.name for p in (part, *others)]
     if len(set(names)) < len(names):
         raise ArtifactError(f"two signatures of {target} have one name: {', '.join(sorted(names))}")
-    with output_errors(target), _made_parents(target.parent):
-        scratch = _sibling(target, "new")
+    with output_errors(target), made_parents(target.parent):
+        scratch = sibling(target, "new")
         try:
             parts = tuple(
                 Part(p.signature, p.params, tuple(entry for entry, _ in p.engines), *part_files(number))
@@ -68,40 +66,12 @@ def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPa
             )
             write_json(scratch / manifests.MANIFEST_FILE, manifest_to_json(content))
             manifests.sync_directory(scratch)
-            _install(scratch, target)
+            install(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     engines = sum(len(p.engines) for p in parts)
     _log.info("saved %s: %d engine%s, %d files", target, engines, "s" * (engines != 1), len(files) + 1)
     return target
-
-
-@contextlib.contextmanager
-def _made_parents(parent: Path) -> Iterator[None]:
-    """Makes missing parent directories; takes them away again on failure."""
-    missing = []
-    while not parent.exists():
-        missing.append(parent)
-        parent = parent.parent
-    try:
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
-
-
-def _sibling(target: Path, purpose: str) -> Path:
-    """A new directory beside `target`, with the permissions that `mkdir` would give."""
-    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{purpose}-", dir=target.parent))
-    probe = path / "mode"
-    probe.mkdir()
-    path.chmod(stat.S_IMODE(probe.stat().st_mode))
-    probe.rmdir()
-    return path
 
 
 def islands_folder(number: int) -> str:
@@ -174,23 +144,3 @@ def write_json(path: Path, data: object) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _install(scratch: Path, target: Path) -> None:
-    """Renames `scratch` to `target`; an artifact already there is put aside first and brought back on failure."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    aside = _sibling(target, "old")
-    old = aside / target.name
-    try:
-        target.rename(old)
-        try:
-            scratch.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-    finally:
-        # Only what has been replaced may go: if bringing back failed as well, the old artifact stays in `aside`.
-        if target.exists():
-            shutil.rmtree(aside, ignore_errors=True)

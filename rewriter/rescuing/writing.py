@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InvalidParameterError, SourceError
+from rewriter.installing import install, made_parents, sibling
 from rewriter.rescuing.reading import CHUNKED_FILE, MODEL_FILES
 
 #: Files and folders of a SavedModel; a folder with anything else is never overwritten.
@@ -111,11 +110,11 @@ def write(content: bytes, source: Path, destination: Path, left_out: Set[str]) -
         SourceError: a file of the source cannot be read, or the system refuses to write.
     """
     target = destination.resolve()
-    with _system_errors(f"cannot write the rescued model {destination}"), _made_parents(target.parent):
-        scratch = _sibling(target, "new")
+    with _system_errors(f"cannot write the rescued model {destination}"), made_parents(target.parent):
+        scratch = sibling(target, "new")
         try:
             fill(content, source, scratch, left_out, shutil.copytree, shutil.copy2)
-            _install(scratch, target)
+            install(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -158,50 +157,6 @@ def _assets(source: Path, folder: Path, left_out: Set[str], place_file: Callable
         if path.is_file() and name not in left_out:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             place_file(path, folder / name)
-
-
-def _install(scratch: Path, target: Path) -> None:
-    """Renames the new folder into place; an old one is moved away first, and back should that fail."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    aside = _sibling(target, "old")
-    try:
-        old = aside / target.name
-        target.rename(old)
-        try:
-            scratch.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sibling(target: Path, purpose: str) -> Path:
-    """A new folder beside `target`, with the permissions that `mkdir` would give."""
-    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{purpose}-", dir=target.parent))
-    probe = path / "mode"
-    probe.mkdir()
-    path.chmod(stat.S_IMODE(probe.stat().st_mode))
-    probe.rmdir()
-    return path
-
-
-@contextlib.contextmanager
-def _made_parents(parent: Path) -> Iterator[None]:
-    """Makes missing parents; takes them away again on failure."""
-    missing = [parent, *parent.parents]
-    missing = missing[: next(i for i, path in enumerate(missing) if path.exists())]
-    try:
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from passes import model as models
 from passes.segments import TensorSpec
+from rewriter import installing
 from rewriter.artifact import (
     ArtifactPart,
     EngineEntry,
@@ -223,7 +224,7 @@ def test_an_unwritable_parent_is_named(save, out, tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise PermissionError(13, "Permission denied", str(tmp_path / "parent"))
 
-    monkeypatch.setattr(writing.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(installing.tempfile, "mkdtemp", refuse)
     with pytest.raises(
         ArtifactError, match=r"cannot write the artifact .*out: Permission denied \(.*parent\)"
     ) as caught:

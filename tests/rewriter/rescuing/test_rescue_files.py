@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,26 @@ def test_failure_while_writing(old, tmp_path, monkeypatch, there):
         rescue(old, tmp_path / "a" / "new", overwrite=True)
     assert listing(tmp_path) == before
     assert not there or (tmp_path / "a" / "new" / "saved_model.pb").read_text() == "mine"
+
+
+@pytest.mark.tensorflow
+def test_an_interrupt_while_replacing_a_model(old, tmp_path, monkeypatch):
+    """The model that was there is there again, whenever the user gives up."""
+    rescue(old, tmp_path / "new")
+    (tmp_path / "new" / "variables" / "mine").write_text("mine")
+    rename, calls = Path.rename, []
+
+    def interrupted(path, to):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    before = listing(tmp_path)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rescue(old, tmp_path / "new", overwrite=True)
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.tensorflow
