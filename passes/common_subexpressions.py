@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -111,6 +111,8 @@ class _Merge:
         self._opset = next((o.version for o in proto.opset_import if not o.domain), 0)
         #: Value -> the value that stands for it everywhere; a kept value that took an output's name over included.
         self._alias: dict[str, str] = {}
+        #: Value -> the first value that is the same. It outlasts changes of names, so nodes are compared by it.
+        self._first: dict[str, str] = {}
 
     def run(self) -> None:
         """Merges nodes in every graph of the model."""
@@ -140,30 +142,34 @@ class _Merge:
 
     def _key(self, node: NodeProto) -> Hashable:
         """Equal for two nodes that compute the same."""
-        read = [self._resolve(name) for name in node.input]
+        read = [_end(self._first, name) for name in node.input]
         if node.op_type in _COMMUTATIVE:
             read.sort()
         attributes = sorted((a.name, _attribute_key(a)) for a in node.attribute)
         return node.op_type, tuple(read), tuple(bool(name) for name in node.output), tuple(attributes)
 
-    def _resolve(self, name: str) -> str:
-        while name in self._alias:
-            name = self._alias[name]
-        return name
-
     def _redirect(
         self, first: NodeProto, node: NodeProto, outputs: set[str], claims: dict[str, ValueInfoProto]
     ) -> bool:
         """Plans to let `first` stand for `node`; False where both make an output of the graph."""
-        pairs = [(self._resolve(a), b) for a, b in zip(first.output, node.output, strict=True) if a]
+        made = [(a, b) for a, b in zip(first.output, node.output, strict=True) if a]
+        pairs = [(_end(self._alias, a), b) for a, b in made]
         if any(b in outputs and a in outputs for a, b in pairs):
             return False
+        self._first |= {b: _end(self._first, a) for a, b in made}
         for a, b in pairs:
             old, new = (a, b) if b in outputs else (b, a)
             self._alias[old] = new
             if new not in outputs:
                 _keep_better_claim(claims, old, new)
         return True
+
+
+def _end(names: Mapping[str, str], name: str) -> str:
+    """The end of a chain of names."""
+    while name in names:
+        name = names[name]
+    return name
 
 
 def _attribute_key(attribute: AttributeProto) -> bytes:

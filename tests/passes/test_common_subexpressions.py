@@ -71,6 +71,38 @@ def test_what_reads_merged_values_merges_as_well():
     assert list(result.model.proto.graph.node[3].input) == ["e", "e"]
 
 
+def test_readers_merge_on_both_sides_of_a_value_that_takes_an_outputs_name_over():
+    proto = parsed("""g (float[2] x) => (float[2] b, float[2] y) {
+        a = Relu(x)
+        n1 = Neg(a)
+        b = Relu(x)
+        n2 = Neg(b)
+        m = Abs(n1)
+        n = Abs(n2)
+        y = Add(m, n)
+    }""")
+    assert ops(merge(proto).model.proto.graph) == ["Relu", "Neg", "Abs", "Add"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(["Relu", "Neg"]), st.integers(0, 3)), min_size=1, max_size=14),
+    marked=st.sets(st.integers(0, 13), min_size=1),
+)
+def test_a_second_run_finds_nothing(steps, marked):
+    """Chains of two operators on few values, any of which may be outputs (`merge` runs the pass twice)."""
+    values = ["x"]
+    lines = []
+    for number, (operator, source) in enumerate(steps):
+        lines.append(f"v{number} = {operator}({values[source % len(values)]})")
+        values.append(f"v{number}")
+    outputs = sorted({number % len(steps) for number in marked})
+    heads = ", ".join(f"float[2] v{number}" for number in outputs)
+    proto = parsed("g (float[2] x) => (" + heads + ") {" + chr(10).join(lines) + "}")
+    result = merge(proto)
+    same_results(proto, result.model, {"x": np.array([-1.0, 2.0], np.float32)})
+
+
 @pytest.mark.parametrize(
     "body",
     [
