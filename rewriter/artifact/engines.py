@@ -19,7 +19,7 @@ from passes.base import PassError
 from passes.engine_node import read_engines
 from rewriter.artifact import manifest as manifests
 from rewriter.artifact.check import examine_files
-from rewriter.artifact.manifest import FileRecord, Manifest, Part, engine_file, sidecar_file
+from rewriter.artifact.manifest import EngineEntry, FileRecord, Manifest, Part, engine_file, sidecar_file
 from rewriter.artifact.manifest_json import manifest_from_json, manifest_to_json
 from rewriter.artifact.paths import checked_path, output_errors
 from rewriter.artifact.reading import RETRIES, read_manifest, state_of
@@ -38,7 +38,8 @@ def save_engines(
     Rules:
         1. Files first, the manifest last and by one rename: whatever goes wrong, and whenever the machine stops, the
            artifact is valid, with the engines or without. (After a stop, files that no manifest lists may be left.)
-        2. An engine whose node and key the artifact has already is skipped, unless its file there is damaged or gone.
+        2. An engine whose node and key the signature has already is skipped, unless its file there is damaged or gone.
+           Where only another signature has it, its file serves both: no other build takes its place.
         3. Processes that add engines at once wait for each other (a lock on the folder, where the system has one);
            when the manifest changes meanwhile in spite of it, all is read again and nothing of the other's is lost.
         4. Only the manifest is changed, and it is what `load_artifact` reads. `model.onnx` and `report.json` go on
@@ -71,10 +72,11 @@ def save_engines(
             if state_of(root) != before:
                 continue
             _check_nodes(root, part.model, engines)
-            added = _missing(root, part, content.files, engines)
-            if not added or _write(root, content, part, added, before):
+            missing, taken = _missing(root, content, part, engines)
+            added = [*(stored.entry for stored in missing), *taken]
+            if not added or _write(root, content, part, missing, taken, before):
                 _log.info("%s: %d of %d engines added", root, len(added), len(engines))
-                return tuple(StoredEngine(s.entry, root / s.entry.file) for s in added)
+                return tuple(StoredEngine(entry, root / entry.file) for entry in added)
     raise ArtifactError(f"{root} is changed again and again by another process: save the engines when that is over")
 
 
@@ -113,33 +115,66 @@ def _check_nodes(root: Path, model: str, engines: Sequence[StoredEngine]) -> Non
 
 
 def _missing(
-    root: Path, part: Part, listed_files: Mapping[str, FileRecord], engines: Sequence[StoredEngine]
-) -> list[StoredEngine]:
-    """Those that the artifact does not hold in good order, each once."""
-    listed = {(entry.op, entry.key): entry for entry in part.engines}
+    root: Path, content: Manifest, part: Part, engines: Sequence[StoredEngine]
+) -> tuple[list[StoredEngine], list[EngineEntry]]:
+    """What the part does not hold in good order, each once: engines to be written, and entries of other parts' files.
+
+    Signatures with equal segments have engines of one node and key, and so one file.
+    """
+    listed = content.files
+    known = {
+        entry.file: entry
+        for other in (*content.parts, part)
+        for entry in other.engines
+        if listed.get(entry.file) == FileRecord(entry.size, entry.sha256)
+    }
     missing: dict[str, StoredEngine] = {}
+    taken: dict[str, EngineEntry] = {}
     for stored in engines:
-        known = listed.get((stored.entry.op, stored.entry.key))
-        names = (stored.entry.file, sidecar_file(stored.entry.file))
-        files = {name: listed_files[name] for name in names if name in listed_files}
-        whole = known is not None and files.get(known.file) == FileRecord(known.size, known.sha256)
-        if not whole or len(files) < len(names) or examine_files(root, files, check_hashes=True):
-            missing.setdefault(stored.entry.file, stored)
-    return list(missing.values())
+        file = stored.entry.file
+        if file not in known or not _is_whole(root, listed, file):
+            missing.setdefault(file, stored)
+        elif known[file] not in part.engines:
+            taken[file] = known[file]
+    return list(missing.values()), list(taken.values())
+
+
+def _is_whole(root: Path, listed: Mapping[str, FileRecord], engine: str) -> bool:
+    """True when an engine file and its sidecar lie there as the manifest says."""
+    names = (engine, sidecar_file(engine))
+    files = {name: listed[name] for name in names if name in listed}
+    return len(files) == len(names) and not examine_files(root, files, check_hashes=True)
+
+
+def _grown(
+    content: Manifest, part: Part, added: Sequence[StoredEngine], taken: Sequence[EngineEntry]
+) -> tuple[Part, ...]:
+    """All parts with the new entries: `part` gets each, another one in the place of what it had for the same file."""
+    written = {s.entry.file: dataclasses.replace(s.entry, problem="") for s in added}
+    more = {**written, **{entry.file: entry for entry in taken}}
+    parts = []
+    for other in content.parts:
+        engines = tuple(written.get(entry.file, entry) for entry in other.engines)
+        if other is part:
+            engines = (*(entry for entry in other.engines if entry.file not in more), *more.values())
+        parts.append(dataclasses.replace(other, engines=engines))
+    return tuple(parts)
 
 
 def _write(
-    root: Path, content: Manifest, part: Part, added: Sequence[StoredEngine], before: tuple[int, int, bytes] | None
+    root: Path,
+    content: Manifest,
+    part: Part,
+    added: Sequence[StoredEngine],
+    taken: Sequence[EngineEntry],
+    before: tuple[int, int, bytes] | None,
 ) -> bool:
     """Writes files and manifest; False when the manifest is another one by now, and then nothing is left behind."""
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     placed: list[Path] = []
     try:
         records = _prepare(scratch, added)
-        entries = {(s.entry.op, s.entry.key): dataclasses.replace(s.entry, problem="") for s in added}
-        kept = tuple(entry for entry in part.engines if (entry.op, entry.key) not in entries)
-        grown = dataclasses.replace(part, engines=(*kept, *entries.values()))
-        parts = tuple(grown if other is part else other for other in content.parts)
+        parts = _grown(content, part, added, taken)
         merged = dataclasses.replace(content, parts=parts, files={**content.files, **records})
         manifest = scratch / manifests.MANIFEST_FILE
         write_json(manifest, manifest_to_json(merged))

@@ -18,6 +18,7 @@ from rewriter.artifact.manifest import EngineEntry, FileRecord, Manifest, Part, 
 from rewriter.artifact.manifest_json import manifest_to_json
 from rewriter.artifact.parts import ArtifactPart
 from rewriter.artifact.paths import check_output, checked_path, output_errors
+from rewriter.artifact.sharing import share_engines
 from rewriter.errors import ArtifactError
 from rewriter.installing import install, made_parents, sibling
 
@@ -53,11 +54,12 @@ def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPa
     with output_errors(target), made_parents(target.parent):
         scratch = sibling(target, "new")
         try:
+            contents = share_engines((part, *others))
             parts = tuple(
                 Part(p.signature, p.params, tuple(entry for entry, _ in p.engines), *part_files(number))
-                for number, p in enumerate((part, *others))
+                for number, p in enumerate(contents)
             )
-            files = _write_content(scratch, list(zip(parts, (part, *others), strict=True)))
+            files = _write_content(scratch, list(zip(parts, contents, strict=True)))
             content = Manifest(
                 created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 versions=manifests.installed_versions(),
@@ -95,33 +97,19 @@ def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) ->
         if content.ranges is not None:
             (scratch / part.ranges).write_text(content.ranges.to_json() + "\n", "utf-8")
             written.append(part.ranges)
-    placed: dict[str, FileRecord] = {}
+    placed: set[str] = set()
     for content in contents:
-        _place_engines(scratch, content.engines, placed)
-    for name in placed:
-        written += [name, manifests.sidecar_file(name)]
+        for entry, source in content.engines:
+            if entry.file not in placed:  # another signature may have it as well
+                place_engine(scratch, entry, source)
+                placed.add(entry.file)
+                written += [entry.file, manifests.sidecar_file(entry.file)]
     files = {name: manifests.hash_file(scratch / name) for name in written}
     for content in contents:
         for entry, source in content.engines:
             if files[entry.file] != FileRecord(entry.size, entry.sha256):
                 raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
     return files
-
-
-def _place_engines(scratch: Path, engines: Sequence[tuple[EngineEntry, Path]], placed: dict[str, FileRecord]) -> None:
-    """Puts the engines of one signature into place; one that another signature has as well is there already."""
-    own: set[str] = set()
-    for entry, source in engines:
-        if entry.file in own:
-            raise ArtifactError(f"engine {entry.op} is given twice with the key {entry.key}")
-        own.add(entry.file)
-        record = FileRecord(entry.size, entry.sha256)
-        if entry.file not in placed:
-            place_engine(scratch, entry, source)
-            placed[entry.file] = record
-        elif placed[entry.file] != record:
-            # Equal segments were built twice: their keys agree, the bytes of two builds need not.
-            raise ArtifactError(f"engine {entry.op} was built twice, differently, with the key {entry.key}")
 
 
 def place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:

@@ -59,19 +59,32 @@ def stored(tmp_path, key, content=None, op=OP, **more):
     return StoredEngine(dataclasses.replace(entry, **more), path)
 
 
+def part_of(name, *engines):
+    spec = TensorSpec("x", 1, ("batch", 4))
+    return ArtifactPart(
+        model=spliced_model(),
+        signature=Signature((spec,), (dataclasses.replace(spec, name="y", tensor="y"),), name),
+        params={"precision_mode": "FP32"},
+        engines=[(engine.entry, engine.path) for engine in engines],
+        report={},
+    )
+
+
 @pytest.fixture
 def artifact(tmp_path):
     """An artifact with one engine, "first"."""
-    first = stored(tmp_path, "first")
-    spec = TensorSpec("x", 1, ("batch", 4))
-    part = ArtifactPart(
-        model=spliced_model(),
-        signature=Signature((spec,), (dataclasses.replace(spec, name="y", tensor="y"),), "serve"),
-        params={"precision_mode": "FP32"},
-        engines=[(first.entry, first.path)],
-        report={},
-    )
-    return save_artifact(tmp_path / "out", part)
+    return save_artifact(tmp_path / "out", part_of("serve", stored(tmp_path, "first")))
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """An artifact of two signatures with one function; the engine "first" was built for "serve" only."""
+    return save_artifact(tmp_path / "out", part_of("serve", stored(tmp_path, "first")), part_of("predict"))
+
+
+def engines_of(artifact, name):
+    loaded = load_artifact(artifact, signature=name)
+    return {entry.key: (entry.problem, loaded.engine_path(entry).read_bytes()) for entry in loaded.engines}
 
 
 def keys(artifact):
@@ -108,6 +121,43 @@ def test_what_is_there_is_skipped(artifact, tmp_path):
     assert len(save_engines(artifact, [new, new])) == 1
     assert len(save_engines(artifact, [new, stored(tmp_path, "newer")])) == 1
     assert [key for key, _ in keys(artifact)] == ["first", "new", "newer"]
+
+
+def test_another_build_of_a_shared_engine_does_not_replace_it(shared, tmp_path):
+    before = engines_of(shared, "serve")
+    files = files_of(shared)
+    again = stored(tmp_path, "first", b"another build")
+    (taken,) = save_engines(shared, [again], "predict")
+    assert taken.path.read_bytes() == before["first"][1]
+    assert manifests.hash_file(taken.path).sha256 == taken.entry.sha256
+    assert engines_of(shared, "serve") == engines_of(shared, "predict") == before
+    assert before["first"][0] == ""
+    after = files_of(shared)
+    assert [name for name in after if after[name] != files.get(name)] == ["manifest.json"]
+    assert save_engines(shared, [again], "predict") == save_engines(shared, [again], "serve") == ()
+
+
+def test_a_damaged_shared_engine_is_replaced_for_all(shared, tmp_path):
+    save_engines(shared, [stored(tmp_path, "first")], "predict")
+    path = shared / "engines" / OP / "first.engine"
+    path.unlink()
+    again = stored(tmp_path, "first", b"another build")
+    assert len(save_engines(shared, [again, stored(tmp_path, "new")], "predict")) == 2
+    assert engines_of(shared, "serve") == {"first": ("", b"another build")}
+    assert engines_of(shared, "predict").keys() == {"first", "new"}
+    assert engines_of(shared, "predict")["first"] == ("", b"another build")
+
+
+def test_an_entry_that_another_build_has_overtaken_is_put_right(shared, tmp_path):
+    save_engines(shared, [stored(tmp_path, "first")], "predict")
+    path = shared / "manifest.json"
+    data = json.loads(path.read_text())
+    data["engines"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(data))
+    assert "not listed" in engines_of(shared, "serve")["first"][0]
+    assert len(save_engines(shared, [stored(tmp_path, "first", b"another build")], "serve")) == 1
+    assert engines_of(shared, "serve") == engines_of(shared, "predict")
+    assert engines_of(shared, "serve")["first"][0] == ""
 
 
 @pytest.mark.parametrize("damage", ["engine", "sidecar", "gone"])

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from passes import model as models
+from passes.engine_node import EngineAttributes, read_engines, write_attributes
 from passes.precision.ranges import RangeTable, TensorRange
 from passes.segments import TensorSpec
 from rewriter.artifact import ArtifactPart, EngineEntry, load_artifact, save_artifact
@@ -89,6 +90,48 @@ def test_signatures_share_equal_engines_and_keep_their_own(out, engine):
         ("bbbb", True),
     ]
     assert len(list(out.glob("engines/*/*.engine"))) == 2
+
+
+def test_an_engine_that_was_built_twice_is_saved_once(out, engine, tmp_path):
+    one, two = engine("aaaa"), engine("aaaa2", content=b"other bytes")
+    two = dataclasses.replace(two[0], key="aaaa"), two[1]
+    own = engine("bbbb")
+    save_artifact(out, part("serve", "Relu", engines=[one]), part("embed", "Neg", engines=[two, own]))
+    first, second = load_artifact(out), load_artifact(out, signature="embed")
+    assert [(e.key, e.problem) for e in second.engines] == [("aaaa", ""), ("bbbb", "")]
+    assert second.engines[0] == first.engines[0] == one[0]
+    assert second.engine_path(second.engines[0]).read_bytes() == b"engine"
+
+
+def test_the_model_names_the_engine_that_is_saved(out, engine):
+    one, two = engine("aaaa"), engine("other", content=b"other bytes")
+    two = dataclasses.replace(two[0], key="aaaa"), two[1]
+    file = one[0].file
+
+    def spliced(entry):
+        attributes = EngineAttributes("", 1, engine_files=(file,), engine_sha256=(entry.sha256,))
+        node = helper.make_node("TRTEngineOp_000", ["v0"], ["y"], domain="trt_rewriter")
+        write_attributes(node, attributes)
+        made = part("serve", "Relu")
+        proto = made.model.copy_proto()
+        proto.graph.node[-1].CopyFrom(node)
+        proto.opset_import.append(helper.make_opsetid("trt_rewriter", 1))
+        return dataclasses.replace(made, model=made.model.with_proto(proto))
+
+    serve = dataclasses.replace(spliced(one[0]), engines=[one])
+    embed = dataclasses.replace(spliced(two[0]), engines=[two], signature=part("embed", "Relu").signature)
+    save_artifact(out, serve, embed)
+    for name in ("serve", "embed"):
+        ((_, attributes, _),) = read_engines(load_artifact(out, signature=name).model.proto)
+        assert attributes.engine_sha256 == (one[0].sha256,)
+
+
+def test_engines_of_one_key_and_other_segments_are_refused(out, engine):
+    one = engine("aaaa")
+    two = dataclasses.replace(one[0], segment_hash="6" * 64), one[1]
+    with pytest.raises(ArtifactError, match="two segments have one key, aaaa"):
+        save_artifact(out, part("serve", "Relu", engines=[one]), part("embed", "Neg", engines=[two]))
+    assert not out.exists()
 
 
 def test_an_unknown_signature_names_those_there_are(out):
