@@ -13,6 +13,7 @@ from typing import Any
 from onnx import TensorProto
 
 from rewriter.frontend import quantization
+from rewriter.frontend.handlers_indexing import one_hot, select
 from rewriter.frontend.maker import Maker
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -29,18 +30,73 @@ def handlers(notes: list[str]) -> dict[str, tuple[Any, list[Any]]]:
         "Erfc": erfc,
         "FloorDiv": floor_div,
         "FloorMod": floor_mod,
+        "OneHot": one_hot,
         "ResizeNearestNeighbor": resize_nearest,
+        "Select": select,
+        "SelectV2": select,
     }
     # tf2onnx takes a first argument for the name of an operator, so the notes are bound.
     quantizers = {op: functools.partial(handler, notes) for op, handler in quantization.HANDLERS.items()}
     return {op: (handler, []) for op, handler in (table | quantizers).items()}
 
 
+#: erfc(x) * exp(x^2) / t as a polynomial in t = 1 / (1 + x / 2), highest power first: a minimax fit of the relative
+#: error on 1 <= x <= 10.2, where it is 8e-7.
+_ERFC_TAIL = (-0.13282290953598605, 0.16132843840854713, 0.15633856006456107, 0.24850203445392166,
+              0.2822379387280534, 0.2820720985164218)  # fmt: skip
+
+
 def erfc(graph: Any, node: Any, *_: Any) -> None:
-    """Erfc(x) = 1 - Erf(x); Keras 3 writes exact GELU with it."""
+    """Erfc(x): 1 - Erf(x) below 1, and exp(-x^2) * t * P(t) with t = 1 / (1 + x / 2) from there on.
+
+    1 - Erf(x) alone is 0 beyond about 4, where TensorFlow still has all digits. The form of the tail is that of Press
+    et al., "Numerical Recipes", section 6.2 (erfcc), with a polynomial of our own in place of its second exponential.
+
+    Where the result is only multiplied by the value that x is a multiple of (the exact GELU, x * erfc(-x / sqrt(2)),
+    as TensorFlow and Keras write it), the tail counts for less than the rounding of that value: 1 - Erf(x), which
+    TensorRT knows as a GELU.
+    """
     make = Maker(graph, node)
-    one = make.const(1.0)
-    make.finish("Sub", [one, make("Erf", node.input[0])])
+    x, one = node.input[0], make.const(1.0)
+    body = [one, make("Erf", x)]
+    if _is_gelu(graph, node):
+        make.finish("Sub", body)
+        return
+    t = make("Reciprocal", make("Add", make("Mul", x, make.const(0.5)), one))
+    series = make.const(_ERFC_TAIL[0])
+    for coefficient in _ERFC_TAIL[1:]:
+        series = make("Add", make("Mul", series, t), make.const(coefficient))
+    decay = make("Exp", make("Neg", make("Mul", x, x)))
+    tail = make("Mul", decay, make("Mul", t, series))
+    is_tail = make("Greater", x, one, kind=TensorProto.BOOL)
+    make.finish("Where", [is_tail, tail, make("Sub", *body)])
+
+
+def _is_gelu(graph: Any, node: Any) -> bool:
+    """True for an Erfc(c * x) whose readers all multiply it by a multiple of x."""
+    source = _multiple_of(graph, node.input[0])
+    readers = graph.find_output_consumers(node.output[0])
+    others = [name for reader in readers for name in reader.input if name != node.output[0]]
+    return (
+        bool(readers)
+        and node.output[0] not in graph.outputs
+        and all(reader.type == "Mul" for reader in readers)
+        and len(others) == len(readers)
+        and all(_multiple_of(graph, name) == source for name in others)
+    )
+
+
+def _multiple_of(graph: Any, name: str) -> str:
+    """The tensor that `name` is a constant multiple of."""
+    node = graph.get_node_by_output(name)
+    if node is None or node.type not in ("Mul", "Neg", "Identity", "RealDiv", "Div"):
+        return name
+    varying = [
+        source for source, made in zip(node.input, node.inputs, strict=True) if made is None or not made.is_const()
+    ]
+    if len(varying) != 1 or (node.type in ("RealDiv", "Div") and varying[0] != node.input[0]):
+        return name
+    return _multiple_of(graph, varying[0])
 
 
 def floor_div(graph: Any, node: Any, *_: Any) -> None:

@@ -27,9 +27,10 @@ def applied() -> Iterator[None]:
     3. Made-up names count on from export to export; starting anew makes equal models equal.
     4. `tflist_to_onnx` gives the branches of an If the shapes of all its inputs, the condition first, so every shape is
        one place off: the branch is read without shapes (which leaves a Conv half converted) or with wrong ones.
+    5. `infer_shape_for_op` takes an input of unknown rank for a scalar, and handlers write what is right for scalars.
     """
     import tf2onnx
-    from tf2onnx import tf_loader, utils
+    from tf2onnx import shape_inference, tf_loader, utils
     from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -42,6 +43,7 @@ def applied() -> Iterator[None]:
         replaced(GraphOptimizerBase, "optimize", _optimize),
         replaced(utils, "INTERNAL_NAME", 1),
         replaced(tf_loader, "tflist_to_onnx", _branch_shapes(tf_loader.tflist_to_onnx)),
+        replaced(shape_inference, "infer_shape_for_op", _unknown_rank(shape_inference.infer_shape_for_op)),
     ):
         yield
 
@@ -90,3 +92,14 @@ def _branch_shapes(original: Callable[..., Any]) -> Callable[..., Any]:
         return *rest, functions
 
     return tflist_to_onnx
+
+
+def _unknown_rank(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Inputs without a known rank stay so."""
+
+    def infer_shape_for_op(operation: Any) -> bool:
+        if operation.type == "Placeholder" and operation.get_attr("shape").unknown_rank:
+            return False
+        return original(operation)
+
+    return infer_shape_for_op

@@ -1,5 +1,7 @@
 """Ops that the stock converter does not know or gets silently wrong."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -13,10 +15,26 @@ def convert(tf, body, *specs, samples=None):
     return load_source(tf.function(body, input_signature=list(specs)), samples=samples)
 
 
-def test_erfc_becomes_one_minus_erf(tf, ops):
-    source = convert(tf, tf.math.erfc, tf.TensorSpec([None, 3], tf.float32))
-    assert ops(source) == {"Erf": 1, "Sub": 1}
-    assert source.verification.worst <= 1e-6
+def test_erfc_keeps_its_digits_where_it_is_small(tf, run):
+    """As long as the result is a normal number, about 1e-38."""
+    x = np.concatenate([np.linspace(-6, 9.15, 9999), [0, -2, np.inf, -np.inf, np.nan]]).astype(np.float32)
+    source = convert(tf, tf.math.erfc, tf.TensorSpec([None], tf.float32), samples=[{"x": x}])
+    exact = [math.erfc(float(value)) for value in x]
+    np.testing.assert_allclose(run(source, x=x)["output_0"], exact, rtol=1e-5)
+
+
+def test_the_exact_gelu_is_six_nodes(tf, run, ops):
+    source = convert(tf, lambda x: tf.nn.gelu(x, approximate=False), tf.TensorSpec([None], tf.float32))
+    assert ops(source) == {"Mul": 3, "Neg": 1, "Erf": 1, "Sub": 1}
+    x = np.linspace(-9, 9, 9999, dtype=np.float32)
+    exact = [0.5 * value * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
+    np.testing.assert_allclose(run(source, x=x)["output_0"], exact, rtol=0, atol=6e-7)
+
+
+def test_erfc_times_something_else_is_no_gelu(tf, ops):
+    spec = tf.TensorSpec([None], tf.float32)
+    assert "Exp" in ops(convert(tf, lambda x, y: y * tf.math.erfc(-x), spec, spec))
+    assert "Exp" in ops(convert(tf, lambda x: (x + 1.0) * tf.math.erfc(-x), spec))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "int8", "int16", "float32", "float64"])
