@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rewriter.denylists import translate
+from rewriter.denylists import describe, translate
 from rewriter.errors import InvalidParameterError
 
 PREFIX = "TF_TRT_"
@@ -112,10 +112,9 @@ def _operators(field: str, effect: str) -> _Reader:
     def read(name: str, value: str) -> tuple[dict[str, Any], str]:
         words = translate(_items(value))
         operators = tuple(dict.fromkeys(operator for known in words.values() for operator in known))
-        told = [
-            word if known == (word,) else f"{word} (in ONNX {' and '.join(known)})" for word, known in words.items()
-        ]
-        return {field: operators, "translations": {name: words}}, f"{effect}: {', '.join(told)}"
+        if not words:
+            return {}, "it is an empty list, so it does nothing"
+        return {field: operators, "translations": {name: words}}, f"{effect}: {describe(words)}"
 
     return read
 

@@ -13,6 +13,7 @@ from passes.island_node import is_island, read_island
 from passes.segments import TensorSpec
 from passes.support import Verdict
 from rewriter.errors import InvalidParameterError
+from rewriter.node_patterns import told_match
 
 #: Looks up dtype and shape of a value by name.
 SpecOf = Callable[[str], TensorSpec]
@@ -84,7 +85,7 @@ class Rules:
             return "denylist", f"op_denylist holds {node.op_type}"
         for pattern in self.node_denylist:
             if pattern.search(node.name):
-                return "denylist", f"node_denylist: {pattern.pattern!r} matches its name"
+                return "denylist", told_match(pattern.pattern)
         if is_island(node):
             return "tensorflow", _kept_in_tensorflow(node)
         if node.domain not in _DEFAULT_DOMAINS:

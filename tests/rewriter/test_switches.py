@@ -30,8 +30,17 @@ def test_operators_are_translated_and_unknown_ones_kept():
         "TF_TRT_OP_DENYLIST": {"Conv2D": ("Conv",), "MatMul": ("MatMul", "Gemm"), "Zebra": ("Zebra",)},
         "TF_TRT_OP_FAKELIST": {"NonMaxSuppressionV3": ("NonMaxSuppression",)},
     }
-    assert found.notes[0].endswith("stay native: Conv2D (in ONNX Conv), MatMul (in ONNX MatMul and Gemm), Zebra")
-    assert "never get an engine: NonMaxSuppressionV3 (in ONNX NonMaxSuppression)" in found.notes[1]
+    assert found.notes[0].endswith(
+        "stay native: Conv2D (in ONNX every Conv), MatMul (in ONNX every MatMul and every Gemm), Zebra"
+    )
+    assert "never get an engine: NonMaxSuppressionV3 (in ONNX every NonMaxSuppression)" in found.notes[1]
+
+
+@pytest.mark.parametrize("value", [",", " , ,"])
+def test_an_empty_list_of_operators_is_told(value):
+    found = read(TF_TRT_OP_DENYLIST=value)
+    assert (found.op_denylist, found.translations) == ((), {})
+    assert found.notes == (f"TF_TRT_OP_DENYLIST={value.strip()}: it is an empty list, so it does nothing",)
 
 
 @pytest.mark.parametrize(
