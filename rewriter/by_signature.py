@@ -58,11 +58,6 @@ def by_signature(name: str, given: Any, keys: Sequence[str]) -> dict[str, Any]:
     return dict(given)
 
 
-def values_of(given: InputFns) -> list[Any]:
-    """The functions that were given, whatever they are for."""
-    return list(given.values()) if isinstance(given, Mapping) else [given]
-
-
 def chosen(tracks: Mapping[str, _Value], key: str | None) -> _Value:
     """The entry of one signature; the first one for None.
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from passes.precision.ranges import RangeTable
 from rewriter import params as parameters
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
 from rewriter.building.cache import open_cache
-from rewriter.by_signature import InputFns, by_signature, check_keys, naming, values_of
+from rewriter.by_signature import InputFns, by_signature, check_keys, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend.specialize import check_specialize
 from rewriter.params import ConversionParams
 from rewriter.pass_selection import parse_rewriter_config
+from rewriter.precision.given import GivenCalibration
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.plan import make_precision_plan
 from rewriter.progress import ProgressCallback, resolve
@@ -77,8 +77,9 @@ class Converter(ConversionViews):
         engine_cache_max_bytes: what the engines in that folder may take together; above it the least recently used go
             first. Default 8 GiB.
         precision: details of the engines' arithmetic; see `PrecisionOptions`.
-        calibration: ranges of an earlier calibration (INT8 and FP8): a `calibration.json`, an artifact that holds one,
-            or a `RangeTable`. Then no `calibration_input_fn` is needed.
+        calibration: ranges of an earlier calibration (INT8 and FP8), and then no `calibration_input_fn` is needed: an
+            artifact, which gives each signature the ranges of its name; a `calibration.json` or a `RangeTable`, which
+            serve every signature; or a dict with one of these for each, by its key.
         accuracy: what must not get lost in lower precision; nodes that break it are found in emulation, before
             anything is built, and keep a higher precision. See `AccuracyTarget`.
         progress: None: a bar when stderr is a terminal; True, False; or a callable that takes `ProgressEvent`.
@@ -126,7 +127,7 @@ class Converter(ConversionViews):
         engine_cache_dir: str | Path | None = None,
         engine_cache_max_bytes: int | None = None,
         precision: PrecisionOptions | None = None,
-        calibration: RangeTable | str | Path | None = None,
+        calibration: GivenCalibration = None,
         accuracy: AccuracyTarget | None = None,
         progress: ProgressCallback | bool | None = None,
         samples: Iterable[Any] | None = None,
@@ -208,17 +209,16 @@ class Converter(ConversionViews):
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
         if not self._shop.open:
             raise ConverterStateError("this converter is closed: make a new one")
-        for input_fn in values_of(calibration_input_fn):
-            self._shop.precision.with_inputs(input_fn)  # what is wrong with it is told before any work
+        self._shop.precision.check_inputs(calibration_input_fn)  # what is wrong with them is told before any work
         if check is not None:
             for track in self._tracks.values():  # of an earlier dry run
                 check(track.conversion.source.signature)
         check_writable(self._shop.settings.switches)
         self._prepare(check)
-        input_fns = by_signature("calibration_input_fn", calibration_input_fn, tuple(self._tracks))
+        plans = self._shop.precision.by_signature(tuple(self._tracks), calibration_input_fn)
         for name, track in self._tracks.items():
             with naming(name, self._tracks):
-                self._tracks[name] = self._shop.begin(track, self._shop.precision.with_inputs(input_fns.get(name)))
+                self._tracks[name] = self._shop.begin(track, plans[name])
         self._done = True
         self._write_requested()
         return self.function()
@@ -256,6 +256,9 @@ class Converter(ConversionViews):
         given = by_signature("input_fn", input_fn, tuple(self._tracks))
         if input_fn is not None and not given:
             raise InvalidParameterError("input_fn is an empty mapping: name at least one signature")
+        for function in given.values():
+            if function is not None:
+                parameters.check_input_fn("input_fn", function)
         for name in given if isinstance(input_fn, Mapping) else tuple(self._tracks):
             track = self._tracks[name]
             source, function = track.conversion.source, given.get(name)
@@ -266,10 +269,6 @@ class Converter(ConversionViews):
                         f"build() needs an input_fn that yields sample inputs, for {unknown[0]} is not fixed"
                     )
                 function = shaped_input_fn(source.signature, {}, source.samples)
-            elif not callable(function):
-                raise InvalidParameterError(
-                    f"input_fn must be a function that yields inputs, not {type(function).__name__}"
-                )
             with naming(name, self._tracks):
                 self._tracks[name] = self._shop.build(track, function)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rewriter.shapes.kept_inputs import KeptInputs
 from rewriter.shapes.observer import Observer
 from rewriter.shapes.sampling import InputFn, MadeInputs, batch_input_fn
 from rewriter.source import Signature, SourceModel
+from rewriter.temporary import TemporaryFolder, finalize_here
 
 #: Called with names and shapes of the inputs as soon as a model is read.
 SignatureCheck = Callable[[Signature], object]
@@ -79,9 +79,9 @@ class Workshop:
         self._progress = progress
         self._backend = as_backend(backend, targets)
         self.precision, self._faults = asked.on(self._backend)
-        self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
+        self._scratch = TemporaryFolder("trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
-        self.close = weakref.finalize(self, _release, self._scratch, own)
+        self.close = finalize_here(self, _release, self._scratch, own)
         self._oracle = ParserOracle(
             self._backend,
             settings.op_denylist,
@@ -94,7 +94,7 @@ class Workshop:
             self._oracle,
             settings.build_options(self._backend),
             settings.partition,
-            Path(self._scratch.name),
+            self._scratch.path,
             cache,
             abort_builds=settings.abort_builds,
         )
@@ -112,7 +112,7 @@ class Workshop:
             BackendError, MissingDependencyError: TensorRT cannot be asked.
         """
         settings, stages = self.settings, Stages(self._progress)
-        folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.name))
+        folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.path))
         source = settings.source.read(key, check, settings.selection.grappler, folder)
         for stage, seconds in source.timings.items():
             stages.add(stage, seconds)
@@ -128,7 +128,8 @@ class Workshop:
         done = track.conversion
         static = self._static_inputs(done.source)
         precision.check(done.model, done.result.plan.runnable.segments)
-        track = dataclasses.replace(track, conversion=dataclasses.replace(done, pending=precision))
+        source = dataclasses.replace(done.source, notes=(*done.source.notes, *precision.notes))
+        track = dataclasses.replace(track, conversion=dataclasses.replace(done, source=source, pending=precision))
         if self.settings.calibrates_early or not precision.waits:
             track = self.settle(track)
         return track if static is None else self.build(track, static)
@@ -142,7 +143,7 @@ class Workshop:
         track = self.settle(track)
         done = track.conversion
         if not isinstance(input_fn, MadeInputs):
-            input_fn = KeptInputs(input_fn, done.source.signature, Path(self._scratch.name))
+            input_fn = KeptInputs(input_fn, done.source.signature, self._scratch.path)
         input_fns = (*track.input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self.settings.build_strategy)
 
@@ -219,7 +220,7 @@ class Workshop:
         return self.settings.to_json(self.builder.targets, done.recipe)
 
 
-def _release(scratch: tempfile.TemporaryDirectory[str], backend: Backend | None) -> None:
+def _release(scratch: TemporaryFolder, backend: Backend | None) -> None:
     if backend is not None:
         backend.close()
-    scratch.cleanup()
+    scratch.remove()

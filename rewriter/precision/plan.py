@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from passes.model import Model
@@ -15,17 +13,17 @@ from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
-from rewriter.artifact import manifest as manifests
-from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.backends.base import Backend
-from rewriter.errors import ArtifactError, InvalidParameterError
-from rewriter.params import ConversionParams, check_kind
-from rewriter.precision.calibration import calibrate, fetchable, read_ranges
+from rewriter.by_signature import InputFns, by_signature
+from rewriter.errors import InvalidParameterError
+from rewriter.params import ConversionParams, check_input_fn, check_kind
+from rewriter.precision.calibration import calibrate, fetchable
+from rewriter.precision.given import GivenRanges, RangesBySignature, check_calibration, find_ranges, serves
 from rewriter.precision.lowering import Lowering, Needs, find_needs
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.workarounds import avoid_faults
 from rewriter.progress import ProgressEvent, Stages
-from rewriter.runtime.inputs import first_line, iterate_samples, sample_feeds
+from rewriter.runtime.inputs import iterate_samples, sample_feeds
 from rewriter.source import Signature
 
 #: Tensors that an error names before it counts the rest.
@@ -42,17 +40,21 @@ class PrecisionPlan:
         recipe: mode and options.
         options: how ranges are chosen.
         use_calibration: whether missing ranges are found by calibration.
-        table: ranges of an earlier calibration; None without.
-        input_fn: yields calibration inputs; None without.
+        given: ranges of an earlier calibration, of whatever signatures; None without.
         accuracy: what must not get lost; None without.
+        table: those of this signature, once it is known (`by_signature`); None without.
+        input_fn: yields calibration inputs for it; None without.
+        notes: what is doubtful about all this, one sentence each, for the report.
     """
 
     recipe: Recipe
     options: PrecisionOptions
     use_calibration: bool = True
+    given: GivenRanges | None = None
+    accuracy: AccuracyTarget | None = None
     table: RangeTable | None = None
     input_fn: Callable[[], Iterable[Any]] | None = None
-    accuracy: AccuracyTarget | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def waits(self) -> bool:
@@ -66,28 +68,52 @@ class PrecisionPlan:
         recipe, notes = avoid_faults(self.recipe, backend.flavour, backend.version)
         return dataclasses.replace(self, recipe=recipe), notes
 
-    def with_inputs(self, input_fn: Callable[[], Iterable[Any]] | None) -> PrecisionPlan:
-        """The plan with the calibration inputs that `convert()` was given.
+    def check_inputs(self, inputs: InputFns) -> None:
+        """Refuses calibration inputs before it is known which signatures there are.
+
+        Args:
+            inputs: as `convert()` was given them.
 
         Raises:
-            InvalidParameterError: there are inputs, but nothing to calibrate with them.
+            InvalidParameterError: there are inputs, but nothing to calibrate with them; or they are no function
+                without arguments.
         """
-        if input_fn is None:
-            return self
-        unneeded = ""
-        if not self.recipe.quantizes:
-            unneeded = f"precision_mode={self.recipe.mode!r} needs no calibration"
-        elif not self.use_calibration:
-            unneeded = "use_calibration is False (--no-calibration)"
-        elif self.table is not None:
-            unneeded = "the ranges are given as calibration= (--calibration)"
-        if unneeded:
-            raise InvalidParameterError(f"leave calibration_input_fn (--calibration-inputs) out: {unneeded}")
-        if not callable(input_fn):
-            raise InvalidParameterError(
-                f"calibration_input_fn must be a function that yields inputs, not {type(input_fn).__name__}"
+        functions = list(inputs.items()) if isinstance(inputs, Mapping) else [(None, inputs)]
+        for key, function in functions:
+            if function is None:
+                continue
+            if not self.recipe.quantizes:
+                raise _unneeded(f"precision_mode={self.recipe.mode!r} needs no calibration")
+            if not self.use_calibration:
+                raise _unneeded("use_calibration is False (--no-calibration)")
+            if serves(self.given, key):
+                raise _unneeded("the ranges are given as calibration= (--calibration)")
+            check_input_fn("calibration_input_fn", function)
+
+    def by_signature(self, keys: Sequence[str], inputs: InputFns) -> dict[str, PrecisionPlan]:
+        """The plan of every signature: with the ranges that were given for it, else with its calibration inputs.
+
+        Args:
+            keys: the signatures.
+            inputs: as `convert()` was given them, checked by `check_inputs`. One function for all serves those that
+                have no ranges.
+
+        Raises:
+            InvalidParameterError: ranges or inputs name a signature that is not converted; an artifact has no ranges
+                for one; or the inputs are needed by none.
+        """
+        functions = by_signature("calibration_input_fn", inputs, keys)
+        if isinstance(self.given, RangesBySignature):
+            by_signature("calibration", self.given.given, keys)
+        found = {key: find_ranges(self.given, key, alone=len(keys) == 1) for key in keys}
+        if functions and all(one.table is not None for one in found.values()):
+            raise _unneeded("the ranges are given as calibration= (--calibration)")
+        return {
+            key: dataclasses.replace(
+                self, table=one.table, notes=one.notes, input_fn=functions.get(key) if one.table is None else None
             )
-        return dataclasses.replace(self, input_fn=input_fn)
+            for key, one in found.items()
+        }
 
     def check(self, model: Model, segments: Sequence[SegmentModel]) -> Needs:
         """What has to be calibrated.
@@ -196,56 +222,16 @@ def make_precision_plan(
         raise InvalidParameterError(
             f"leave accuracy out: precision_mode={recipe.mode!r} lowers nothing that could be judged by emulation"
         )
-    table = check_calibration(calibration)
-    if table is not None and not recipe.quantizes:
+    given = check_calibration(calibration)
+    if given is not None and not recipe.quantizes:
         raise InvalidParameterError(
             f"leave calibration (--calibration) out: precision_mode={recipe.mode!r} needs no ranges"
         )
-    return PrecisionPlan(recipe, options, params.use_calibration, table, accuracy=target)
+    return PrecisionPlan(recipe, options, params.use_calibration, given, target)
 
 
-def check_calibration(value: object) -> RangeTable | None:
-    """Ranges of an earlier calibration: a table, a `calibration.json`, or an artifact that holds one; None without.
-
-    Raises:
-        InvalidParameterError: it is none of these.
-        ArtifactError: the file is damaged, or is not what the artifact's manifest says.
-    """
-    if value is None or isinstance(value, RangeTable):
-        return value
-    if not isinstance(value, (str, Path)):
-        raise InvalidParameterError(
-            f"calibration must be a RangeTable or a path to calibration.json, not {type(value).__name__}"
-        )
-    path = Path(value)
-    return _artifact_ranges(path) if path.is_dir() else read_ranges(path)
-
-
-def _artifact_ranges(folder: Path) -> RangeTable:
-    """The ranges of an artifact, if they are those that were saved with it.
-
-    Raises:
-        ArtifactError: it is no artifact, holds no ranges, or they were changed.
-    """
-    try:
-        data = json.loads((folder / manifests.MANIFEST_FILE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"calibration: {folder} is no artifact ({manifests.MANIFEST_FILE}: {first_line(error)}): give an artifact "
-            f"or the path of a {manifests.RANGES_FILE}"
-        ) from error
-    record = manifest_from_json(data, str(folder)).files.get(manifests.RANGES_FILE)
-    if record is None:
-        raise ArtifactError(f"calibration: {folder} holds no {manifests.RANGES_FILE}: nothing was calibrated for it")
-    path = folder / manifests.RANGES_FILE
-    table = read_ranges(path)
-    if manifests.hash_file(path) != record:
-        raise ArtifactError(
-            f"{folder}: {manifests.RANGES_FILE} is not the file that was saved (its sha256 differs from "
-            f"{manifests.MANIFEST_FILE}): save the artifact again, or give the path of the file itself to use it as "
-            "it is"
-        )
-    return table
+def _unneeded(reason: str) -> InvalidParameterError:
+    return InvalidParameterError(f"leave calibration_input_fn (--calibration-inputs) out: {reason}")
 
 
 def _tensors(names: Sequence[str]) -> str:

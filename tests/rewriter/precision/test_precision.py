@@ -14,7 +14,7 @@ from passes.precision.recipe import QUANTIZED_OPS, Recipe
 from rewriter import AccuracyTarget, Converter, PrecisionOptions, load
 from rewriter.errors import ArtifactError, ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.params import ConversionParams
-from rewriter.precision.plan import check_calibration
+from rewriter.precision.given import check_calibration
 
 pytestmark = pytest.mark.rtx
 #: Largest relative difference from float32 that each mode may make on the network below.
@@ -230,7 +230,7 @@ def test_no_calibration_inputs_at_all_are_told(rtx):
         ({"precision": PrecisionOptions(keep_nodes=["("])}, "not a regular expression"),
         ({"precision": PrecisionOptions(quantize_ops=["Relu"])}, "quantize_ops must be one of Conv"),
         ({"precision": {"float_type": "FP16"}}, "precision must be a PrecisionOptions, not dict"),
-        ({"calibration": 3}, "calibration must be a RangeTable or a path"),
+        ({"calibration": 3}, "calibration must be a RangeTable, or the path"),
     ],
 )
 def test_bad_options_are_told_at_once(rtx, options, message):
@@ -282,7 +282,7 @@ def test_ranges_of_an_artifact_are_checked(rtx, tmp_path):
     path.write_text(path.read_text().replace('"samples": 2', '"samples": 3'))
     with pytest.raises(ArtifactError, match=r"calibration\.json is not the file that was saved"):
         check_calibration(str(folder))
-    assert check_calibration(path).ranges == table.ranges
+    assert [read.ranges for read in table.tables.values()] == [check_calibration(path).ranges]
     with pytest.raises(ArtifactError, match="is no artifact"):
         check_calibration(tmp_path)
     converted(rtx, "FP16", tmp_path / "half")
