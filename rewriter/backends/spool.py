@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from passes.model import Model, is_file_map, is_stub
+from rewriter.temporary import TemporaryFolder, finalize_here
 
 
 class WeightPlaces:
@@ -19,7 +18,7 @@ class WeightPlaces:
     """
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: TemporaryFolder | None = None
         self._known: dict[int, Path] = {}
         self._count = 0
 
@@ -42,7 +41,7 @@ class WeightPlaces:
         """Removes the written files; harmless when repeated."""
         self._known.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
 
     def _place(self, array: np.ndarray) -> tuple[str, int]:
@@ -52,15 +51,14 @@ class WeightPlaces:
         key = id(array)
         if key not in self._known:
             self._known[key] = self._write(array)
-            weakref.finalize(array, self._forget, key, self._known[key]).atexit = False
+            finalize_here(array, self._forget, key, self._known[key]).atexit = False
         return str(self._known[key]), 0
 
     def _write(self, array: np.ndarray) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="trt-rewriter-weights-")
-            weakref.finalize(self, self._folder.cleanup)
+            self._folder = TemporaryFolder("trt-rewriter-weights-")
         self._count += 1
-        path = Path(self._folder.name) / f"{self._count}.bin"
+        path = self._folder.path / f"{self._count}.bin"
         path.write_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from passes.support import Verdict
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions, BuiltEngine, Profile, Progress
 from rewriter.backends.blame import nodes_named
 from rewriter.backends.prefilter import label
+from rewriter.temporary import TemporaryFolder
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,8 +95,8 @@ def blame(
     named = nodes_named(failure.log, nodes) if failure.kind == "unsupported" else ()
     if named or len(nodes) == 1:
         return tuple(_denial(node, failure) for node in nodes if node.name in named or len(nodes) == 1)
-    with tempfile.TemporaryDirectory(dir=scratch_dir, prefix="blame-") as folder:
-        search = _PrefixSearch(backend, segment, profiles, options, Path(folder) / "dry.engine")
+    with TemporaryFolder("blame-", scratch_dir) as folder:
+        search = _PrefixSearch(backend, segment, profiles, options, folder / "dry.engine")
         found = search.run(failure)
     if found is None:
         words = f"TensorRT cannot build it jointly with {len(nodes) - 1} other nodes: {failure.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from rewriter.commands.options import add_conversion_options, conversion_argumen
 from rewriter.commands.precision_options import calibration_input_fn
 from rewriter.commands.screen import StageScreen, import_tensorflow, title
 from rewriter.errors import InvalidParameterError
+from rewriter.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         check_output(Path(arguments.output), overwrite=False)
         return _demo(console, arguments, Path(arguments.output))
-    with tempfile.TemporaryDirectory(prefix="trt-rewriter-demo-") as folder:
-        return _demo(console, arguments, Path(folder) / "artifact")
+    with TemporaryFolder("trt-rewriter-demo-") as folder:
+        return _demo(console, arguments, folder / "artifact")
 
 
 def _demo(console: Console, arguments: argparse.Namespace, output: Path) -> int:

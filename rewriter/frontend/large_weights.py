@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import tempfile
-import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from rewriter.errors import ExportError
 from rewriter.frontend.naming import bodies, rename, value_names
 from rewriter.frontend.patches import replaced
 from rewriter.frontend.structure import unique
+from rewriter.temporary import finalize_here
 
 #: Weights take the way through files where the large ones among them have so many bytes together. Beyond 2 GB there is
 #: no other; below, room is left for what else the GraphDef holds.
@@ -195,7 +195,7 @@ class LargeWeights:
             with self._path.open("w+b") as file:
                 file.truncate(max(size, _FILE))
                 self._map, self._used = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 0
-            weakref.finalize(self._map, _remove, self._path)
+            finalize_here(self._map, _remove, self._path)
         return self._map
 
 

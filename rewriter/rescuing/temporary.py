@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 from rewriter.errors import SourceError
@@ -13,6 +11,7 @@ from rewriter.rescuing.reading import parse
 from rewriter.rescuing.report import RescueReport
 from rewriter.rescuing.rewriting import rewrite
 from rewriter.rescuing.writing import fill, serialize
+from rewriter.temporary import TemporaryFolder
 
 
 class TemporaryRescue:
@@ -36,12 +35,12 @@ class TemporaryRescue:
         rewritten = rewrite(message, described)
         content = serialize(message, described)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="rescued-"))
-            remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            self._folder = TemporaryFolder("rescued-")
+            self.path = self._folder.path
             try:
                 fill(content, source.resolve(), self.path, set(rewritten.removed.assets), _link_folder, _link_file)
             except OSError:
-                remove()
+                self._folder.remove()
                 raise
         except OSError as error:
             raise SourceError(

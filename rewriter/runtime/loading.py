@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from rewriter.runtime.opening import Runnable, make_executor
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.slots import StoredEngine
 from rewriter.switches import Switches
+from rewriter.temporary import TemporaryFolder
 
 __all__ = ["Runnable", "Siblings", "load", "make_function", "natively_forbidden"]
 
@@ -170,25 +168,13 @@ def _why_no_gpu(options: RuntimeOptions) -> str:
     return device.missing_gpu()
 
 
-class _Folder:
-    """A temporary folder that goes when it is removed, when nobody has this object any more, or with the process."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="trt-rewriter-kept-"))
-        self._removal = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-    def remove(self) -> None:
-        """Removes it; harmless when repeated."""
-        self._removal()
-
-
-def _kept(runnable: Runnable, *, with_engines: bool) -> tuple[_Folder | None, Runnable]:
+def _kept(runnable: Runnable, *, with_engines: bool) -> tuple[TemporaryFolder | None, Runnable]:
     """The same with files in a folder of its own, which goes with the object that is returned for it, if any."""
     engines = runnable.engines if with_engines else ()
     islands = any(True for _ in island_nodes(runnable.model.proto))
     if not engines and not islands:
         return None, runnable
-    folder = _Folder()
+    folder = TemporaryFolder("trt-rewriter-kept-")
     root = folder.path
     kept = []
     for number, engine in enumerate(engines):

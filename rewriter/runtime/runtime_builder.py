@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rewriter.precision.lowering import Lowering
 from rewriter.runtime.slot_values import StoredEngine
 from rewriter.shapes.harvest import InputSet, Observations, SegmentObservations
 from rewriter.shapes.profiles import make_profiles, static_profiles
+from rewriter.temporary import TemporaryFolder, finalize_here
 
 #: Exact profiles of one engine, at most: a profile costs build time and memory. Older shapes keep their older engines.
 MAX_EXACT = 16
@@ -74,9 +73,9 @@ class RuntimeBuilder:
         self._cache = open_cache(engine_cache_dir, engine_cache_max_bytes)
         self._abort = abort_builds
         self._builder: SegmentBuilder | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="trt-rewriter-")
+        self._scratch = TemporaryFolder("trt-rewriter-")
         self._owned: list[Backend] = []
-        self._finalizer = weakref.finalize(self, _release, self._scratch, self._owned)
+        self._finalizer = finalize_here(self, _release, self._scratch, self._owned)
 
     @property
     def most_sets(self) -> int | None:
@@ -141,7 +140,7 @@ class RuntimeBuilder:
                 targets=_usable_targets(self._params.get("targets", ()), backend),
                 tf32=self._lowering.recipe.mode == "TF32",
             )
-            self._builder = SegmentBuilder(backend, options, Path(self._scratch.name), self._cache, self._abort)
+            self._builder = SegmentBuilder(backend, options, self._scratch.path, self._cache, self._abort)
         return self._builder
 
     def _profiles(
@@ -170,7 +169,7 @@ def _usable_targets(wanted: Iterable[str], backend: Backend) -> tuple[str, ...]:
     return tuple(target for target in wanted if known is None or target in known)
 
 
-def _release(scratch: tempfile.TemporaryDirectory[str], owned: list[Backend]) -> None:
+def _release(scratch: TemporaryFolder, owned: list[Backend]) -> None:
     for backend in owned:
         backend.close()
-    scratch.cleanup()
+    scratch.remove()

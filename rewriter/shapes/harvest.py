@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from passes.segments import Segment, Segmentation, TensorSpec
 from rewriter.errors import ConversionError, InputError, SourceError
 from rewriter.runtime.inputs import first_line
 from rewriter.runtime.native import Session, open_native
+from rewriter.temporary import TemporaryFolder
 
 logger = logging.getLogger(__name__)
 
@@ -188,9 +188,9 @@ class _Probe:
                 yield self._found(self._read(feeds), {})
             return
         names = [name for fetch in self._fetches.values() for name in (fetch.shape, fetch.values) if name]
-        with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
+        with TemporaryFolder("trt-rewriter-") as folder:
             # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
-            session = self._session(names, Path(folder) / "trace" if self._traced else None)
+            session = self._session(names, folder / "trace" if self._traced else None)
             seen = [
                 {**self._read(feeds), **self._decode(_run(session, number, feeds, self._model.weights))}
                 for number, feeds in enumerate(inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from rewriter.frontend.islands.settling import settle
 from rewriter.frontend.islands.vocabulary import PYTHON, TABLE_WRITES
 from rewriter.frontend.large_weights import LargeWeights, with_weights
 from rewriter.frontend.samples import one_line
+from rewriter.temporary import in_this_process
 
 _RESOURCE = 20
 #: The largest GraphDef that protobuf can write; the rest of a SavedModel is small.
@@ -103,12 +103,5 @@ def new_folder(parent: Path | None) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="islands-", dir=parent)).resolve()
     folder = Path(tempfile.mkdtemp(prefix="trt-rewriter-islands-")).resolve()
-    owner = os.getpid()
-
-    def remove() -> None:
-        # A forked child inherits this, and must leave its parent's files alone.
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
+    atexit.register(in_this_process(shutil.rmtree), folder, ignore_errors=True)
     return folder

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from onnx import TensorProto, helper
 
 from passes.model import Model
@@ -14,6 +11,7 @@ from rewriter.runtime import device as driver
 from rewriter.runtime.gpu.cuda import Cuda
 from rewriter.runtime.gpu.engine import TrtRuntime, import_runtime
 from rewriter.runtime.gpu.island import cuda_provider_problem
+from rewriter.temporary import TemporaryFolder
 
 
 def gpu_readiness(backend: Backend | None, device: int = 0) -> tuple[tuple[str, str, bool], ...]:
@@ -54,8 +52,8 @@ def _engine_problem(backend: Backend, cuda: Cuda) -> str:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"], name="add")], "probe", value[:1], value[1:])
     model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
-        path = Path(folder) / "probe.engine"
+    with TemporaryFolder("trt-rewriter-") as folder:
+        path = folder / "probe.engine"
         try:
             built = backend.build(model, (), BuildOptions(), path)
             if isinstance(built, BuildFailure):

@@ -14,13 +14,13 @@ import io
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rewriter.artifact.manifest import FileRecord
 from rewriter.building.cache_entry import copy_and_hash, make_folder, write_json
 from rewriter.runtime.other_errors import first_line
+from rewriter.temporary import TemporaryFolder
 
 FORMAT = "trt-rewriter runtime cache"
 #: Raised whenever the layout changes; entries of any other version are misses.
@@ -113,8 +113,8 @@ class RuntimeCacheFile:
             return True
         try:
             make_folder(self.folder)
-            with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as scratch:
-                fresh, sidecar = Path(scratch, "cache"), Path(scratch, "json")
+            with TemporaryFolder(".new-", self.folder) as scratch:
+                fresh, sidecar = scratch / "cache", scratch / "json"
                 copy_and_hash(io.BytesIO(data), fresh, durable=True)
                 write_json(sidecar, {**self._identity, "size": record.size, "sha256": record.sha256})
                 fresh.replace(self.path)

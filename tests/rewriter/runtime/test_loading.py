@@ -1,6 +1,7 @@
 """Which executor runs a model, with what, and what is said where it cannot be the GPU."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +155,17 @@ def test_kept_engines_outlive_the_folder_they_came_from(spliced, stored, gpu, mo
     assert engine.entry is stored.entry
     function.close()
     assert not engine.path.parent.exists()
+
+
+def test_a_forked_copy_leaves_kept_engines_to_its_parent(spliced, stored, gpu, monkeypatch):
+    function = make_function(Runnable(*spliced, (stored,)), lazy=True, keep_engines=True)
+    assert function.provider == "cuda"
+    (engine,) = gpu.opened[0].engines
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        function.close()
+    assert engine.path.is_file()
+    shutil.rmtree(engine.path.parent)
 
 
 def test_engines_are_not_kept_where_nothing_will_use_them(spliced, stored, no_gpu):
