@@ -15,6 +15,7 @@ from rewriter.frontend import patches
 from rewriter.frontend.callee import import_tensorflow
 from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.handlers import handlers
+from rewriter.frontend.islands.vocabulary import MADE_OF
 from rewriter.frontend.naming import bodies
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.quantization import left_to_us
@@ -28,7 +29,7 @@ class UnknownOpsError(ExportError):
     """The export holds ops that ONNX has no word for.
 
     Attributes:
-        nodes: (op, node name) of each.
+        nodes: (op, node name) of each; the name is "" for an operator of TensorFlow that may be what was not written.
     """
 
     def __init__(self, message: str, nodes: tuple[tuple[str, str], ...]) -> None:
@@ -60,7 +61,8 @@ def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
                 raise ExportError(f"the converter to ONNX failed on {origin}: {one_line(error)}") from error
     unknown = list(unknown_nodes(proto))
     if unknown:
-        raise UnknownOpsError(_no_word_for(unknown, origin), tuple(unknown))
+        makers = [(maker, "") for op in sorted({op for op, _ in unknown}) for maker in MADE_OF.get(op, ())]
+        raise UnknownOpsError(_no_word_for(unknown, origin), (*unknown, *makers))
     for note in notes:
         _LOG.warning("%s", note)
     return proto, notes
@@ -90,12 +92,15 @@ def _convert(frozen: Frozen, copy: bool) -> tuple[ModelProto, tuple[str, ...]]:
 
 
 def unknown_nodes(proto: ModelProto) -> Iterator[tuple[str, str]]:
-    """(op, node name) of every node, in bodies and functions too, whose op no schema of its opset describes."""
+    """(op, node name) of every node, in bodies and functions too, whose op no schema of its opset describes.
+
+    ONNX Runtime's own operators are among them: the passes and TensorRT know nothing of them.
+    """
     versions = {o.domain: o.version for o in proto.opset_import}
     local = {(f.domain, f.name) for f in proto.functions}
     for node in _nodes(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        if (node.domain, node.op_type) in local or domain == "com.microsoft":
+        if (node.domain, node.op_type) in local:
             continue
         if not onnx.defs.has(node.op_type, versions.get(domain, 1), domain):
             yield (f"{domain}::{node.op_type}" if domain else node.op_type), node.name

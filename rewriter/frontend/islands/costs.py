@@ -7,10 +7,10 @@ from typing import Any
 
 from rewriter.frontend.islands.graph import Graph, data_inputs, functions_of
 from rewriter.frontend.islands.units import Units
-from rewriter.frontend.islands.vocabulary import LIGHT, MOVES
+from rewriter.frontend.islands.vocabulary import LIGHT, MOVES, PRODUCTS
 
-#: Prices: a node that only moves elements, or has to do with integers, booleans and strings alone; one of cheap
-#: floating-point arithmetic; one that belongs into an engine.
+#: Prices: a node that only moves elements, or has to do with integers, booleans and strings alone and is no product; one
+#: of cheap floating-point arithmetic; one that belongs into an engine.
 FREE, ARITHMETIC, HEAVY = 0, 1, 1 << 20
 #: A node that reads a constant of so many bytes does real work with it (an embedding, a product).
 LARGE = 1 << 16
@@ -26,7 +26,7 @@ def costs(graph: Graph, units: Units) -> Sequence[int]:
 
 def _price(graph: Graph, name: str) -> int:
     node = graph.nodes[name]
-    if _stateful(node.op) or any(functions_of(node)) or _reads_large(graph, name):
+    if node.op in PRODUCTS or _stateful(node.op) or any(functions_of(node)) or _reads_large(graph, name):
         return HEAVY
     inputs, outputs = graph.dtypes[name]
     if node.op in MOVES or _FLOATS.isdisjoint((*inputs, *outputs)):

@@ -69,7 +69,7 @@ class Scope:
             return "named in keep_in_tensorflow"
         if node.op in TABLES:
             return ""  # every reader gets its own copy
-        for rule in (_table, _complex, _strings, _wrong, _patches):
+        for rule in (_table, _complex, _strings, _wrong, _crop, _patches):
             found = rule(self, node, (*inputs, *outputs))
             if found:
                 return found
@@ -147,6 +147,12 @@ def _wrong(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     """Operators whose export computes something else, unless the user accepts that much."""
     what, error = WRONG.get(node.op, ("", 0.0))
     return what if error > scope.limits.tolerance else ""
+
+
+def _crop(_scope: Scope, node: Any, _kinds: Collection[int]) -> str:
+    """CropAndResize is exported as a bilinear one, whatever its method."""
+    nearest = node.op == "CropAndResize" and "method" in node.attr and node.attr["method"].s == b"nearest"
+    return "its export interpolates where the nearest pixel is wanted" if nearest else ""
 
 
 def _patches(scope: Scope, node: Any, _kinds: Collection[int]) -> str:

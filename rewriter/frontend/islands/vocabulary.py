@@ -24,7 +24,7 @@ REWRITTEN = _names(
 STRING_MOVES = _names(
     "BroadcastTo ConcatV2 Const EnsureShape ExpandDims Fill GatherNd GatherV2 Identity IdentityN If Pack Placeholder "
     "Rank Reshape ReverseV2 Select SelectV2 Shape Size Slice Split SplitV Squeeze StatelessIf StopGradient "
-    "StridedSlice StringToNumber TensorScatterUpdate Tile Transpose Unique Unpack"
+    "StridedSlice TensorScatterUpdate Tile Transpose Unique Unpack"
 )
 
 #: Operators that move or count elements, whatever their dtype: cheap enough to lie in an island.
@@ -46,6 +46,12 @@ LIGHT = _names(
 #: Operators that only measure a tensor: their results are a few numbers, whatever the tensor holds.
 MEASURES = frozenset({"Rank", "Shape", "ShapeN", "Size"})
 
+#: Products and convolutions: work for an engine or for ONNX Runtime's kernels, with integers too.
+PRODUCTS = _names(
+    "BatchMatMul BatchMatMulV2 BatchMatMulV3 Conv Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 "
+    "DepthwiseConv2dNative Dilation2D Einsum MatMul XlaDot XlaDotV2"
+)
+
 #: Operators whose results depend on values in number or order, and that ONNX writes in many nodes.
 DATA_DEPENDENT = _names(
     "DynamicPartition RaggedGather RaggedRange RaggedTensorToSparse RaggedTensorToTensor SparseFillEmptyRows "
@@ -60,9 +66,14 @@ TABLE_WRITES = frozenset({"LookupTableInsertV2", "LookupTableRemoveV2", "LookupT
 
 #: Exported, but to something else: operator -> (what is wrong, relative error seen).
 WRONG = {
+    "AdjustSaturation": ("its export makes other colours", 0.7),
     "ResizeArea": ("its export averages other pixels", 2.5),
     "ResizeBicubic": ("its export interpolates with other weights", 3e-3),
 }
+
+#: Operators without a schema that tf2onnx makes -> the operators of TensorFlow that it makes them of; they are nodes of
+#: bodies with made-up names, by which nobody can tell.
+MADE_OF = {"com.microsoft::Range": ("MatrixDiagPartV2", "MatrixDiagPartV3", "MatrixSetDiagV3")}
 
 
 @functools.cache

@@ -1,0 +1,96 @@
+"""What goes to TensorFlow because its export would be another computation, or none: whole small models."""
+
+import numpy as np
+import pytest
+
+from rewriter.frontend import load_source
+from rewriter.frontend.islands.costs import FREE, HEAVY, costs
+from rewriter.frontend.islands.graph import Graph
+from rewriter.frontend.islands.units import find_units
+from tests.rewriter.frontend.islands import island_models
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture
+def check(run, islands):
+    """Exports a tf.function, compares it on inputs by name; returns the reasons of its islands as one text."""
+
+    def call(function, **inputs):
+        source = load_source(function)
+        found = run(source, **inputs)
+        for name, value in function(**inputs).items():
+            if value.dtype == "string":
+                assert found[name].tolist() == [item.decode("utf-8", "surrogateescape") for item in value.numpy()]
+            else:
+                np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-5)
+        return "; ".join(reason for _, attributes in islands(source) for reason in attributes.reasons)
+
+    return call
+
+
+@pytest.mark.parametrize(("method", "stays"), [("nearest", True), ("bilinear", False)])
+def test_crop_and_resize_by_the_nearest_pixel(tf, check, method, stays):
+    dense = tf.constant(island_models.weights(2, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 2], name="x"), tf.TensorSpec([None, 4], name="boxes")])
+    def function(x, boxes):
+        box_indices = tf.zeros(tf.shape(boxes)[:1], tf.int32)
+        return {"y": tf.image.crop_and_resize(x, boxes, box_indices, [3, 3], method=method) @ dense}
+
+    boxes = np.array([[0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]], np.float32)
+    found = check(function, x=island_models.weights(1, 8, 8, 2), boxes=boxes)
+    assert found == ("CropAndResize: its export interpolates where the nearest pixel is wanted" if stays else "")
+
+
+@pytest.mark.parametrize("text", ["12abc", "1e400", "1.5"])
+def test_numbers_are_read_as_tensorflow_reads_them(tf, run, text):
+    dense = tf.constant(island_models.weights(4, 3))
+    kind = tf.int32 if text == "1.5" else tf.float32
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.string, name="x")])
+    def function(x):
+        return {"y": tf.cast(tf.strings.to_number(x, kind), tf.float32) @ dense}
+
+    good = np.array([["1", "2", "3", "4"]], dtype=object)
+    source = load_source(function, samples=[{"x": good}])
+    np.testing.assert_allclose(run(source, x=good)["y"], function(tf.constant(good))["y"].numpy(), rtol=1e-6)
+    bad = np.array([[text, "1", "2", "3"]], dtype=object)
+    try:
+        wanted = function(tf.constant(bad))["y"].numpy()
+    except tf.errors.InvalidArgumentError:
+        with pytest.raises(RuntimeError, match="could not correctly convert"):
+            run(source, x=bad)
+    else:
+        np.testing.assert_array_equal(run(source, x=bad)["y"], wanted)
+
+
+def test_what_only_onnx_runtime_knows_goes_to_tensorflow(tf, check):
+    @tf.function(input_signature=[tf.TensorSpec([None, 3, 3], name="x")])
+    def function(x):
+        return {"y": tf.linalg.set_diag(x, tf.zeros([tf.shape(x)[0], 3])) @ x}
+
+    assert "MatrixSetDiagV3: the converter to ONNX has no way to write it here" in check(
+        function, x=island_models.weights(2, 3, 3)
+    )
+
+
+def test_saturation_stays(tf, check):
+    kernel = tf.constant(island_models.weights(3, 4))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 3], name="x")])
+    def function(x):
+        return {"y": tf.image.adjust_saturation(x, 0.5) @ kernel}
+
+    x = np.abs(island_models.weights(1, 4, 4, 3))
+    assert check(function, x=x) == "AdjustSaturation: its export makes other colours"
+
+
+@pytest.mark.parametrize(("op", "price"), [("MatMul", HEAVY), ("Conv2D", HEAVY), ("AddV2", FREE)])
+def test_products_of_integers_are_work_too(tf, op, price):
+    made = tf.compat.v1.GraphDef()
+    for name, kind, inputs in (("x", "Placeholder", []), ("y", op, ["x", "x"])):
+        node = made.node.add(name=name, op=kind, input=inputs)
+        node.attr["dtype" if kind == "Placeholder" else "T"].type = tf.int32.as_datatype_enum
+    graph = Graph.of(made, ["x:0"], ["y:0"])
+    assert list(costs(graph, find_units(graph))) == [price]
