@@ -303,17 +303,15 @@ class Converter(ConversionViews):
             )
         return functions[track.conversion.source.signature.name]
 
-    def sample_input_fn(
-        self, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None, *, signature_key: str | None = None
-    ) -> InputFn:
+    def sample_input_fn(self, shapes: Mapping[str, Any] | None = None, *, signature_key: str | None = None) -> InputFn:
         """An `input_fn` for `build()` that makes inputs up.
 
         Args:
-            shapes: input name -> the shapes that engines must cover. Three are the minimum, optimum and maximum, in
-                this order: {"image": [(1, 224, 224, 3), (8, 224, 224, 3), (32, 224, 224, 3)]}; of any other number
-                "Range" profiles are tuned for the largest. The i-th shapes of all inputs go together; an input with
-                one shape keeps it. Default: batches 1 and 8, other unknown dimensions as in the check against
-                TensorFlow.
+            shapes: input name -> the shapes that engines must cover, one or some. Three are the minimum, optimum and
+                maximum, in this order: {"image": [(1, 224, 224, 3), (8, 224, 224, 3), (32, 224, 224, 3)]}; of any
+                other number "Range" profiles are tuned for the largest. The i-th shapes of all inputs go together; an
+                input with one shape keeps it. Default: batches 1 and 8, other unknown dimensions as in the check
+                against TensorFlow.
             signature_key: which of several signatures; default: the first.
 
         Raises:
@@ -322,7 +320,7 @@ class Converter(ConversionViews):
                 with different numbers of shapes, or a dimension that stays unknown; the message names it.
         """
         done = self._track("sample_input_fn", signature_key).conversion
-        return profile_input_fn(done.source.signature, shapes or {}, done.source.samples)
+        return profile_input_fn(done.source.signature, {} if shapes is None else shapes, done.source.samples)
 
     def save(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from passes.segments import TensorSpec
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import InvalidParameterError
 from rewriter.runtime.inputs import describe_shape, iterate_samples, sample_feeds, to_feeds
-from rewriter.shapes.sampling import shaped_input_fn
+from rewriter.shapes.sampling import check_named_shapes, check_shapes, shaped_input_fn
 from rewriter.source import Signature
 
 Shape = tuple[int, ...]
@@ -65,29 +64,9 @@ def warmup_samples(
 
 def _checked(signature: Signature, shapes: Mapping[str, Any]) -> dict[str, list[Shape]]:
     """The user's shapes as lists."""
-    if not isinstance(shapes, Mapping):
-        raise InvalidParameterError(f"shapes must be a dict of input name to shape, not {type(shapes).__name__}")
-    names = [spec.name for spec in signature.inputs]
-    for name in shapes:
-        if name not in names:
-            raise InvalidParameterError(f"shapes name the input {name!r}, the signature has {', '.join(names)}")
-    return {name: _shapes(name, given) for name, given in shapes.items()}
-
-
-def _shapes(name: str, given: Any) -> list[Shape]:
-    """One shape, or some, as a list of shapes."""
-    try:
-        # A list of numbers is one shape, and so is (); a list of anything else is a list of shapes.
-        items = list(given)
-        single = all(hasattr(item, "__index__") for item in items)
-        if single and (items or isinstance(given, tuple)):
-            items = [items]
-        found = [tuple(operator.index(size) for size in shape) for shape in items]
-    except TypeError as error:
-        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}") from error
-    if not found or any(size < 0 for shape in found for size in shape):
-        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}")
-    return found
+    checked = check_shapes(shapes)
+    check_named_shapes(signature, checked)
+    return checked
 
 
 def _optima(signature: Signature, engines: Sequence[EngineEntry]) -> list[dict[str, list[Shape]]]:

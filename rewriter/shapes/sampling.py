@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,12 +62,13 @@ def profile_input_fn(
 
     Args:
         signature: the inputs.
-        shapes: input name -> shapes; may be empty.
+        shapes: input name -> one shape, or some; may be empty.
         samples: known good inputs by name.
 
     Raises:
         InvalidParameterError: as `shaped_input_fn`; or three shapes are not minimum <= optimum <= maximum.
     """
+    shapes = check_shapes(shapes)
     made = shaped_input_fn(signature, shapes, samples)
     check_profile_shapes(shapes)
     if all(len(given) != _TRIPLE for given in shapes.values()):
@@ -74,6 +76,33 @@ def profile_input_fn(
     wanted = {name: given[1 % len(given)] for name, given in shapes.items()}
     found = (i for i, plan in enumerate(made.plans) if all(plan[name] == shape for name, shape in wanted.items()))
     return dataclasses.replace(made, optimum=next(found))
+
+
+def check_shapes(shapes: Mapping[str, Any]) -> dict[str, list[tuple[int, ...]]]:
+    """The user's shapes as lists of tuples: each input has one shape, or some.
+
+    Raises:
+        InvalidParameterError: no mapping, or something in it that is no shape; the message names the input.
+    """
+    if not isinstance(shapes, Mapping):
+        raise InvalidParameterError(f"shapes must be a dict of input name to shape, not {type(shapes).__name__}")
+    return {name: _as_shapes(name, given) for name, given in shapes.items()}
+
+
+def _as_shapes(name: str, given: Any) -> list[tuple[int, ...]]:
+    """One shape, or some, as a list of shapes."""
+    try:
+        # A list of numbers is one shape, and so is (); a list of anything else is a list of shapes.
+        items = list(given)
+        single = all(hasattr(item, "__index__") for item in items)
+        if single and (items or isinstance(given, tuple)):
+            items = [items]
+        found = [tuple(operator.index(size) for size in shape) for shape in items]
+    except TypeError as error:
+        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}") from error
+    if not found or any(size < 0 for shape in found for size in shape):
+        raise InvalidParameterError(f"the shapes of input {name!r} must be one shape or some, not {given!r}")
+    return found
 
 
 def check_profile_shapes(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
@@ -135,13 +164,14 @@ def shaped_input_fn(
 
     Args:
         signature: the inputs.
-        shapes: input name -> shapes; may be empty.
+        shapes: input name -> one shape, or some; may be empty.
         samples: known good inputs by name; their values are repeated or cut to the new shapes.
 
     Raises:
         InvalidParameterError: unknown input, wrong rank, a fixed dimension contradicted, numbers of shapes that
             differ, one symbol with two sizes, or a dimension that nothing fixes.
     """
+    shapes = check_shapes(shapes)
     check_named_shapes(signature, shapes)
     _check_counts(shapes)
     base = dict(samples[0]) if samples else {}

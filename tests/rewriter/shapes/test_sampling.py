@@ -110,8 +110,7 @@ def test_other_numbers_of_shapes_are_no_profile():
         ),
         ({"tokens": [(1, 8), (4, 6), (8, 8)]}, "dimension 1 of input 'tokens' does not grow"),
         ({"tokens": [(1, 8), (4, 8, 1), (8, 8)]}, "shape 4x8x1 does not fit input 'tokens'"),
-        ({"tokens": [], "image": [(1, 4, 4, 3)]}, "same number of shapes"),
-        ({"tokens": []}, "same number of shapes .or one.: 'tokens' has 0"),
+        ({"tokens": [], "image": [(1, 4, 4, 3)]}, "the shapes of input 'tokens' must be one shape or some"),
         ({"tokens": [()]}, r"shape \[\] does not fit input 'tokens'"),
         ({"token": [(1, 8), (4, 8), (8, 8)]}, "shapes name the input 'token', the signature has tokens, image"),
         ({"tokens": [(1, 8), (4, 8), (8, 8)], "image": [(1, 4, 4, 3)] * 2}, "same number of shapes"),
@@ -130,3 +129,31 @@ def test_ranks_of_a_profile_agree():
     signature = Signature((TensorSpec("any", T.FLOAT, None),), ())
     with pytest.raises(InvalidParameterError, match="shapes of input 'any' differ in rank: 1, 2x2, 3"):
         profile_input_fn(signature, {"any": [(1,), (2, 2), (3,)]})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"tokens": [8]}, r"shape 8 does not fit input 'tokens' \(batchxlength\)"),
+        ({"tokens": [("a", 8)]}, r"the shapes of input 'tokens' must be one shape or some, not \[\('a', 8\)\]"),
+        ({"tokens": [(1.5, 8)]}, "must be one shape or some"),
+        ({"tokens": [(None, 8)]}, "must be one shape or some"),
+        ({"tokens": [(-1, 8)]}, "must be one shape or some"),
+        ({"tokens": "1x8"}, "must be one shape or some, not '1x8'"),
+        ({"tokens": 8}, "must be one shape or some, not 8"),
+        ({"tokens": None}, "must be one shape or some, not None"),
+        ([1], "shapes must be a dict of input name to shape, not list"),
+        ("tokens", "shapes must be a dict of input name to shape, not str"),
+        ({3: [(1, 8)]}, "shapes name the input 3, the signature has tokens, image"),
+    ],
+)
+@pytest.mark.parametrize("make", [profile_input_fn, shaped_input_fn])
+def test_what_is_no_shape_is_told(make, shapes, message):
+    with pytest.raises(InvalidParameterError, match=message):
+        make(SIGNATURE, shapes)
+
+
+def test_one_shape_needs_no_list():
+    wanted = [{"tokens": (2, 3), "image": (2, 4, 4, 3)}]
+    for given in ((2, 3), [2, 3], [(2, 3)], [[2, 3]], np.array([2, 3]), (size for size in (2, 3))):
+        assert shapes_of(profile_input_fn(SIGNATURE, {"tokens": given})) == wanted
