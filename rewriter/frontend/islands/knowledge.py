@@ -13,7 +13,7 @@ from rewriter.errors import ExportError
 from rewriter.frontend.callee import import_tensorflow, static_shape
 from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.islands.cutting import Cut, Known, Tensor
-from rewriter.frontend.islands.graph import Graph, data_inputs, reached_functions
+from rewriter.frontend.islands.graph import Graph, control_inputs, data_inputs, reached_functions
 from rewriter.frontend.islands.loading import callable_functions, load_graph
 from rewriter.frontend.large_weights import with_weights
 from rewriter.frontend.samples import one_line, tensorflow_errors
@@ -81,7 +81,8 @@ def observe(
         node = made.node.add()
         node.CopyFrom(graph.nodes[name])
         data = [spelling for spelling in node.input if not spelling.startswith("^")]
-        kept = [c for c in node.input if c.startswith("^") and c[1:] in needed]
+        # A fed Placeholder is an argument later on, which nothing can wait for.
+        kept = [f"^{c}" for c in control_inputs(node) if c in needed and c not in graph.inputs]
         node.input[:] = data + kept
     for name in reached_functions(made.node, graph.library):
         made.library.function.add().CopyFrom(graph.library[name])

@@ -12,6 +12,7 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.frontend.callee import import_tensorflow
+from rewriter.frontend.control_flow import CONTROL_FLOW, in_traced_graph
 from rewriter.frontend.islands.graph import TABLES, data_inputs, functions_of, reached_functions
 from rewriter.frontend.samples import one_line
 from rewriter.frontend.structure import unique
@@ -66,6 +67,7 @@ def load_graph(
     _drop(graph_def, {name for name, _ in inputs} | {name.partition(":")[0] for name in handles})
 
     read = {source for node in graph_def.node for source in data_inputs(node)}
+    lowered = any(node.op in CONTROL_FLOW for node in graph_def.node)
 
     def island(*arguments: Any) -> dict[str, Any]:
         fed = {f"{name}:0": value for (name, _), value in zip(inputs, arguments, strict=True)}
@@ -73,9 +75,13 @@ def load_graph(
         given = fed | {name: tf.identity(table.resource_handle) for name, table in handles.items()}
         given = {name: value for name, value in given.items() if (name.partition(":")[0], 0) in read}
         computed = [name for name in outputs if name not in fed]
+
+        def imported() -> Sequence[Any]:
+            return tf.import_graph_def(graph_def, input_map=given, return_elements=computed, name="") or ()
+
         with tf.device(DEVICE):
-            results = tf.import_graph_def(graph_def, input_map=given, return_elements=computed, name="")
-            found = fed | dict(zip(computed, results or (), strict=True))
+            results = in_traced_graph(imported) if lowered else imported()
+            found = fed | dict(zip(computed, results, strict=True))
             return {f"output_{index}": tf.identity(found[name]) for index, name in enumerate(outputs)}
 
     specs = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{index}") for index, (_, s) in enumerate(inputs)]
@@ -128,8 +134,10 @@ def _table(node: Any, tables: Mapping[bytes, tuple[np.ndarray, np.ndarray]], ori
 
 
 def _drop(graph_def: Any, names: set[str]) -> None:
-    """Takes out nodes whose outputs are given from outside."""
+    """Takes out nodes whose outputs are given from outside; nothing waits for them any more."""
     kept = [node for node in graph_def.node if node.name not in names]
+    for node in kept:
+        node.input[:] = [name for name in node.input if not (name.startswith("^") and name[1:] in names)]
     library, versions = graph_def.library, graph_def.versions
     fresh = type(graph_def)(node=kept, library=library, versions=versions)
     graph_def.CopyFrom(fresh)
