@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_no_failure(folder, mon
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(runtime_cache.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(runtime_cache, "TemporaryFolder", refuse)
     caches = [place(folder), place(folder, key="k2")]
     assert [cache.write(b"kernels") for cache in caches] == [False, False]
     assert [dict(cache.failed_writes) for cache in caches] == [{"Permission denied": 1}] * 2
