@@ -23,6 +23,10 @@ class NodePattern(str):
         made.entry = entry
         return made
 
+    def __getnewargs__(self) -> tuple[str, str, str]:
+        """What a copy is made of."""
+        return str(self), self.argument, self.entry
+
 
 def argument_of(pattern: str, otherwise: str = "node_denylist") -> str:
     """The argument that an expression came from."""

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from onnx import helper
-
-from passes.segments import TensorSpec
 from rewriter import params as parameters
 from rewriter.converter import Converter
-from rewriter.errors import ConverterStateError, InputError, InvalidParameterError
-from rewriter.legacy.names import NodeNames, node_pattern, saved_model_tensors
+from rewriter.errors import ConverterStateError, InvalidParameterError
+from rewriter.legacy.checks import batch_limit, check_options, one_sample
+from rewriter.legacy.names import NodeNames, graph_of, node_pattern, saved_model_tensors
 from rewriter.params import ConversionParams
 from rewriter.reports.report import Report
 from rewriter.runtime.function import ConvertedFunction
@@ -28,16 +25,16 @@ logger = logging.getLogger(__name__)
 #: Takes nothing and returns input name -> value.
 FeedDictFn = Callable[[], Mapping[str, Any]]
 
-#: Arguments of `Converter` that this interface sets itself.
-_OWN = ("input_saved_model_dir", "model", "conversion_params")
+#: Precision modes that quantise.
+_CALIBRATED = ("INT8", "FP8")
 
 
 class TrtGraphConverter:
     """Converts a frozen GraphDef or a SavedModel, as TF-TRT did for TensorFlow 1.
 
-    Call `convert()`; for INT8 with calibration then `calibrate()`; then `save()`. Engines: with `is_dynamic_op` False
-    `convert()` builds them for batches 1 to `max_batch_size`; else `build()` does, which TF-TRT did not have here, or
-    the run time when a request comes.
+    Call `convert()`; for INT8 and FP8 with calibration then `calibrate()`; then `save()`. Engines: with
+    `is_dynamic_op` False `convert()` builds them for batches 1 to `max_batch_size`; else `build()` does, which TF-TRT
+    did not have here, or the run time when a request comes.
 
     Args:
         input_saved_model_dir: a SavedModel directory; or give `input_graph_def`.
@@ -46,19 +43,22 @@ class TrtGraphConverter:
         input_graph_def: a frozen GraphDef, or the path of a .pb or .pbtxt file.
         nodes_denylist: names of TensorFlow nodes or tensors, or these themselves: the ONNX nodes that bear their names
             stay native. An entry that no node answers to is told in the report (TensorFlow nodes that were merged into
-            others have none). Of a GraphDef they are its outputs as well, if one of them is a result that no other
-            node reads: that is how outputs were named in TF-TRT. `outputs=` says it plainly.
+            others have none). Of a GraphDef, or a file with one, they are its outputs as well, if one of them is a
+            result that no other node reads: that is how outputs were named in TF-TRT; all of them must be there then.
+            `outputs=` says it plainly.
         max_batch_size: largest batch of static engines; None or 1 with `is_dynamic_op`, which does not use it.
         max_workspace_size_bytes: limit of the builder's workspace for each engine, bytes.
         precision_mode: "FP32", "FP16", "INT8" and ours, in either case.
         minimum_segment_size: effective nodes a segment must have; -1 leaves the main graph native.
-        is_dynamic_op: False: static engines at `convert()`. INT8 with calibration makes it True, as in TF-TRT.
+        is_dynamic_op: False: static engines at `convert()`. Calibration makes it True, as in TF-TRT.
         maximum_cached_engines: engines in memory for each engine node at run time.
-        use_calibration: INT8 only. True: `calibrate()` finds missing ranges. False: all are in the model.
+        use_calibration: INT8 and FP8 only. True: `calibrate()` finds missing ranges. False: all are in the model.
         **options: everything else that `Converter` takes (`inputs`, `outputs`, `backend`, `node_denylist` ...).
 
     Raises:
-        InvalidParameterError: a value is not allowed; none or both of the sources are given; an argument twice.
+        InvalidParameterError: a value is not allowed; none or both of the sources are given; an argument twice or
+            unknown; `nodes_denylist` names the outputs, and one is no node of the graph.
+        SourceError: `nodes_denylist` is given, and the file of `input_graph_def` holds no GraphDef.
         MissingDependencyError: no TensorRT package is installed.
     """
 
@@ -80,14 +80,13 @@ class TrtGraphConverter:
     ) -> None:
         if (input_graph_def is None) == (input_saved_model_dir is None):
             raise InvalidParameterError("give exactly one of input_graph_def and input_saved_model_dir")
-        for name in _OWN:
-            if name in options:
-                raise InvalidParameterError(f"{name} is no option of TrtGraphConverter: use Converter")
+        check_options(options)
         mode = parameters.check_precision_mode(precision_mode)
-        self._needs_calibration = mode == "INT8" and use_calibration and options.get("calibration") is None
+        use_calibration = parameters.check_switch("use_calibration", use_calibration)
+        self._needs_calibration = mode in _CALIBRATED and use_calibration and options.get("calibration") is None
         dynamic = parameters.check_switch("is_dynamic_op", is_dynamic_op)
         if self._needs_calibration and not dynamic:
-            logger.warning("is_dynamic_op=False is not used: INT8 with calibration needs dynamic engines")
+            logger.warning("is_dynamic_op=False is not used: %s with calibration needs dynamic engines", mode)
             dynamic = True
         params = ConversionParams(
             max_workspace_size_bytes=max_workspace_size_bytes,
@@ -96,16 +95,21 @@ class TrtGraphConverter:
             is_dynamic_op=dynamic,
             maximum_cached_engines=maximum_cached_engines,
             use_calibration=use_calibration,
-            max_batch_size=_batch(max_batch_size, dynamic),
+            max_batch_size=batch_limit(max_batch_size, dynamic),
+            allow_build_at_runtime=options.pop("allow_build_at_runtime", True),
         )
-        denied = NodeNames.of(nodes_denylist)
+        denied = NodeNames.of(nodes_denylist, "nodes_denylist")
         patterns = parameters.check_patterns("node_denylist", options.pop("node_denylist", ()))
-        if input_graph_def is not None and options.get("outputs") is None:
-            options["outputs"] = denied.outputs_of(input_graph_def)
-        self._directory = None if input_saved_model_dir is None else Path(input_saved_model_dir)
-        self._tags = None if input_saved_model_tags is None else tuple(input_saved_model_tags)
+        if denied.nodes and options.get("outputs") is None:
+            options["outputs"] = denied.outputs_of(graph_of(input_graph_def))
+        self._directory = (
+            None
+            if input_saved_model_dir is None
+            else parameters.check_path("input_saved_model_dir", input_saved_model_dir)
+        )
+        self._tags = parameters.check_optional_names("input_saved_model_tags", input_saved_model_tags)
         self._converter = Converter(
-            input_saved_model_dir,
+            self._directory,
             self._tags,
             input_saved_model_signature_key,
             conversion_params=params,
@@ -120,7 +124,7 @@ class TrtGraphConverter:
         """Exports, cuts and splices; static engines are built.
 
         Returns:
-            The converted model as a function. Until `calibrate()` has run, an INT8 one computes natively.
+            The converted model as a function. Until `calibrate()` has run, an INT8 or FP8 one computes natively.
 
         Raises:
             ConverterStateError: called twice.
@@ -137,7 +141,7 @@ class TrtGraphConverter:
         feed_dict_fn: FeedDictFn | None = None,
         input_map_fn: Callable[[], Any] | None = None,
     ) -> ConvertedFunction:
-        """Finds the ranges of an INT8 conversion from typical inputs.
+        """Finds the ranges of an INT8 or FP8 conversion from typical inputs.
 
         Args:
             fetch_names: output tensors. The whole model is run in any case; names that are no outputs are logged.
@@ -163,10 +167,11 @@ class TrtGraphConverter:
             )
         if not callable(feed_dict_fn):
             raise InvalidParameterError(f"feed_dict_fn must be a function, not {type(feed_dict_fn).__name__}")
-        if isinstance(num_runs, bool) or not isinstance(num_runs, int) or num_runs < 1:
-            raise InvalidParameterError(f"num_runs must be an integer of at least 1, not {num_runs!r}")
+        runs = parameters.check_count("num_runs", num_runs)
+        if runs is None:
+            raise InvalidParameterError("num_runs must be an integer of at least 1, not None")
         self._tell_fetches(parameters.check_names("fetch_names", fetch_names))
-        self._feed = (feed_dict_fn, num_runs)
+        self._feed = (feed_dict_fn, runs)
         self._converter.calibrate()
         self._calibrated = True
         return self._converter.function()
@@ -180,19 +185,28 @@ class TrtGraphConverter:
         self._check_calibrated("build")
         self._converter.build(input_fn)
 
-    def save(self, output_saved_model_dir: str | Path, **options: Any) -> Path:
+    def save(
+        self,
+        output_saved_model_dir: str | Path,
+        save_gpu_specific_engines: bool = True,
+        options: Any = None,
+        *,
+        overwrite: bool = False,
+    ) -> Path:
         """Writes the artifact that `rewriter.load()` reads, of a GraphDef as well as of a SavedModel.
 
         Args:
             output_saved_model_dir: folder to make.
-            **options: as `Converter.save` takes them.
+            save_gpu_specific_engines: False leaves the engines out.
+            options: must be None, as in `Converter.save`.
+            overwrite: replace an existing artifact.
 
         Raises:
             ConverterStateError: `convert()` has not run, or `calibrate()` has still to.
             ArtifactError: the folder exists or cannot be written.
         """
         self._check_calibrated("save")
-        return self._converter.save(output_saved_model_dir, **options)
+        return self._converter.save(output_saved_model_dir, save_gpu_specific_engines, options, overwrite=overwrite)
 
     def summary(
         self, line_length: int = 160, detailed: bool = True, print_fn: Callable[[str], object] | None = None
@@ -224,8 +238,8 @@ class TrtGraphConverter:
             raise ConverterStateError("calibrate needs a converted model: call convert() first")
         if not self._needs_calibration:
             raise ConverterStateError(
-                "calibrate has nothing to do: it belongs to precision_mode='INT8' with use_calibration=True and "
-                "without calibration="
+                "calibrate has nothing to do: it belongs to precision_mode 'INT8' and 'FP8' with use_calibration=True "
+                "and without calibration="
             )
         if self._calibrated:
             raise ConverterStateError("calibrate() has run already: make a new TrtGraphConverter to calibrate again")
@@ -234,7 +248,8 @@ class TrtGraphConverter:
         if not self._converted:
             raise ConverterStateError(f"{verb} needs a converted model: call convert() first")
         if self._needs_calibration and not self._calibrated:
-            raise ConverterStateError(f"{verb} needs the ranges of INT8: call calibrate() first")
+            mode = self._converter.params.precision_mode
+            raise ConverterStateError(f"{verb} needs the ranges of {mode}: call calibrate() first")
 
     def _tell_fetches(self, names: tuple[str, ...]) -> None:
         known = {spec.name for spec in self._converter.signature.outputs}
@@ -252,7 +267,8 @@ class TrtGraphConverter:
             InputError: a name is no input.
         """
         if self._feed is None:
-            raise ConverterStateError("the ranges of INT8 are not known: call calibrate() first")
+            mode = self._converter.params.precision_mode
+            raise ConverterStateError(f"the ranges of {mode} are not known: call calibrate() first")
         signature = self._converter.signature
         specs = {spec.name: spec for spec in signature.inputs}
         names = {f"{name}:0": name for name in specs} | {name: name for name in specs}
@@ -261,7 +277,7 @@ class TrtGraphConverter:
             names = {**tensors, **{tensor.removesuffix(":0"): key for tensor, key in tensors.items()}, **names}
         feed_dict_fn, runs = self._feed
         for _ in range(runs):
-            yield _sample(feed_dict_fn(), names, specs)
+            yield one_sample(feed_dict_fn(), names, specs)
 
 
 def create_inference_graph(
@@ -279,7 +295,7 @@ def create_inference_graph(
     output_saved_model_dir: str | Path | None = None,
     **options: Any,
 ) -> ConvertedFunction:
-    """Converts in one call, without calibration (INT8 takes trained ranges, as in TF-TRT).
+    """Converts in one call, without calibration (INT8 takes trained ranges, as in TF-TRT; FP8 likewise).
 
     Args:
         input_graph_def: a frozen GraphDef, or the path of a .pb or .pbtxt file; None with `input_saved_model_dir`.
@@ -295,7 +311,7 @@ def create_inference_graph(
         input_saved_model_tags: tags of its graph; default ("serve",).
         input_saved_model_signature_key: signature to convert; default "serving_default".
         output_saved_model_dir: folder to write an artifact to; also for a GraphDef.
-        **options: everything else that `Converter` takes.
+        **options: everything else that `TrtGraphConverter` takes, but for `use_calibration`, which is False.
 
     Returns:
         The converted model as a function, where TF-TRT returned a GraphDef.
@@ -304,8 +320,11 @@ def create_inference_graph(
         InvalidParameterError, SourceError, ExportError, VerificationError, ArtifactError: as the methods of
             `TrtGraphConverter` raise them.
     """
+    if parameters.check_switch("use_calibration", options.pop("use_calibration", False)):
+        raise InvalidParameterError("create_inference_graph does not calibrate: use TrtGraphConverter and calibrate()")
+    named = NodeNames.of(outputs, "outputs")
     if input_graph_def is not None:
-        options.setdefault("outputs", list(NodeNames.of(outputs).tensors) or None)
+        options["outputs"] = list(named.tensors) or None
     elif outputs:
         logger.info("outputs is not used: the signature of the SavedModel names them")
     converter = TrtGraphConverter(
@@ -327,37 +346,3 @@ def create_inference_graph(
         if output_saved_model_dir is not None:
             converter.save(output_saved_model_dir)
     return function
-
-
-def _batch(size: int | None, dynamic: bool) -> int:
-    """`max_batch_size` as `ConversionParams` has it.
-
-    Raises:
-        InvalidParameterError: static engines need a number.
-    """
-    if not dynamic:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise InvalidParameterError(f"max_batch_size must be an integer when is_dynamic_op is False, not {size!r}")
-        return size
-    if size not in (None, 1):
-        logger.warning("max_batch_size=%r is not used: dynamic engines take the batches that they are built for", size)
-    return 1
-
-
-def _sample(fed: object, names: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """One feed dict by signature name; what is no array becomes one of the input's dtype.
-
-    Raises:
-        InputError: it is no dict, or a name is no input.
-    """
-    if not isinstance(fed, Mapping):
-        raise InputError(f"feed_dict_fn must return a dict of input names and values, not {type(fed).__name__}")
-    sample = {}
-    for key, value in fed.items():
-        text = str(getattr(key, "name", key))
-        if text not in names:
-            raise InputError(f"feed_dict_fn returned {text!r}, which is no input: inputs are {', '.join(specs)}")
-        name = names[text]
-        dtype = helper.tensor_dtype_to_np_dtype(specs[name].dtype)
-        sample[name] = value if hasattr(value, "dtype") else np.asarray(value, dtype)
-    return sample

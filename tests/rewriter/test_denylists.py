@@ -1,3 +1,4 @@
+import copy
 import logging
 
 import onnx
@@ -94,7 +95,8 @@ def test_an_operator_that_tensorflow_runs_is_told_with_its_islands():
 
 
 def test_a_pattern_that_stands_for_a_name_is_told_by_that():
-    (found,) = idle_entries(MODEL, node_denylist=[NodePattern(r"^nope(?:__\d+)?$", "nodes_denylist", "nope")])
+    pattern = copy.deepcopy(NodePattern(r"^nope(?:__\d+)?$", "nodes_denylist", "nope"))
+    (found,) = idle_entries(MODEL, node_denylist=[pattern])
     assert found.target == "nodes_denylist"
     assert found.reason.startswith("no node of the ONNX graph comes from 'nope'")
 

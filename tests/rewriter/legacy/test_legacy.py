@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from rewriter.errors import ConverterStateError, InputError, InvalidParameterError
+from rewriter.errors import ConverterStateError, InputError, InvalidParameterError, SourceError
 from rewriter.legacy import TrtGraphConverter, create_inference_graph
 from rewriter.legacy.names import NodeNames, node_pattern
 from rewriter.runtime.loading import load
@@ -67,15 +67,15 @@ def test_names_of_nodes_and_tensors():
     class Tensor:
         name = "split:1"
 
-    names = NodeNames.of(["a/b", "c:0", b"d", Tensor(), "a/b"])
+    names = NodeNames.of(["a/b", "c:0", b"d", Tensor(), "a/b"], "outputs")
     assert names.nodes == ("a/b", "c", "d", "split")
     assert names.tensors == ("a/b", "c:0", "d", "split:1")
-    assert NodeNames.of(None).nodes == ()
-    for wrong in ("softmax", b"softmax"):
-        with pytest.raises(InvalidParameterError, match="must be a list"):
-            NodeNames.of(wrong)
+    assert NodeNames.of(None, "outputs").nodes == ()
+    for wrong in ("softmax", b"softmax", 3, Tensor(), {"a": 1}):
+        with pytest.raises(InvalidParameterError, match="outputs must be a list"):
+            NodeNames.of(wrong, "outputs")
     with pytest.raises(InvalidParameterError, match="not 3"):
-        NodeNames.of([3])
+        NodeNames.of([3], "outputs")
 
 
 def test_a_pattern_is_the_whole_name_with_the_exporters_number():
@@ -127,9 +127,11 @@ def test_a_list_without_an_end_of_the_graph_only_denies(graph_def, options):
         report = converter.report
     assert [v.node for v in report.native if v.rule == "denylist"] == ["hidden"]
     assert list(function(image=IMAGES)) == ["probabilities"]
-    assert [f.reason for f in report.failures if f.kind == "idle"] == [
-        f"no node's name contains {node_pattern('nowhere')!r}"
-    ]
+    (verdict,) = [v for v in report.native if v.rule == "denylist"]
+    assert verdict.reason == "nodes_denylist holds 'hidden'"
+    (idle,) = [f for f in report.failures if f.kind == "idle"]
+    assert idle.target == "nodes_denylist"
+    assert idle.reason.startswith("no node of the ONNX graph comes from 'nowhere'")
 
 
 def test_several_outputs_out_of_the_list(graph_def, options):
@@ -141,6 +143,61 @@ def test_several_outputs_out_of_the_list(graph_def, options):
     np.testing.assert_allclose(outputs["scores"], expected(graph_def, "scores:0"), atol=1e-6)
 
 
+def test_a_file_has_the_outputs_that_its_graph_has(graph_def, options, tmp_path):
+    import tensorflow as tf
+
+    path = tmp_path / "frozen.pb"
+    path.write_bytes(graph_def.SerializeToString())
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    for source in (path, str(path), graph):
+        with TrtGraphConverter(
+            input_graph_def=source, nodes_denylist=["scores", "probabilities"], is_dynamic_op=True, **options
+        ) as converter:
+            assert set(converter.convert()(image=IMAGES)) == {"scores", "probabilities"}
+    (tmp_path / "other.pb").write_text("no graph")
+    with pytest.raises(SourceError, match=r"other\.pb"):
+        TrtGraphConverter(input_graph_def=tmp_path / "other.pb", nodes_denylist=["scores"], **options)
+
+
+def test_a_misspelt_output_is_an_error(graph_def, options):
+    with pytest.raises(InvalidParameterError, match=r"'scroes' is no node of the graph: did you mean 'scores'\?"):
+        TrtGraphConverter(input_graph_def=graph_def, nodes_denylist=["scroes", "probabilities"], **options)
+
+
+def test_fp8_is_calibrated_as_int8_is(graph_def, options):
+    with TrtGraphConverter(input_graph_def=graph_def, precision_mode="fp8", **options) as converter:
+        converter.convert()
+        with pytest.raises(ConverterStateError, match="build needs the ranges of FP8: call calibrate"):
+            converter.build()
+        converter.calibrate(["probabilities"], np.int64(2), lambda: {"image:0": IMAGES})
+        assert converter.report.precision.calibration["samples"] == 2
+
+
+@pytest.mark.parametrize("value", ["abc", [[1.0], [1.0, 2.0]], object()])
+def test_feeds_that_make_no_array(graph_def, options, value):
+    with TrtGraphConverter(input_graph_def=graph_def, precision_mode="INT8", **options) as converter:
+        converter.convert()
+        with pytest.raises(
+            InputError, match=r"feed_dict_fn returned for 'image:0' a .* that makes no array of float32"
+        ):
+            converter.calibrate(["probabilities"], 1, lambda: {"image:0": value})
+
+
+def test_numbers_and_switches_of_numpy(graph_def, options):
+    with TrtGraphConverter(
+        input_graph_def=graph_def, max_batch_size=np.int64(2), use_calibration=np.True_, **options
+    ) as converter:
+        converter.convert()
+        (engine,) = converter.report.engines
+        (ranges,) = engine.profiles[0].values()
+        assert ranges["max"][0] == 2
+
+
+def test_tags_in_any_order(saved_model, options):
+    TrtGraphConverter(str(saved_model), {"serve"}, is_dynamic_op=True, **options).close()
+
+
 def test_int8_is_calibrated_after_convert(graph_def, options, tmp_path, caplog):
     fed = []
 
@@ -148,7 +205,7 @@ def test_int8_is_calibrated_after_convert(graph_def, options, tmp_path, caplog):
         fed.append(1)
         return {"image:0": IMAGES.tolist()}
 
-    caplog.set_level(logging.INFO, "rewriter.legacy.converter")
+    caplog.set_level(logging.INFO, "rewriter.legacy")
     with TrtGraphConverter(input_graph_def=graph_def, precision_mode="int8", **options) as converter:
         assert "is_dynamic_op=False is not used" in caplog.text
         with pytest.raises(ConverterStateError, match="call convert"):
@@ -213,6 +270,18 @@ def test_one_call_does_it_all(graph_def, saved_model, options, tmp_path):
     assert list(function(pixels=IMAGES)) == ["classes"]
 
 
+def test_arguments_of_the_one_call_are_checked(graph_def, options):
+    for arguments, message in (
+        ({"outputs": 5}, "outputs must be a list of nodes"),
+        ({"outputs": "probabilities"}, "outputs must be a list of nodes"),
+        ({"outputs": ["probabilities"], "use_calibration": True}, "create_inference_graph does not calibrate"),
+        ({"outputs": ["probabilities"], "foo": 1}, "has no argument 'foo'"),
+    ):
+        with pytest.raises(InvalidParameterError, match=message):
+            create_inference_graph(graph_def, **arguments, **options)
+    create_inference_graph(graph_def, ["probabilities"], is_dynamic_op=True, use_calibration=False, **options)
+
+
 def test_a_file_with_a_graph(graph_def, options, tmp_path):
     path = tmp_path / "frozen.pb"
     path.write_bytes(graph_def.SerializeToString())
@@ -230,7 +299,16 @@ def test_arguments_are_checked(graph_def, options, caplog):
         ({"input_graph_def": graph_def, "precision_mode": "fp64"}, "precision_mode must be one of"),
         ({"input_graph_def": graph_def, "model": "x"}, "model is no option"),
         ({"input_graph_def": graph_def, "is_dynamic_op": None}, "is_dynamic_op must be True or False"),
-        ({"input_graph_def": graph_def, "nodes_denylist": "x"}, "must be a list"),
+        ({"input_graph_def": graph_def, "nodes_denylist": "x"}, "nodes_denylist must be a list"),
+        ({"input_graph_def": graph_def, "nodes_denylist": 3}, "nodes_denylist must be a list of nodes.*not 3"),
+        ({"input_graph_def": graph_def, "foo": 3}, "TrtGraphConverter has no argument 'foo'"),
+        ({"input_graph_def": graph_def, "nodes_blacklist": []}, "did you mean 'node_denylist'"),
+        ({"input_graph_def": graph_def, "allow_build_at_runtime": 3}, "allow_build_at_runtime must be True or False"),
+        ({"input_graph_def": graph_def, "use_calibration": 3}, "use_calibration must be True or False"),
+        ({"input_graph_def": graph_def, "is_dynamic_op": True, "max_batch_size": "x"}, "max_batch_size must be an"),
+        ({"input_saved_model_dir": 5}, "input_saved_model_dir must be a path"),
+        ({"input_saved_model_dir": "x", "input_saved_model_tags": 5}, "input_saved_model_tags must be a list"),
+        ({"input_saved_model_dir": "x", "input_saved_model_tags": "serve"}, "input_saved_model_tags must be a list"),
     ):
         with pytest.raises(InvalidParameterError, match=message):
             TrtGraphConverter(**arguments, **options)
