@@ -8,11 +8,13 @@ from pathlib import Path
 
 from rewriter.by_signature import chosen, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
+from rewriter.params import check_callable, check_path, check_switch
 from rewriter.reports.dry_run import DryRun, make_dry_run
 from rewriter.reports.graph_picture import graph_picture
 from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
+from rewriter.reports.operations import check_sizes
 from rewriter.reports.report import Report
-from rewriter.reports.summary import MINIMUM_LINE_LENGTH, print_with, render_summary
+from rewriter.reports.summary import check_line_length, print_with, render_summary
 from rewriter.source import Signature
 from rewriter.switches import PICTURE, PRINTED, REPORT, Switches
 from rewriter.workshop import Track, Workshop
@@ -43,14 +45,14 @@ class ConversionViews:
 
         Raises:
             ConverterStateError: `convert()` has not run.
-            InvalidParameterError: line_length is too small.
+            InvalidParameterError: line_length is too small, or another argument is of another kind.
         """
         self._need("summary")
-        if not isinstance(line_length, int) or line_length < MINIMUM_LINE_LENGTH:
-            raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {line_length!r}")
+        length, full = check_line_length(line_length), check_switch("detailed", detailed)
+        show = check_callable("print_fn", print_fn) or print
         for name, report in self.reports.items():
             title = f"Signature {name}\n" if len(self._tracks) > 1 else ""
-            print_with(print_fn or print, title + render_summary(report, line_length, detailed))
+            print_with(show, title + render_summary(report, length, full))
 
     @property
     def signature(self) -> Signature:
@@ -110,13 +112,14 @@ class ConversionViews:
         Raises:
             ConverterStateError: the converter is closed.
             ConversionError: the model cannot be read, expressed or reproduced; as `convert()` raises it.
-            InvalidParameterError: no such signature.
+            InvalidParameterError: no such signature, or a size that is none.
         """
         return chosen(self.dry_runs(sizes=sizes, default_dim=default_dim), signature_key)
 
     def dry_runs(self, *, sizes: Mapping[str, int] | None = None, default_dim: int = 1) -> dict[str, DryRun]:
         """The same for every signature, by its key; see `dry_run`."""
         self._shop.require_open("dry_run")
+        check_sizes(sizes, default_dim)
         self._prepare()
         return {
             name: make_dry_run(track.conversion, self._shop.settings.partition, sizes=sizes, default_dim=default_dim)
@@ -139,13 +142,17 @@ class ConversionViews:
 
         Raises:
             ConverterStateError: `convert()` has not run.
+            InvalidParameterError: `path` is no path, or `print_fn` no function.
             ArtifactError: the file cannot be written.
         """
-        report = self._shop.report(self._track("nonconversion_report", signature_key))
+        track = self._track("nonconversion_report", signature_key)
+        file = None if path is None else check_path("path", path)
+        show = check_callable("print_fn", print_fn) or print
+        report = self._shop.report(track)
         rows = nonconversion_table(report)
-        if path is not None:
-            write_csv(rows, path)
-        print_with(print_fn or print, to_text(rows, report.total_nodes))
+        if file is not None:
+            write_csv(rows, file)
+        print_with(show, to_text(rows, report.total_nodes))
 
     def draw(self, path: str | Path, *, expand_engines: bool | None = None, signature_key: str | None = None) -> None:
         """Draws the converted graph, coloured by engine (TF_TRT_EXPORT_GRAPH_VIZ_PATH).
@@ -158,11 +165,14 @@ class ConversionViews:
 
         Raises:
             ConverterStateError: `convert()` has not run.
+            InvalidParameterError: `path` is no path, or `expand_engines` neither True nor False.
             ArtifactError: the file cannot be written.
         """
         track = self._track("draw", signature_key)
+        file = check_path("path", path)
+        expand = None if expand_engines is None else check_switch("expand_engines", expand_engines)
         runnable = self._shop.runnable(track)
-        graph_picture(runnable.model, self._shop.report(track), expand_engines=expand_engines).write(path)
+        graph_picture(runnable.model, self._shop.report(track), expand_engines=expand).write(file)
 
     def _write_requested(self) -> None:
         """What the environment asks for after a conversion: the non-conversion report, a picture."""

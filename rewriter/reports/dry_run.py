@@ -16,6 +16,7 @@ from passes.segments import Segmentation, SegmentModel, TensorSpec
 from passes.support import SupportMap
 from rewriter.building.planning import Plan
 from rewriter.conversion import Conversion
+from rewriter.params import check_switch
 from rewriter.reports.operations import count_operations
 from rewriter.reports.report import group_by_reason
 
@@ -151,10 +152,14 @@ class DryRun:
         Args:
             line_length: characters a line, at least 80.
             detailed: with the inputs, outputs and operators of each engine.
+
+        Raises:
+            InvalidParameterError: line_length is too small, or `detailed` neither True nor False.
         """
         from rewriter.reports.dry_run_text import render_dry_run
+        from rewriter.reports.summary import check_line_length
 
-        return render_dry_run(self, line_length, detailed=detailed)
+        return render_dry_run(self, check_line_length(line_length), detailed=check_switch("detailed", detailed))
 
     def __str__(self) -> str:
         return self.render()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from passes.graph.flops import Estimate, estimate
 from passes.model import Model
 from rewriter.errors import InvalidParameterError
+from rewriter.params import check_count
 from rewriter.source import SourceModel
 
 
@@ -25,16 +26,32 @@ def count_operations(
     Raises:
         InvalidParameterError: a size is no integer of at least 1, or of a dimension that the model does not have.
     """
-    given = dict(sizes or {})
-    for name, size in {**given, "default_dim": default_dim}.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidParameterError(f"the size of {name} must be an integer of at least 1, not {size!r}")
-    counted = estimate(model, {**sample_sizes(source), **given}, default_dim)
+    given, default = check_sizes(sizes, default_dim)
+    counted = estimate(model, {**sample_sizes(source), **given}, default)
     for name in given:
         if name not in counted.sizes:
             known = ", ".join(counted.sizes) or "none"
             raise InvalidParameterError(f"sizes names {name!r}, which is no open dimension of the model: {known}")
     return counted
+
+
+def check_sizes(sizes: object, default_dim: object) -> tuple[dict[str, int], int]:
+    """Sizes of dimensions by their names, and that of the others, as integers.
+
+    Raises:
+        InvalidParameterError: no mapping of names to integers of at least 1; the message names the dimension.
+    """
+    if sizes is not None and not (isinstance(sizes, Mapping) and all(isinstance(name, str) for name in sizes)):
+        raise InvalidParameterError(f"sizes must be a dict of dimension name to size, not {sizes!r}")
+    default = _size("default_dim", default_dim)
+    return {name: _size(f"the size of {name}", size) for name, size in (sizes or {}).items()}, default
+
+
+def _size(name: str, value: object) -> int:
+    found = check_count(name, value)
+    if found is None:
+        raise InvalidParameterError(f"{name} must be an integer of at least 1, not None")
+    return found
 
 
 def sample_sizes(source: SourceModel) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from passes.segments import TensorSpec
+from rewriter.errors import InvalidParameterError
 from rewriter.reports.report import (
     CacheStats,
     EngineReport,
@@ -29,6 +31,21 @@ MINIMUM_LINE_LENGTH = 80
 MAXIMUM_REASONS = 8
 #: Names of native nodes shown for one reason.
 MAXIMUM_NAMES = 3
+
+
+def check_line_length(value: object) -> int:
+    """The value as a line length in characters.
+
+    Raises:
+        InvalidParameterError: no integer of at least `MINIMUM_LINE_LENGTH`.
+    """
+    try:
+        length = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        length = 0
+    if length < MINIMUM_LINE_LENGTH:
+        raise InvalidParameterError(f"line_length must be at least {MINIMUM_LINE_LENGTH}, not {value!r}")
+    return length
 
 
 def render_summary(report: Report, line_length: int = 160, detailed: bool = True) -> str:

@@ -312,3 +312,60 @@ def test_names_with_brackets_survive_the_summary(backend):
         converter.convert()
         converter.summary(print_fn=lines.append)
     assert any("m[/]sub[0]" in line for line in lines)
+
+
+def test_arguments_of_the_views_are_checked(backend, tmp_path):
+    with Converter(model=two_segments(), backend=backend, progress=False) as converter:
+        for sizes, message in (
+            ([1], r"sizes must be a dict of dimension name to size, not \[1\]"),
+            ({3: 1}, "sizes must be a dict of dimension name to size"),
+            ({"batch": None}, "the size of batch must be an integer of at least 1, not None"),
+            ({"batch": 2.0}, "the size of batch must be an integer of at least 1, not 2.0"),
+        ):
+            with pytest.raises(InvalidParameterError, match=message):
+                converter.dry_run(sizes=sizes)
+        with pytest.raises(InvalidParameterError, match="default_dim must be an integer of at least 1, not 'a'"):
+            converter.dry_run(default_dim="a")
+        dry = converter.dry_run(sizes={"batch": np.int64(4)})
+        for length in ("a", 10, None, 100.0):
+            with pytest.raises(InvalidParameterError, match="line_length must be at least 80, not"):
+                dry.render(length)
+        with pytest.raises(InvalidParameterError, match="detailed must be True or False"):
+            dry.render(detailed="no")
+        assert dry.render(np.int64(100), detailed=np.True_) == dry.render(100)
+        converter.convert()
+        for call, message in (
+            (lambda: converter.draw(5), "path must be a path .*, not int"),
+            (lambda: converter.draw(""), "path is empty"),
+            (lambda: converter.draw(tmp_path / "a.svg", expand_engines=2), "expand_engines must be True or False"),
+            (lambda: converter.nonconversion_report(5), "path must be a path .*, not int"),
+            (lambda: converter.nonconversion_report(print_fn=5), "print_fn must be a function, not int"),
+            (lambda: converter.summary(print_fn=3), "print_fn must be a function, not int"),
+            (lambda: converter.summary(detailed=None), "detailed must be True or False, not None"),
+            (lambda: converter.summary("a"), "line_length must be at least 80, not 'a'"),
+            (lambda: converter.sample_input_fn([1]), "shapes must be a dict of input name to shape, not list"),
+            (lambda: converter.sample_input_fn({"x": [("a", 3, 8, 8)]}), "the shapes of input 'x' must be one shape"),
+        ):
+            with pytest.raises(InvalidParameterError, match=message):
+                call()
+        assert list(tmp_path.iterdir()) == []
+        converter.draw(str(tmp_path / "a.dot"), expand_engines=np.False_)
+
+
+def test_input_functions_that_need_arguments_are_told(backend):
+    def failing():
+        raise TypeError("mine")
+
+    def failing_later():
+        yield np.zeros((1, 3, 8, 8), np.float32)
+        len(3)
+
+    with Converter(model=two_segments(), backend=backend, progress=False) as converter:
+        converter.convert()
+        with pytest.raises(InvalidParameterError, match=r"input_fn must take no arguments .* takes \(a\).*'a'"):
+            converter.build(lambda a: [a])
+        for function, message in ((failing, "^mine$"), (failing_later, "no len")):
+            with pytest.raises(TypeError, match=message):
+                converter.build(function)
+        converter.build(samples(2))
+        assert all(e.built for e in converter.report.engines)

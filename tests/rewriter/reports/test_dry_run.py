@@ -173,7 +173,7 @@ def test_sizes_come_from_the_samples_and_batches_are_one():
     for wrong, message in (
         ({"sizes": {"batch": 0}}, "size of batch must be an integer of at least 1, not 0"),
         ({"sizes": {"batch": "8"}}, "not '8'"),
-        ({"default_dim": True}, "size of default_dim must be"),
+        ({"default_dim": True}, "default_dim must be an integer of at least 1"),
         ({"sizes": {"length": 8}}, "'length', which is no open dimension of the model: batch"),
     ):
         with pytest.raises(InvalidParameterError, match=message):
