@@ -14,6 +14,7 @@ _LOG = logging.getLogger(__name__)
 _LOGGERS = ("tensorflow", "tf2onnx", "absl")
 #: tf2onnx keeps state in module globals, and logging and warning filters are global too.
 LOCK = threading.RLock()
+_FILTERS = threading.Lock()
 
 
 class _Forward(logging.Handler):
@@ -39,6 +40,41 @@ def quiet() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
+
+
+class _OfThread(logging.Filter):
+    """Drops the records of the thread that made it, which are handed on at DEBUG; others pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._forward = _Forward()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread:
+            return True
+        self._forward.emit(record)
+        return False
+
+
+@contextlib.contextmanager
+def quiet_thread() -> Iterator[None]:
+    """Sends what TensorFlow logs in this thread to the debug log while the block runs.
+
+    Nobody waits for anybody, unlike in `quiet`: this is for calls of a converted model, which must not wait for the
+    conversion of another. Python's warnings are left alone, for their filters are one for all threads.
+    """
+    own = _OfThread()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    with _FILTERS:
+        for logger in loggers:
+            logger.filters = [*logger.filters, own]  # a new list: another thread may be going through the old one
+    try:
+        yield
+    finally:
+        with _FILTERS:
+            for logger in loggers:
+                logger.filters = [known for known in logger.filters if known is not own]
 
 
 @contextlib.contextmanager

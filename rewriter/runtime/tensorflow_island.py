@@ -161,7 +161,7 @@ class _Loaded:
 
 def _load(tf: Any, step: IslandStep) -> _SavedModel:
     """The SavedModel of an island, read once for all that use it at a time (builds open a model again and again)."""
-    from rewriter.frontend.noise import quiet
+    from rewriter.frontend.noise import quiet_thread
 
     folder = Path(step.attributes.saved_model)
     try:
@@ -176,7 +176,7 @@ def _load(tf: Any, step: IslandStep) -> _SavedModel:
         if found is not None:
             return found
         try:
-            with quiet(), tf.device("/CPU:0"):
+            with quiet_thread(), tf.device("/CPU:0"):
                 found = _SavedModel(tf, folder)
         except Exception as error:  # of many kinds
             raise SourceError(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from rewriter.errors import ConverterStateError, InputError, MissingDependencyError, SourceError
+from rewriter.frontend import noise
+from rewriter.runtime import tensorflow_island
 from rewriter.runtime.native import NativeSession, open_native
 from rewriter.runtime.sectioned import SectionedSession
 from rewriter.runtime.sections import Route
@@ -225,6 +227,18 @@ def test_a_saved_model_is_in_memory_once(folders):
     assert first._ready()._model is second._ready()._model
     first.close()
     assert second.run({"x": X})["y"].shape == X.shape
+
+
+def test_loading_waits_for_no_conversion(folders, monkeypatch):
+    monkeypatch.setattr(tensorflow_island, "_IN_MEMORY", {})  # so that it is loaded here
+    [step] = Route.of(chain(folders), ["b"]).islands
+    found = []
+    loader = threading.Thread(target=lambda: found.append(TensorFlowIsland(step).run({"y": X})), daemon=True)
+    with noise.LOCK:  # as a conversion in another thread holds it
+        loader.start()
+        loader.join(30)
+        assert found
+    loader.join()
 
 
 class FakeTensorFlow(types.ModuleType):
