@@ -23,9 +23,9 @@ class NodePattern(str):
         made.entry = entry
         return made
 
-    def __getnewargs__(self) -> tuple[str, str, str]:
+    def __reduce__(self) -> tuple[type[NodePattern], tuple[str, str, str]]:
         """What a copy is made of."""
-        return str(self), self.argument, self.entry
+        return type(self), (str(self), self.argument, self.entry)
 
 
 def argument_of(pattern: str, otherwise: str = "node_denylist") -> str:

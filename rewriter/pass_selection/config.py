@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rewriter.errors import InvalidParameterError
@@ -25,6 +26,8 @@ MEMORY = {
     5: "RECOMPUTATION_HEURISTICS",
     6: "SCHEDULING_HEURISTICS",
 }
+#: So many known words are listed in a message.
+_SHOWN = 8
 #: More rounds than this are refused: passes find nothing any more long before.
 MAXIMUM_ROUNDS = 10
 
@@ -120,7 +123,7 @@ def read_config(template: Any) -> RewriterConfig:
     """The template as a checked RewriterConfig: toggles and enumerations as their words, lists as tuples.
 
     Raises:
-        InvalidParameterError: it is nothing of the kind, or a key or value in it is unknown; the message lists the
+        InvalidParameterError: it is nothing of the kind, or a key or value in it is unknown; the message tells of
             known ones.
     """
     kind = getattr(getattr(template, "DESCRIPTOR", None), "full_name", None)
@@ -162,8 +165,8 @@ def _checked(config: RewriterConfig) -> RewriterConfig:
     for name, keys in _MAPPINGS.items():
         values[name] = _checked_mapping(f"{NAME}.{name}", getattr(config, name), keys)
     values["meta_optimizer_iterations"] = _rounds(config.meta_optimizer_iterations)
-    values["min_graph_nodes"] = _integer("min_graph_nodes", config.min_graph_nodes, -1)
-    values["meta_optimizer_timeout_ms"] = _integer("meta_optimizer_timeout_ms", config.meta_optimizer_timeout_ms, -1)
+    for name in ("min_graph_nodes", "meta_optimizer_timeout_ms"):
+        values[name] = _integer(f"{NAME}.{name}", getattr(config, name), -1)
     if not isinstance(config.memory_optimizer_target_node_name_scope, str):
         raise InvalidParameterError(f"{NAME}.memory_optimizer_target_node_name_scope must be a string")
     values["optimizers"] = check_names(f"{NAME}.optimizers", config.optimizers)
@@ -180,9 +183,7 @@ def _checked_mapping(where: str, value: Any, keys: tuple[str, ...]) -> Mapping[s
     if not isinstance(value, Mapping):
         raise InvalidParameterError(f"{where} must be a mapping with {_list(keys)}, not {value!r}")
     _check_keys(where, value, keys)
-    if "structure_verifier" in value:
-        return {**value, "structure_verifier": toggle_word(f"{where}.structure_verifier", value["structure_verifier"])}
-    return dict(value)
+    return {key: _INNER[key](f"{where}.{key}", item) for key, item in value.items()}
 
 
 def _custom(entry: Any) -> CustomOptimizer:
@@ -216,16 +217,46 @@ def _word(where: str, value: Any, words: Mapping[int, str], more: str = "") -> s
     raise InvalidParameterError(f"{where} must be one of {known}, not {value!r}")
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def _integer(where: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidParameterError(f"{NAME}.{name} must be an integer of at least {least}, not {value!r}")
+        raise InvalidParameterError(f"{where} must be an integer of at least {least}, not {value!r}")
     return value
+
+
+def _count(where: str, value: Any) -> int:
+    return _integer(where, value, 0)
+
+
+#: What checks each field of the mappings.
+_INNER: Mapping[str, Callable[[str, Any], Any]] = {
+    "enable": check_switch,
+    "num_replicas": _count,
+    "enable_op": check_names,
+    "verification_timeout_in_ms": _count,
+    "structure_verifier": toggle_word,
+}
 
 
 def _check_keys(where: str, given: Mapping[Any, Any], known: tuple[str, ...]) -> None:
     for key in given:
         if key not in known:
-            raise InvalidParameterError(f"{where} has no field {key!r}; it has {_list(known)}")
+            raise InvalidParameterError(f"{where} has no field {key!r}; {known_words(key, known, 'it has')}")
+
+
+def known_words(word: Any, known: Sequence[str], lead: str, all_of_them: str = "rewriter.RewriterConfig") -> str:
+    """What to tell of the known words where one is unknown: those that are like it, else all, of many the first.
+
+    Args:
+        word: the unknown one.
+        known: the known ones.
+        lead: what to put before a list of them.
+        all_of_them: where the user finds the rest.
+    """
+    near = difflib.get_close_matches(str(word), known, 3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    more = len(known) - _SHOWN
+    return f"{lead} {_list(known[:_SHOWN])}" + (f" and {more} more (see {all_of_them})" if more > 0 else "")
 
 
 def _list(names: Any) -> str:
@@ -241,7 +272,9 @@ def _fields_of(proto: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field, value in proto.ListFields():
         if field.name not in FIELDS:
-            raise InvalidParameterError(f"{NAME} has no field {field.name!r}; it has {_list(FIELDS)}")
+            raise InvalidParameterError(
+                f"{NAME} has no field {field.name!r}; {known_words(field.name, tuple(FIELDS), 'it has')}"
+            )
         if field.name == "custom_optimizers":
             found[field.name] = tuple(
                 CustomOptimizer(

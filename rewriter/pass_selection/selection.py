@@ -13,7 +13,14 @@ from passes.steps.evaluation import Evaluate
 from rewriter.errors import InvalidParameterError
 from rewriter.frontend.grappler import MAXIMUM_ITERATIONS, REQUIRED_OPTIMIZER, GrapplerOptions
 from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, ConversionParams, check_profile_strategy
-from rewriter.pass_selection.config import NAME, TOGGLE_FIELDS, CustomOptimizer, RewriterConfig, read_config
+from rewriter.pass_selection.config import (
+    NAME,
+    TOGGLE_FIELDS,
+    CustomOptimizer,
+    RewriterConfig,
+    known_words,
+    read_config,
+)
 from rewriter.pass_selection.parameters import make_pass, tensorrt_overrides, tensorrt_strategy
 from rewriter.pass_selection.table import (
     BY_NAME,
@@ -309,7 +316,7 @@ class _Choice:
         return sum(order.index(step.name) < rank for step in self._steps)
 
     def _custom(self, entry: CustomOptimizer) -> None:
-        name = _known(entry.name, f"{TENSORRT}, ")
+        name = _known(entry.name, TENSORRT)
         if name in OPTIONAL_PASSES:
             chosen = [step for step in self._steps if step.onnx == name]
             for step in chosen:
@@ -328,14 +335,15 @@ class _Choice:
         self._steps.append(_Step(name, "custom_optimizers", entry.parameter_map))
 
 
-def _known(name: str, more: str = "") -> str:
+def _known(name: str, *more: str) -> str:
     """The name, when it is one.
 
     Raises:
         InvalidParameterError: it is not.
     """
     if name not in known_names():
-        raise InvalidParameterError(f"{NAME} has no pass {name!r}; known are {more}{', '.join(known_names())}")
+        told = known_words(name, (*more, *known_names()), "known are", "docs/migration.md")
+        raise InvalidParameterError(f"{NAME} has no pass {name!r}; {told}")
     return name
 
 

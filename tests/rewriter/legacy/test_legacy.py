@@ -178,9 +178,7 @@ def test_fp8_is_calibrated_as_int8_is(graph_def, options):
 def test_feeds_that_make_no_array(graph_def, options, value):
     with TrtGraphConverter(input_graph_def=graph_def, precision_mode="INT8", **options) as converter:
         converter.convert()
-        with pytest.raises(
-            InputError, match=r"feed_dict_fn returned for 'image:0' a .* that makes no array of float32"
-        ):
+        with pytest.raises(InputError, match=r"feed_dict_fn returned for 'image:0' a .* that makes no array"):
             converter.calibrate(["probabilities"], 1, lambda: {"image:0": value})
 
 

@@ -37,7 +37,12 @@ def test_custom_optimizers_as_mappings():
     ("template", "message"),
     [
         (7, "must be a RewriterConfig .* or a mapping of its fields, not int"),
-        ({"optimizer": []}, "has no field 'optimizer'; it has .*optimizers"),
+        ({"optimizer": []}, r"has no field 'optimizer'; did you mean 'optimizers' or '.*'\?"),
+        (
+            {"zebra": []},
+            r"has no field 'zebra'; it has layout_optimizer, .* and 29 more \(see rewriter.RewriterConfig\)",
+        ),
+        ({3: []}, "has no field 3; it has layout_optimizer"),
         ({"optimizers": "constfold"}, r"optimizers must be a list of strings, not 'constfold'"),
         ({"optimizers": [3]}, "optimizers must be a list of strings"),
         ({"constant_folding": "yes"}, "constant_folding must be one of DEFAULT, ON, OFF, AGGRESSIVE.*not 'yes'"),
@@ -55,6 +60,13 @@ def test_custom_optimizers_as_mappings():
         ({"auto_parallel": True}, "auto_parallel must be a mapping with enable, num_replicas, not True"),
         ({"auto_parallel": {"on": True}}, "auto_parallel has no field 'on'; it has enable, num_replicas"),
         ({"inter_optimizer_verifier_config": {"structure_verifier": "x"}}, "structure_verifier must be one of DEFAULT"),
+        ({"auto_parallel": {"enable": "x"}}, "auto_parallel.enable must be True or False, not 'x'"),
+        ({"auto_parallel": {"num_replicas": 1.5}}, "auto_parallel.num_replicas must be an integer of at least 0"),
+        ({"scoped_allocator_opts": {"enable_op": "x"}}, "scoped_allocator_opts.enable_op must be a list of strings"),
+        (
+            {"post_optimization_verifier_config": {"verification_timeout_in_ms": "x"}},
+            "verification_timeout_in_ms must be an integer of at least 0, not 'x'",
+        ),
         ({"custom_optimizers": "constfold"}, "custom_optimizers must be a list of CustomOptimizer"),
         ({"custom_optimizers": ["constfold"]}, "'constfold' is no CustomOptimizer with a name"),
         ({"custom_optimizers": [{"parameter_map": {}}]}, "is no CustomOptimizer with a name"),
@@ -65,6 +77,13 @@ def test_custom_optimizers_as_mappings():
 def test_what_is_refused(template, message):
     with pytest.raises(InvalidParameterError, match=f"rewriter_config_template.*{message}"):
         read_config(template)
+
+
+@pytest.mark.parametrize("template", [{"zebra": 1}, {"optimizer": 1}, {"custom_optimizers": [{"zebra": 1}]}])
+def test_messages_are_short(template):
+    with pytest.raises(InvalidParameterError) as caught:
+        read_config(template)
+    assert len(str(caught.value)) < 300
 
 
 def test_every_field_has_a_meaning():
