@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InvalidParameterError, SourceError
+from rewriter.params import check_switch
 from rewriter.rescuing.recorded import EngineRecord
 from rewriter.rescuing.report import Removed, RescueReport
 
@@ -57,13 +58,15 @@ def rescue(
     Raises:
         SourceError: the source is no SavedModel, damaged, none of TF-TRT's, or has lost a native segment (the message
             names the op); or it cannot be copied.
-        InvalidParameterError: the destination is no path, cannot be written to, or is not empty.
+        InvalidParameterError: the destination is no path, cannot be written to, or is not empty; or `overwrite` is
+            neither True nor False.
         MissingDependencyError: TensorFlow is not installed.
     """
     from rewriter.rescuing import reading, writing
     from rewriter.rescuing.rewriting import rewrite
 
     origin, target = _path("source", source), _path("destination", destination)
+    overwrite = check_switch("overwrite", overwrite)
     writing.check_destination(origin, target, overwrite)
     message = reading.parse(origin)
     if not reading.holds_engines(message):

@@ -86,6 +86,12 @@ def test_refused_destinations(tmp_path, make, match):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_overwrite_is_true_or_false(tmp_path, value):
+    with pytest.raises(InvalidParameterError, match=f"overwrite must be True or False, not {value!r}"):
+        rescue(tmp_path / "old", tmp_path / "new", overwrite=value)
+
+
 @pytest.mark.parametrize("names", [["mine.txt"], ["saved_model.pb", "mine.txt"], ["variables/x"]])
 def test_what_is_never_overwritten(tmp_path, names):
     (tmp_path / "old").mkdir()
