@@ -66,7 +66,7 @@ def chosen(tracks: Mapping[str, _Value], key: str | None) -> _Value:
     """
     if key is None:
         return next(iter(tracks.values()))
-    if key not in tracks:
+    if not isinstance(key, str) or key not in tracks:
         raise InvalidParameterError(f"the signature {key!r} is not converted; converted: {', '.join(tracks)}")
     return tracks[key]
 

@@ -209,6 +209,7 @@ class Converter(ConversionViews):
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
         if not self._shop.open:
             raise ConverterStateError("this converter is closed: make a new one")
+        parameters.check_callable("check", check)
         self._shop.precision.check_inputs(calibration_input_fn)  # what is wrong with them is told before any work
         if check is not None:
             for track in self._tracks.values():  # of an earlier dry run

@@ -11,6 +11,7 @@ import numpy as np
 
 from rewriter.comparison import difference
 from rewriter.errors import InputError, InvalidParameterError
+from rewriter.params import check_input_fn
 from rewriter.runtime.inputs import iterate_samples
 
 #: Public output name -> array: what one call gives.
@@ -91,7 +92,9 @@ class AccuracyTarget:
             raise InvalidParameterError(f"AccuracyTarget: metric must be a function, not {self.metric!r}")
         if isinstance(self.data, (np.ndarray, np.generic)):
             raise InvalidParameterError("AccuracyTarget: data must be a list of inputs: put the array into a list")
-        if not callable(self.data):
+        if callable(self.data):
+            check_input_fn("AccuracyTarget: data", self.data)
+        else:
             try:
                 iterate_samples(self.data)
             except InputError as error:

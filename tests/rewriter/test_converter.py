@@ -333,10 +333,13 @@ def test_arguments_of_the_views_are_checked(backend, tmp_path):
         with pytest.raises(InvalidParameterError, match="detailed must be True or False"):
             dry.render(detailed="no")
         assert dry.render(np.int64(100), detailed=np.True_) == dry.render(100)
+        with pytest.raises(InvalidParameterError, match="check must be a function, not int"):
+            converter.convert(check=3)
         converter.convert()
         for call, message in (
             (lambda: converter.draw(5), "path must be a path .*, not int"),
             (lambda: converter.draw(""), "path is empty"),
+            (lambda: converter.draw("a.svg", signature_key=["a"]), r"the signature \['a'\] is not converted"),
             (lambda: converter.draw(tmp_path / "a.svg", expand_engines=2), "expand_engines must be True or False"),
             (lambda: converter.nonconversion_report(5), "path must be a path .*, not int"),
             (lambda: converter.nonconversion_report(print_fn=5), "print_fn must be a function, not int"),
@@ -350,6 +353,15 @@ def test_arguments_of_the_views_are_checked(backend, tmp_path):
                 call()
         assert list(tmp_path.iterdir()) == []
         converter.draw(str(tmp_path / "a.dot"), expand_engines=np.False_)
+
+
+def test_names_may_come_out_of_sets_and_generators(backend):
+    reports = []
+    for denied in (["Sub"], {"Sub"}, (op for op in ["Sub"])):
+        with Converter(model=two_segments(), backend=backend, op_denylist=denied, progress=False) as converter:
+            converter.convert()
+            reports.append([(node.node, node.rule) for node in converter.report.native])
+    assert reports[0] == reports[1] == reports[2] != []
 
 
 def test_input_functions_that_need_arguments_are_told(backend):

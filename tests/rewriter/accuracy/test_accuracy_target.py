@@ -37,6 +37,7 @@ def share(found):
         ({"data": {"x": X}, "max_rel_diff": 1}, "not a dict"),
         ({"data": 3, "max_rel_diff": 1}, "not a int"),
         ({"data": None, "max_rel_diff": 1}, "not a NoneType"),
+        ({"data": lambda a: [a], "max_rel_diff": 1}, "AccuracyTarget: data must take no arguments"),
     ],
 )
 def test_what_is_refused(arguments, message):
