@@ -89,6 +89,9 @@ class _Work:
     def segment(self, node: Any, place: str) -> tuple[Any, Any | None]:
         """The function that the engine stands for, and the graph in the node where there is one.
 
+        There is neither where TF-TRT's experimental feature remove_native_segments took the functions out, or one of
+        TF1's tools that drop the function library.
+
         Raises:
             SourceError: there is neither.
         """
@@ -102,10 +105,8 @@ class _Work:
                 return self.library[name], graph
         if graph is None:
             raise SourceError(
-                f"{self.where(node, place)} has lost its native segment ({(names or called)[0]}), so nothing in the "
-                "file tells what it computes (TF-TRT's experimental feature remove_native_segments takes them out, "
-                "and so do TF1's tools that drop the function library): take the model from before the conversion, or "
-                "convert it again with native segments"
+                f"{self.where(node, place)} has lost its native segment ({(names or called)[0]}), and nothing else "
+                "tells what it computes: take the model from before TF-TRT"
             )
         name = _unique((names or called)[0], self.library)
         function = graph_to_function(graph, name, node.name)

@@ -177,10 +177,13 @@ def recorded_strategy(engines: Sequence[EngineRecord]) -> tuple[str | None, tupl
     """The profile strategy that most engines had, in today's words, and notes.
 
     Engines in implicit batch mode had none: the batch was free up to max_batch_size, which is what
-    "ImplicitBatchModeCompatible" means. None where there are no engines, or where the word is unknown.
+    "ImplicitBatchModeCompatible" means. TF-TRT took and wrote the words in any case. None where there are no engines,
+    or where the word is unknown.
     """
     implicit = PROFILE_STRATEGY_IMPLICIT_BATCH_MODE_COMPATIBLE
-    values = [e.profile_strategy or (implicit if e.implicit_batch else "Range") for e in engines]
+    known = {word.lower(): word for word in supported_profile_strategies()}
+    given = [e.profile_strategy or (implicit if e.implicit_batch else "Range") for e in engines]
+    values = [known.get(word.lower(), word) for word in given]
     if not values:
         return None, ()
     notes = []
@@ -189,7 +192,7 @@ def recorded_strategy(engines: Sequence[EngineRecord]) -> tuple[str | None, tupl
         notes.append(
             f"the engines disagree on the profile strategy ({', '.join(sorted(set(values)))}): {value} is taken"
         )
-    if value not in supported_profile_strategies():
+    if value not in known.values():
         return None, (*notes, f"the recorded profile strategy {value!r} is none that TF-TRT had: it is ignored")
     return value, tuple(notes)
 

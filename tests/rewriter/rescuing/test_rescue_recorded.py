@@ -75,6 +75,8 @@ def test_unknown_words():
         ([""], False, "Range", 0),
         (["Optimal"], False, "Optimal", 0),
         (["Optimal", "Range", "Range"], False, "Range", 1),
+        (["range+optimal", "Range+Optimal"], False, "Range+Optimal", 0),
+        (["OPTIMAL"], False, "Optimal", 0),
     ],
 )
 def test_profile_strategy(strategies, implicit, taken, number):
