@@ -9,8 +9,8 @@ from rewriter.frontend.islands.graph import Graph, data_inputs, functions_of
 from rewriter.frontend.islands.units import Units
 from rewriter.frontend.islands.vocabulary import LIGHT, MOVES, PRODUCTS
 
-#: Prices: a node that only moves elements, or has to do with integers, booleans and strings alone and is no product; one
-#: of cheap floating-point arithmetic; one that belongs into an engine.
+#: Prices: a node that only moves elements, or has to do with integers, booleans and strings alone and is no product;
+#: one of cheap floating-point arithmetic; one that belongs into an engine.
 FREE, ARITHMETIC, HEAVY = 0, 1, 1 << 20
 #: A node that reads a constant of so many bytes does real work with it (an embedding, a product).
 LARGE = 1 << 16

@@ -157,7 +157,7 @@ def exported_graph(graph: Graph, parts: Cut, known: Known) -> tuple[Any, tuple[s
 
 
 def island_graph(graph: Graph, piece: Piece, known: Known) -> Any:
-    """The GraphDef of an island, with Placeholders "input_0"... for what it reads.
+    """The GraphDef of an island, with Placeholders "island_input_0"... for what it reads.
 
     Returns:
         Its nodes keep their names (a Placeholder's name that is taken gets a number in `input_names`), so the outputs
