@@ -81,23 +81,24 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
     with quiet(), clock.stage("export"):
         wishes = Wishes(options.islands, options.keep_in_tensorflow, tolerance, options.folder)
         exported = export_parts(frozen, callee, seen, symbols, wishes)
-        signature = _sign(exported, callee, frozen, seen, symbols)
-        shorten(exported.proto)
-        model = attached(exported.proto, frozen.weights)
-    verification = None
-    if options.verify:
-        with clock.stage("verify"), exported.kept_if_good():
-            verification = verify(model, signature, runs, tolerance, callee.origin)
-    samples = tuple(run.inputs for run in runs)
-    return SourceModel(
-        model,
-        signature,
-        callee.origin,
-        verification,
-        samples,
-        dict(clock.seconds),
-        (*callee.notes, *_precision_notes(frozen), *exported.notes),
-    )
+    with exported.kept_if_good():
+        with quiet(), clock.stage("export"):
+            signature = _sign(exported, callee, frozen, seen, symbols)
+            shorten(exported.proto)
+            model = attached(exported.proto, frozen.weights)
+        verification = None
+        if options.verify:
+            with clock.stage("verify"):
+                verification = verify(model, signature, runs, tolerance, callee.origin)
+        return SourceModel(
+            model,
+            signature,
+            callee.origin,
+            verification,
+            tuple(run.inputs for run in runs),
+            dict(clock.seconds),
+            (*callee.notes, *_precision_notes(frozen), *exported.notes),
+        )
 
 
 def _precision_notes(frozen: Frozen) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,13 +28,15 @@ from rewriter.frontend.islands.insertion import Crossing, describe, insert, oper
 from rewriter.frontend.islands.knowledge import Inference, crossing, know, observe, with_texts
 from rewriter.frontend.islands.planning import Plan, find_reasons, make_plan, ops_of
 from rewriter.frontend.islands.rules import Limits
-from rewriter.frontend.islands.saving import new_folder, save_island
+from rewriter.frontend.islands.saving import new_folder, remove_folder, save_island
 from rewriter.frontend.onnx_types import onnx_dtype
 from rewriter.frontend.samples import Run
 from rewriter.frontend.symbols import Dimension, output_symbols
 
 #: Exports that are tried; each but the last may send further nodes to TensorFlow.
 TRIES = 6
+#: How a user lets operators stay in TensorFlow.
+ISLANDS_ON = "tensorflow_islands=True, the default; on the command line without --no-tensorflow-islands"
 _SHOWN = 4
 _LOG = logging.getLogger(__name__)
 
@@ -130,21 +131,27 @@ def export_parts(
     limits = Limits(frozenset(wishes.keep), wishes.tolerance)
     reasons = find_reasons(graph, limits, source.inference.first_input)
     attempt = _try(source, reasons)
-    islands = attempt.parts.pieces
-    if not islands:
+    if not attempt.parts.pieces:
         return Exported(attempt.proto, (*attempt.notes, *_unused(graph, wishes.keep)))
     parent = new_folder(wishes.folder)
-    folders = [parent / operator(index) for index in range(len(islands))]
     with _deleted_on_error(parent):
-        for piece, folder in zip(islands, folders, strict=True):
-            save_island(graph, piece, attempt.known, frozen.tables, folder, callee.origin, frozen.weights)
-    types = {t: onnx_dtype(kind) for t, kind in attempt.known.dtypes.items()}
+        crossings = _inserted(source, attempt, parent)
+        notes = _notes(graph, attempt.parts)
+        for note in notes:
+            _LOG.warning("%s", note)
+        return Exported(attempt.proto, (*attempt.notes, *notes, *_unused(graph, wishes.keep)), crossings, parent)
+
+
+def _inserted(source: _Source, attempt: _Attempt, parent: Path) -> tuple[tuple[Crossing, ...], ...]:
+    """Step 4, in `attempt.proto`; returns per island the types of its outputs."""
+    graph, frozen, known = source.graph, source.frozen, attempt.known
+    pieces = attempt.parts.pieces
+    folders = [parent / operator(index) for index in range(len(pieces))]
+    for piece, folder in zip(pieces, folders, strict=True):
+        save_island(graph, piece, known, frozen.tables, folder, source.callee.origin, frozen.weights)
+    types = {t: onnx_dtype(kind) for t, kind in known.dtypes.items()}
     insert(attempt.proto, graph, attempt.parts, attempt.stand_ins, [str(folder) for folder in folders], types)
-    notes = _notes(graph, attempt.parts)
-    for note in notes:
-        _LOG.warning("%s", note)
-    crossings = tuple(tuple(_crossing(source, attempt, t) for t in piece.outputs) for piece in islands)
-    return Exported(attempt.proto, (*attempt.notes, *notes, *_unused(graph, wishes.keep)), crossings, parent)
+    return tuple(tuple(_crossing(source, attempt, t) for t in piece.outputs) for piece in pieces)
 
 
 @contextlib.contextmanager
@@ -153,7 +160,7 @@ def _deleted_on_error(folder: Path | None) -> Iterator[None]:
         yield
     except BaseException:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         raise
 
 
@@ -162,7 +169,7 @@ def _whole(frozen: Frozen, origin: str) -> Exported:
     try:
         return Exported(*export(frozen, origin))
     except UnknownOpsError as error:
-        hint = f"{error}, or let them stay in TensorFlow (islands=True)"
+        hint = f"{error}, or let them stay in TensorFlow ({ISLANDS_ON})"
         raise UnknownOpsError(hint, error.nodes) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from rewriter.frontend.islands.settling import settle
 from rewriter.frontend.islands.vocabulary import PYTHON, TABLE_WRITES
 from rewriter.frontend.large_weights import LargeWeights, with_weights
 from rewriter.frontend.samples import one_line
-from rewriter.temporary import in_this_process
+from rewriter.temporary import TemporaryFolder
 
 _RESOURCE = 20
 #: The largest GraphDef that protobuf can write; the rest of a SavedModel is small.
@@ -92,6 +91,10 @@ def _check(graph: Graph, piece: Piece, origin: str) -> None:
             )
 
 
+#: Folders that nobody but this process has asked for; they go with it.
+_TEMPORARY: dict[Path, TemporaryFolder] = {}
+
+
 def new_folder(parent: Path | None) -> Path:
     """An empty folder for the islands of one model.
 
@@ -102,6 +105,13 @@ def new_folder(parent: Path | None) -> Path:
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="islands-", dir=parent)).resolve()
-    folder = Path(tempfile.mkdtemp(prefix="trt-rewriter-islands-")).resolve()
-    atexit.register(in_this_process(shutil.rmtree), folder, ignore_errors=True)
-    return folder
+    folder = TemporaryFolder("trt-rewriter-islands-")
+    path = folder.path.resolve()
+    _TEMPORARY[path] = folder
+    return path
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes what `new_folder` made, with all that is in it."""
+    _TEMPORARY.pop(path, None)
+    shutil.rmtree(path, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from rewriter.errors import ExportError
 from rewriter.frontend import load_source
+from rewriter.frontend.islands import saving
 from tests.rewriter.frontend.islands import island_models
 
 pytestmark = pytest.mark.tensorflow
@@ -95,19 +97,40 @@ def test_an_assertion_in_an_island_still_asserts(tf, run):
         run(source, text=np.array([b"a" * 200], dtype=object))
 
 
-@pytest.mark.parametrize("stage", ["saving", "verify"])
-def test_nothing_is_left_of_a_conversion_that_fails(tf, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("temporary", [False, True])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(f"islands.{name}" for name in ("saving.settle", "road.onnx_dtype", "road.insert", "road.Crossing")),
+        *(f"tensorflow.{name}" for name in ("set_types", "shorten", "attached", "verify")),
+    ],
+)
+def test_nothing_is_left_of_a_conversion_that_fails(tf, tmp_path, monkeypatch, stage, temporary):
     def fail(*args, **options):
         raise ExportError("broken")
 
-    if stage == "saving":
-        monkeypatch.setattr("rewriter.frontend.islands.saving.settle", fail)
-    else:
-        monkeypatch.setattr("rewriter.frontend.tensorflow.verify", fail)
+    monkeypatch.setattr(f"rewriter.frontend.{stage}", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     module = island_models.parallel(tf)
     with pytest.raises(ExportError, match="broken"):
-        load_source(module.call, island_folder=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        load_source(module.call, island_folder=None if temporary else tmp_path)
+    assert list(tmp_path.glob("*islands*")) == []
+    assert not any(folder.is_relative_to(tmp_path) for folder in saving._TEMPORARY)
+
+
+def test_a_temporary_folder_ends_with_the_process_that_made_it(tf):
+    code = (
+        "import os, sys\n"
+        "from rewriter.frontend.islands.saving import new_folder\n"
+        "folder = new_folder(None)\n"
+        "if os.fork() == 0: sys.exit(0)\n"
+        "os.wait()\n"
+        "print(folder.is_dir(), folder)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    kept, _, path = answer.stdout.strip().partition(" ")
+    assert kept == "True"
+    assert not Path(path).exists()
 
 
 def test_python_code_is_refused(tf):
@@ -172,7 +195,7 @@ def test_a_model_of_one_unsupported_operator_is_refused(tf):
 
 def test_without_islands_the_message_says_how_to_have_them(tf):
     module = island_models.sandwich(tf)
-    with pytest.raises(ExportError, match=r"no word for: .*MatrixInverse.*islands=True"):
+    with pytest.raises(ExportError, match=r"no word for: .*MatrixInverse.*tensorflow_islands=True.*--no-tens"):
         load_source(module.call, islands=False)
 
 
