@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 
@@ -37,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the artifact once and prints its outputs' shapes and ranges."""
-    import numpy as np
-
-    from rewriter.commands.npz import read_npz
-    from rewriter.errors import InputError
+    from rewriter.commands.npz import read_npz, write_npz
     from rewriter.reports.summary import plain_console
     from rewriter.runtime.loading import load
 
@@ -60,9 +56,5 @@ def run(arguments: argparse.Namespace) -> int:
     for reason, count in stats["fallbacks"].items():
         console.print(f"native: {count} engine call(s): {reason}")
     if arguments.outputs:
-        try:
-            with Path(arguments.outputs).open("wb") as file:  # a name would get ".npz" added to it
-                np.savez(file, **outputs)
-        except OSError as error:
-            raise InputError(f"cannot write the outputs to {arguments.outputs!r}: {error}") from error
+        write_npz(arguments.outputs, outputs)
     return 0

@@ -74,8 +74,9 @@ def test_defaults_inputs_and_outputs(loads, inputs, tmp_path, capsys):
         "scalar: float32 scalar 1 .. 1",
         "native: 2 engine call(s): no GPU",
     ]
-    with np.load(outputs, allow_pickle=True) as found:
+    with np.load(outputs) as found:
         np.testing.assert_array_equal(found["y"], [[2, 4]])
+        assert (found["words"].dtype.kind, found["words"].tolist()) == ("U", ["a"])
 
 
 @pytest.mark.parametrize(
