@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
 
 from rewriter.errors import InvalidParameterError
 
@@ -143,7 +143,8 @@ def check_switch(name: str, value: object) -> bool:
     Raises:
         InvalidParameterError: it is neither.
     """
-    if not isinstance(value, (bool, np.bool_)):
+    numpy = sys.modules.get("numpy")  # whoever has a value of numpy has imported it; here it would only cost time
+    if not isinstance(value, bool) and not (numpy is not None and isinstance(value, numpy.bool_)):
         raise InvalidParameterError(f"{name} must be True or False, not {value!r}")
     return bool(value)
 
@@ -203,7 +204,7 @@ def check_tolerance(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) > 0:
         raise InvalidParameterError(f"tolerance must be a positive number, not {value!r}")
     return float(value)
 
