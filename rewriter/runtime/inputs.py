@@ -14,7 +14,7 @@ from passes.segments import TensorSpec
 from rewriter.errors import InputError
 from rewriter.runtime.native import numpy_dtype
 from rewriter.runtime.other_errors import first_line
-from rewriter.runtime.strings import to_text
+from rewriter.runtime.strings import stray_surrogate, to_text
 from rewriter.source import Signature
 
 __all__ = [
@@ -324,6 +324,8 @@ def _from_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
         ) from error
     if array.dtype.kind in "SO" and _numpy_dtype(spec.dtype).kind == "O":
         return _decoded(array, spec)
+    if array.dtype.kind == "U":
+        _check_text(array, spec)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -339,7 +341,22 @@ def _decoded(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
         raise InputError(
             f"input {spec.name!r} holds {strange!r:.60} ({type(strange).__name__}), expected strings: convert it first"
         )
+    _check_text(array, spec)
     return to_text(array)
+
+
+def _check_text(array: np.ndarray, spec: TensorSpec) -> None:
+    """Refuses what is neither text nor bytes.
+
+    Raises:
+        InputError: it shows the string.
+    """
+    stray = stray_surrogate(array)
+    if stray is not None:
+        raise InputError(
+            f"input {spec.name!r} holds {stray!r:.60}, with half of a surrogate pair, which is no text: decode the "
+            "string anew, or pass bytes"
+        )
 
 
 class _TensorFlowOnDevice:

@@ -6,6 +6,7 @@ Rules:
        from one island to another, and from an island to the caller, nothing is lost.
     3. ONNX Runtime takes no lone surrogates: where it reads what an island made they become U+FFFD, with a warning; in
        inputs of the caller they are an error.
+    4. Other lone surrogates than those of rule 2 are neither text nor bytes: `inputs` refuses them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ def to_text(array: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(array: np.ndarray) -> np.ndarray:
-    """An array of `str` or bytes as an object array of bytes of the same shape."""
+    """An array of `str` or bytes as an object array of bytes of the same shape.
+
+    Raises:
+        UnicodeEncodeError: there is a `stray_surrogate`.
+    """
     return _mapped(array, lambda v: v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape"))
 
 
@@ -35,6 +40,17 @@ def holds_no_text(value: Any) -> bool:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "OU":
         return False
     return any(isinstance(item, str) and _valid(item) != item for item in value.reshape(-1).tolist())
+
+
+def stray_surrogate(array: np.ndarray) -> str | None:
+    """The first `str` with a surrogate that stands for no byte (rule 2), so that no bytes can be made of it; or None."""
+    for item in array.reshape(-1).tolist():
+        if isinstance(item, str) and not item.isascii():
+            try:
+                item.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                return item
+    return None
 
 
 def _valid(value: Any) -> str:

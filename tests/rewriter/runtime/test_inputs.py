@@ -309,6 +309,13 @@ def test_strings_of_any_spelling():
         to_array(np.ones(1, np.float32), spec)
 
 
+@pytest.mark.parametrize("value", ["\ud800", ["a", "b\ud800c"], np.array(["\ud800"]), np.array(["\ud800"], object)])
+def test_half_a_surrogate_pair_is_refused(value):
+    spec = TensorSpec("s", TensorProto.STRING, None)
+    with pytest.raises(InputError, match=re.escape("input 's' holds '") + r".*\\ud800.*, with half of a surrogate pair"):
+        to_array(value, spec)
+
+
 def test_is_tensorflow_asks_only_a_loaded_module(monkeypatch):
     class Tensor:
         pass

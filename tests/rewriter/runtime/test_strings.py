@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriter.runtime.strings import holds_no_text, to_bytes, to_text, to_valid_text
+from rewriter.runtime.strings import holds_no_text, stray_surrogate, to_bytes, to_text, to_valid_text
 
 
 @given(st.lists(st.binary()))
@@ -45,3 +45,22 @@ def test_what_is_no_text_is_found():
     assert holds_no_text(np.array(["a", "\udcff"], object))
     assert not holds_no_text(np.zeros(2, np.float32))
     assert not holds_no_text(3)
+
+
+@given(st.lists(st.text(st.characters(categories=["Cs", "Lu"]), max_size=3), max_size=4))
+def test_strings_that_are_neither_text_nor_bytes_are_found(items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    stray = stray_surrogate(array)
+    if stray is None:
+        assert to_text(to_bytes(array)).shape == array.shape
+        return
+    assert stray in items
+    with pytest.raises(UnicodeEncodeError):
+        to_bytes(array)
+
+
+def test_bytes_on_their_way_as_surrogates_are_no_stray_ones():
+    assert stray_surrogate(to_text(np.array([b"\xff", b"\x80a"], object))) is None
+    assert stray_surrogate(np.array([["a"], ["b\ud800"]])) == "b\ud800"
+    assert stray_surrogate(np.array([b"\xff"], object)) is None
