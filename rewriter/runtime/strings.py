@@ -43,7 +43,7 @@ def holds_no_text(value: Any) -> bool:
 
 
 def stray_surrogate(array: np.ndarray) -> str | None:
-    """The first `str` with a surrogate that stands for no byte (rule 2), so that no bytes can be made of it; or None."""
+    """The first `str` with a surrogate that stands for no byte (rule 2): no bytes can be made of it. None for none."""
     for item in array.reshape(-1).tolist():
         if isinstance(item, str) and not item.isascii():
             try:

@@ -312,7 +312,7 @@ def test_strings_of_any_spelling():
 @pytest.mark.parametrize("value", ["\ud800", ["a", "b\ud800c"], np.array(["\ud800"]), np.array(["\ud800"], object)])
 def test_half_a_surrogate_pair_is_refused(value):
     spec = TensorSpec("s", TensorProto.STRING, None)
-    with pytest.raises(InputError, match=re.escape("input 's' holds '") + r".*\\ud800.*, with half of a surrogate pair"):
+    with pytest.raises(InputError, match=r"input 's' holds '.*\\ud800.*, with half of a surrogate pair"):
         to_array(value, spec)
 
 
