@@ -17,6 +17,7 @@ from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.handlers import handlers
 from rewriter.frontend.islands.vocabulary import MADE_OF
 from rewriter.frontend.naming import bodies
+from rewriter.frontend.no_text import const_without_text
 from rewriter.frontend.noise import quiet
 from rewriter.frontend.quantization import left_to_us
 from rewriter.frontend.samples import one_line
@@ -48,8 +49,9 @@ def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
 
     Raises:
         UnknownOpsError: an op that ONNX has no word for.
-        ExportError: the converter failed.
+        ExportError: the converter failed, or an output is a constant of bytes that are no text.
     """
+    _check_text(frozen, origin)
     with quiet():
         try:
             proto, notes = _convert(frozen, copy=False)
@@ -66,6 +68,20 @@ def export(frozen: Frozen, origin: str) -> tuple[ModelProto, tuple[str, ...]]:
     for note in notes:
         _LOG.warning("%s", note)
     return proto, notes
+
+
+def _check_text(frozen: Frozen, origin: str) -> None:
+    """Raises where constants hold bytes that are no UTF-8 text.
+
+    Raises:
+        ExportError: there is such a constant; nodes that read one have been sent to TensorFlow before.
+    """
+    for node in frozen.graph_def.node:
+        if const_without_text(node):
+            raise ExportError(
+                f"{origin} holds the constant {node.name} of bytes that are no UTF-8 text, which ONNX cannot hold: "
+                "leave it out of the outputs, or write it as base64"
+            )
 
 
 def _convert(frozen: Frozen, copy: bool) -> tuple[ModelProto, tuple[str, ...]]:

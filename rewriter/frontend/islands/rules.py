@@ -10,6 +10,7 @@ from typing import Any
 from rewriter.frontend.islands.dtypes import node_dtypes
 from rewriter.frontend.islands.graph import TABLES, functions_of
 from rewriter.frontend.islands.vocabulary import STRING_MOVES, WRONG, handled
+from rewriter.frontend.no_text import const_without_text, why_not
 
 _STRING, _INT64 = 7, 9
 _COMPLEX = frozenset({8, 18})
@@ -69,7 +70,7 @@ class Scope:
             return "named in keep_in_tensorflow"
         if node.op in TABLES:
             return ""  # every reader gets its own copy
-        for rule in (_table, _complex, _strings, _wrong, _crop, _patches):
+        for rule in (_table, _complex, _no_text, _strings, _wrong, _crop, _patches):
             found = rule(self, node, (*inputs, *outputs))
             if found:
                 return found
@@ -107,7 +108,7 @@ def _table(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     if table is None or table.op not in TABLES:
         return "the table comes from outside the loop or branch"
     pair = {table.attr["key_dtype"].type, table.attr["value_dtype"].type}
-    return "" if pair == {_STRING, _INT64} else "ONNX has tables from string to int64 and back only"
+    return why_not(table) if pair == {_STRING, _INT64} else "ONNX has tables from string to int64 and back only"
 
 
 def _complex(scope: Scope, node: Any, kinds: Collection[int]) -> str:
@@ -121,6 +122,15 @@ def _complex(scope: Scope, node: Any, kinds: Collection[int]) -> str:
         if source is not None and source.op in _SPECTRA and not _complex(scope, source, kinds):
             return ""
     return "ONNX Runtime has no complex numbers"
+
+
+def _no_text(scope: Scope, node: Any, kinds: Collection[int]) -> str:
+    """Constants of bytes stay with what reads them."""
+    if _STRING not in kinds:
+        return ""
+    sources = (scope.producer(name) for name in node.input if not name.startswith("^"))
+    bad = any(source is not None and const_without_text(source) for source in (node, *sources))
+    return "a constant of it holds bytes that are no UTF-8 text" if bad else ""
 
 
 def _strings(_scope: Scope, node: Any, kinds: Collection[int]) -> str:

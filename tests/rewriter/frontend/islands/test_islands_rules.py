@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rewriter.errors import ExportError
 from rewriter.frontend import load_source
 from rewriter.frontend.islands.costs import FREE, HEAVY, costs
 from rewriter.frontend.islands.graph import Graph
@@ -94,3 +95,103 @@ def test_products_of_integers_are_work_too(tf, op, price):
         node.attr["dtype" if kind == "Placeholder" else "T"].type = tf.int32.as_datatype_enum
     graph = Graph.of(made, ["x:0"], ["y:0"])
     assert list(costs(graph, find_units(graph))) == [price]
+
+
+BYTES = np.array([b"ok", b"\xff\xfe", b"\xff\xfd"], dtype=object)
+
+
+def test_constants_that_are_no_text_stay(tf, check):
+    dense = tf.constant(island_models.weights(3, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="i")])
+    def function(i):
+        return {"t": tf.gather(tf.constant(BYTES), i), "y": tf.one_hot(i, 3) @ dense}
+
+    found = check(function, i=np.array([1, 0, 2], np.int32))
+    assert "a constant of it holds bytes that are no UTF-8 text: GatherV2" in found or "GatherV2: a constant" in found
+
+
+def test_a_table_of_bytes_that_are_no_text_stays(tf, check):
+    labels = island_models.table(tf, np.arange(3), BYTES, b"\xfd")
+    dense = tf.constant(island_models.weights(3, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="i")])
+    def function(i):
+        return {"t": labels.lookup(i), "y": tf.one_hot(i, 3) @ dense}
+
+    check(function, i=np.array([1, 0, 2, 9]))
+
+
+def test_a_table_with_keys_that_are_no_text_stays(tf, check):
+    numbers = island_models.table(tf, BYTES, np.arange(3), -7)
+    dense = tf.constant(island_models.weights(3, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="s")])
+    def function(s):
+        return {"y": tf.one_hot(numbers.lookup(s), 3) @ dense}
+
+    assert "it holds bytes that are no UTF-8 text" in check(function, s=BYTES)
+
+
+def test_an_output_that_is_a_constant_of_bytes_is_refused(tf):
+    dense = tf.constant(island_models.weights(3, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], name="x")])
+    def function(x):
+        return {"y": x @ dense, "c": tf.constant(BYTES)}
+
+    with pytest.raises(ExportError, match="bytes that are no UTF-8 text, which ONNX cannot hold: leave it out"):
+        load_source(function)
+
+
+@pytest.mark.parametrize("kind", ["mutable", "dense", "small", "scalars"])
+def test_a_table_of_vectors_is_rebuilt(tf, check, kind):
+    rows = island_models.weights(2, 4)
+    if kind in ("dense", "small", "scalars"):
+        default = 0.5 if kind == "scalars" else [0.5] * 4
+        buckets = 4 if kind == "small" else None
+        table = tf.lookup.experimental.DenseHashTable(
+            tf.int64, tf.float32, default, -1, -2, initial_num_buckets=buckets
+        )
+        keys, asked = [3, 5], np.array([5, 3, 7])
+    else:
+        table = tf.lookup.experimental.MutableHashTable(tf.string, tf.float32, [0.5] * 4)
+        keys, asked = ["a", "b"], np.array(["b", "a", "z"], dtype=object)
+    table.insert(tf.constant(keys, table.key_dtype), rows[:, 0] if kind == "scalars" else rows)
+    if kind == "small":
+        table.insert(tf.constant([9], tf.int64), rows[:1])
+        table.remove(tf.constant([9], tf.int64))
+    dense = tf.constant(island_models.weights(4, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], table.key_dtype, name="k")])
+    def function(k):
+        found = table.lookup(k)
+        found = tf.stack([found] * 4, -1) if kind == "scalars" else found
+        return {"y": found @ dense, "n": table.size()}
+
+    check(function, k=asked)
+
+
+def test_an_empty_table_is_refused(tf):
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0)
+    dense = tf.constant(island_models.weights(4, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="k")])
+    def function(k):
+        return {"y": tf.one_hot(table.lookup(k), 4) @ dense}
+
+    with pytest.raises(ExportError, match=r"a lookup table with keys of shape .* is empty: fill it before"):
+        load_source(function)
+
+
+def test_a_table_of_vectors_in_a_loop_is_refused(tf):
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.float32, [0.5] * 4)
+    table.insert(["a"], [[1.0] * 4])
+    dense = tf.constant(island_models.weights(4, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="k")])
+    def function(k):
+        return {"y": tf.map_fn(table.lookup, k, fn_output_signature=tf.TensorSpec([4])) @ dense}
+
+    with pytest.raises(ExportError, match=r"a lookup table with .* of shape \[4\] is used by .*While .*tf.Variable"):
+        load_source(function)
