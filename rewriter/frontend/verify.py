@@ -33,6 +33,7 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
     """
     from rewriter.runtime.mapped_weights import has_files
     from rewriter.runtime.native import import_onnxruntime, open_native
+    from rewriter.runtime.other_errors import first_line
 
     import_onnxruntime()
     worst = {spec.name: 0.0 for spec in signature.outputs}
@@ -47,7 +48,7 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
                 if fault:
                     faults.setdefault(spec.name, fault)
     except Exception as error:  # ONNX Runtime's errors share no narrower base class
-        raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(error)}") from error
+        raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(first_line(error))}") from error
     if faults:
         told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
         raise VerificationError(
