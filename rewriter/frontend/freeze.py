@@ -8,6 +8,7 @@ from typing import Any
 
 from rewriter.errors import ExportError
 from rewriter.frontend import large_weights
+from rewriter.frontend.bfloat16 import bfloat16_to_float32
 from rewriter.frontend.callee import Callee, import_tensorflow
 from rewriter.frontend.graph_names import settle_names
 from rewriter.frontend.grappler import GrapplerOptions, grapple
@@ -80,7 +81,7 @@ def freeze(callee: Callee, *, threshold: int | None = None, grappler: GrapplerOp
     tables = name_tables(function, graph_def)
     _strip_xla(graph_def)
     reduced = _computes_reduced(graph_def)
-    bfloat16 = _bfloat16_to_float32(graph_def)
+    bfloat16 = bfloat16_to_float32(graph_def)
     _check_size(graph_def, callee.origin)
     large_weights.shield(graph_def)
     graph_def = grapple(graph_def, inputs, outputs, grappler)
@@ -140,27 +141,6 @@ def _computes_reduced(graph_def: Any) -> bool:
         for node in _all_nodes(graph_def)
         for value in node.attr.values()
     )
-
-
-def _bfloat16_to_float32(graph_def: Any) -> bool:
-    """Rewrites every bfloat16 type and constant to float32, in the graph and its functions; True if there was one."""
-    tf = import_tensorflow()
-    old, new = tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum
-    found = False
-    for node in _all_nodes(graph_def):
-        for value in node.attr.values():
-            if value.type == old:
-                value.type, found = new, True
-            for index, kind in enumerate(value.list.type):
-                if kind == old:
-                    value.list.type[index], found = new, True
-            if value.HasField("tensor") and value.tensor.dtype == old:
-                value.tensor.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(value.tensor).astype("float32")))
-    for function in graph_def.library.function:
-        for argument in [*function.signature.input_arg, *function.signature.output_arg]:
-            if argument.type == old:
-                argument.type = new
-    return found
 
 
 def _check_size(graph_def: Any, origin: str) -> None:

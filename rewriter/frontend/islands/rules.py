@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from rewriter.frontend.bfloat16 import BFLOAT16
 from rewriter.frontend.islands.dtypes import node_dtypes
 from rewriter.frontend.islands.graph import TABLES, functions_of
 from rewriter.frontend.islands.vocabulary import STRING_MOVES, WRONG, handled
@@ -70,7 +71,7 @@ class Scope:
             return "named in keep_in_tensorflow"
         if node.op in TABLES:
             return ""  # every reader gets its own copy
-        for rule in (_table, _complex, _no_text, _strings, _wrong, _crop, _patches):
+        for rule in (_bfloat16, _table, _complex, _no_text, _strings, _wrong, _crop, _patches):
             found = rule(self, node, (*inputs, *outputs))
             if found:
                 return found
@@ -98,6 +99,11 @@ def _body_reason(name: str, outer: Scope) -> str:
         if reason and node.op != "Assert":
             return reason if reason.startswith("its body ") else f"its body holds {node.op}: {reason}"
     return ""
+
+
+def _bfloat16(_scope: Scope, _node: Any, kinds: Collection[int]) -> str:
+    """What has kept bfloat16 when the graph was frozen, and the casts around it."""
+    return "it reads or writes the bytes of bfloat16" if BFLOAT16 in kinds else ""
 
 
 def _table(scope: Scope, node: Any, _kinds: Collection[int]) -> str:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.tensorflow
 def check(run, islands):
     """Exports a tf.function, compares it on inputs by name; returns the reasons of its islands as one text."""
 
-    def call(function, **inputs):
-        source = load_source(function)
+    def call(function, samples=None, **inputs):
+        source = load_source(function, samples=samples)
         found = run(source, **inputs)
         for name, value in function(**inputs).items():
             if value.dtype == "string":
@@ -195,3 +195,32 @@ def test_a_table_of_vectors_in_a_loop_is_refused(tf):
 
     with pytest.raises(ExportError, match=r"a lookup table with .* of shape \[4\] is used by .*While .*tf.Variable"):
         load_source(function)
+
+
+def test_numbers_of_bfloat16_in_bytes_are_read_as_such(tf, check):
+    dense = tf.constant(island_models.weights(4, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="a"), tf.TensorSpec([None], tf.string, name="b")])
+    def function(a, b):
+        parsed = tf.cast(tf.ensure_shape(tf.io.parse_tensor(a, tf.bfloat16), [None, 4]), tf.float32)
+        return {"y": parsed @ dense, "z": tf.cast(tf.io.decode_raw(b, tf.bfloat16), tf.float32) + 1.0}
+
+    values = tf.cast(island_models.weights(2, 4), tf.bfloat16)
+    given = {"a": np.array(tf.io.serialize_tensor(values).numpy(), object), "b": np.array([b"\x80?"], object)}
+    assert "it reads or writes the bytes of bfloat16" in check(function, samples=[given], **given)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_bits_of_bfloat16_are_those_of_bfloat16(tf, check, inside):
+    dense = tf.constant(island_models.weights(4, 4))
+
+    def turned(row):
+        bits = tf.bitcast(tf.cast(row, tf.bfloat16), tf.uint16)
+        return tf.cast(tf.bitcast(bits ^ tf.constant(0x8000, tf.uint16), tf.bfloat16), tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="x")])
+    def function(x):
+        found = tf.map_fn(turned, x) if inside else turned(x)
+        return {"y": found @ dense, "bits": tf.cast(tf.bitcast(tf.cast(x, tf.bfloat16), tf.uint16), tf.int32)}
+
+    assert "it reads or writes the bytes of bfloat16" in check(function, x=island_models.weights(3, 4))
