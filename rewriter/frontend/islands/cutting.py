@@ -72,7 +72,7 @@ def cut(graph: Graph, plan: Plan) -> Cut:
     wanted = [t for t in graph.outputs if t[0] not in owner]
     wanted += [t for _, _, reads in drafts for t in reads if t[0] not in owner and t[0] not in graph.inputs]
     exported = _ancestors(graph, [node for node, _ in wanted], owner)
-    inside_reads = dict.fromkeys(t for name in exported for t in data_inputs(graph.nodes[name]))
+    inside_reads = dict.fromkeys(t for name in exported for t in graph.reads(name))
     entries = tuple(t for t in inside_reads if t[0] in owner)
     asked = dict.fromkeys([*entries, *graph.outputs, *(t for _, _, reads in drafts for t in reads)])
     pieces = tuple(
@@ -85,8 +85,8 @@ def cut(graph: Graph, plan: Plan) -> Cut:
 
 def _reads(graph: Graph, inside: set[str]) -> list[Tensor]:
     """Tensors, sources too, that the nodes read from outside, each once, in the order of the graph."""
-    chosen = (graph.nodes[name] for name in graph.nodes if name in inside)
-    return list(dict.fromkeys(t for node in chosen for t in data_inputs(node) if t[0] not in inside))
+    chosen = (name for name in graph.nodes if name in inside)
+    return list(dict.fromkeys(t for name in chosen for t in graph.reads(name) if t[0] not in inside))
 
 
 def _with_assertions(graph: Graph, inside: set[str], reads: Iterable[Tensor]) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _ancestors(graph: Graph, roots: Sequence[str], owner: Mapping[str, int]) -> 
         name = stack.pop()
         if name not in found:
             found.add(name)
-            stack += [s for s, _ in data_inputs(graph.nodes[name]) if s not in owner and s not in found]
+            stack += [s for s, _ in graph.reads(name) if s not in owner and s not in found]
     return tuple(name for name in graph.nodes if name in found)
 
 

@@ -13,6 +13,7 @@ from rewriter.frontend.islands.dtypes import node_dtypes
 TABLES = frozenset({"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2"})
 _Key = TypeVar("_Key", bound=Hashable)
 _CONSTANTS = frozenset({"Const", *TABLES})
+_SWITCHES = frozenset({"Switch", "RefSwitch"})
 
 
 def tensor(name: str) -> tuple[str, int]:
@@ -34,8 +35,8 @@ class Graph:
         graph_def: stays as it is.
         inputs: names of the Placeholder nodes that the caller feeds, in order.
         outputs: tensors that are returned, in order.
-        nodes: every node that an output depends on through data, and every fed Placeholder, by name, in an order
-            in which producers come first (within a loop of TF1 control flow as well as can be).
+        nodes: every node that an output depends on (`reads`), and every fed Placeholder, by name, in an order in which
+            producers come first (within a loop of TF1 control flow as well as can be).
     """
 
     graph_def: Any
@@ -50,7 +51,7 @@ class Graph:
         heads = tuple(tensor(name)[0] for name in inputs)
         ends = tuple(tensor(name) for name in outputs)
         roots = [*heads, *(node for node, _ in ends)]
-        order = postorder(roots, lambda name: [source for source, _ in data_inputs(by_name[name])], set())
+        order = postorder(roots, lambda name: [source for source, _ in _reads(by_name, name)], set())
         return cls(graph_def, heads, ends, {name: by_name[name] for name in order})
 
     @functools.cached_property
@@ -65,10 +66,10 @@ class Graph:
 
     @functools.cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
-        """Node -> the nodes that read its outputs as data, each once."""
+        """Node -> the nodes that read its outputs, each once."""
         found: dict[str, dict[str, None]] = {name: {} for name in self.nodes}
-        for name, node in self.nodes.items():
-            for source, _ in data_inputs(node):
+        for name in self.nodes:
+            for source, _ in self.reads(name):
                 found[source][name] = None
         return {name: tuple(readers) for name, readers in found.items()}
 
@@ -82,15 +83,35 @@ class Graph:
         outputs = self.dtypes[source[0]][1]
         return outputs[source[1]] if source[1] < len(outputs) else 0
 
+    def reads(self, name: str) -> list[tuple[str, int]]:
+        """The tensors that a node depends on: its data, and of a constant in a TF1 loop or branch what it waits for.
+
+        Without that such a constant would be there in every branch, and in no iteration.
+        """
+        return _reads(self.all_nodes, name)
+
     def is_source(self, name: str) -> bool:
         """True for nodes that compute nothing and read nothing: constants, tables and hidden weights."""
         node = self.nodes[name]
-        return node.op in _CONSTANTS or (node.op == "Placeholder" and name not in self.inputs)
+        return (node.op in _CONSTANTS and not self.reads(name)) or (
+            node.op == "Placeholder" and name not in self.inputs
+        )
 
 
 def data_inputs(node: Any) -> Iterator[tuple[str, int]]:
     """The tensors that a NodeDef reads, in order; control edges left out."""
     return (tensor(name) for name in node.input if not name.startswith("^"))
+
+
+def _reads(nodes: Mapping[str, Any], name: str) -> list[tuple[str, int]]:
+    """See `Graph.reads`. What constants wait for there is the copy of one side of a Switch."""
+    found = list(data_inputs(nodes[name]))
+    if not found:
+        for other in control_inputs(nodes[name]):
+            sources = list(data_inputs(nodes[other])) if other in nodes and nodes[other].op == "Identity" else []
+            if sources and nodes[sources[0][0]].op in _SWITCHES:
+                found.append((other, 0))
+    return found
 
 
 def control_inputs(node: Any) -> Iterator[str]:

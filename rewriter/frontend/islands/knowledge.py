@@ -13,7 +13,7 @@ from rewriter.errors import ExportError
 from rewriter.frontend.callee import import_tensorflow, static_shape
 from rewriter.frontend.freeze import Frozen
 from rewriter.frontend.islands.cutting import Cut, Known, Tensor
-from rewriter.frontend.islands.graph import Graph, control_inputs, data_inputs, reached_functions
+from rewriter.frontend.islands.graph import Graph, control_inputs, reached_functions
 from rewriter.frontend.islands.loading import callable_functions, load_graph
 from rewriter.frontend.large_weights import with_weights
 from rewriter.frontend.samples import one_line, tensorflow_errors
@@ -118,7 +118,7 @@ def _needed(graph: Graph, tensors: Sequence[Tensor]) -> set[str]:
         name = stack.pop()
         if name not in found:
             found.add(name)
-            stack += [source for source, _ in data_inputs(graph.nodes[name])]
+            stack += [source for source, _ in graph.reads(name)]
     return found
 
 

@@ -252,6 +252,6 @@ def _measures(graph: Graph, units: Units, inside: set[int]) -> set[int]:
 
 def ops_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
     """The operators of some nodes, most frequent first, as "Add x3" or "StringSplitV2"; constants left out."""
-    counts = Counter(graph.nodes[name].op for name in names)
+    counts = Counter(graph.nodes[name].op for name in names if graph.nodes[name].op != "Const")
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return tuple(f"{op} x{count}" if count > 1 else op for op, count in ordered)

@@ -1,20 +1,19 @@
 """Nodes that cannot be parted from each other, as the nodes of a DAG.
 
 Handles of resources and variants (TensorArrays and TensorLists, ragged values in a box) exist within one runtime only,
-so the two ends of such an edge lie together. So do the nodes of a TF1 loop or branch (Enter to Exit, Switch to Merge):
-they pass on that a value is *dead*, which nothing else understands. What lies on a way from a unit back to itself
-belongs to it.
+so the two ends of such an edge lie together. So do the nodes of a TF1 loop or branch (`lowered`). What lies on a way
+from a unit back to itself belongs to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from rewriter.frontend.islands.graph import Graph, data_inputs, postorder
+from rewriter.frontend.islands.graph import Graph, postorder
+from rewriter.frontend.islands.lowered import lowered_edges
 
 _HANDLES = frozenset({20, 21})
-_IN, _OUT = frozenset({"Enter", "RefEnter", "Switch", "RefSwitch"}), frozenset({"Exit", "RefExit", "Merge", "RefMerge"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,43 +37,14 @@ def find_units(graph: Graph) -> Units:
     """Groups the nodes of a graph that compute something."""
     names = [name for name in graph.nodes if name not in graph.inputs and not graph.is_source(name)]
     number = {name: index for index, name in enumerate(names)}
-    edges = [[number[s] for s, _ in data_inputs(graph.nodes[name]) if s in number] for name in names]
+    edges = [[number[s] for s, _ in graph.reads(name) if s in number] for name in names]
     parent = list(range(len(names)))
+    lowered = lowered_edges(graph)
     for reader, name in enumerate(names):
-        for read in data_inputs(graph.nodes[name]):
-            if read[0] in number and graph.dtype(read) in _HANDLES:
+        for read in graph.reads(name):
+            if read[0] in number and (graph.dtype(read) in _HANDLES or (read, name) in lowered):
                 _join(parent, number[read[0]], reader)
-    dead = _between(graph, names, edges)
-    for reader, sources in enumerate(edges):
-        for source in sources:
-            if dead[reader] and dead[source]:
-                _join(parent, source, reader)
     return _contract(names, edges, [_root(parent, index) for index in range(len(names))])
-
-
-def _between(graph: Graph, names: Sequence[str], edges: Sequence[Sequence[int]]) -> list[bool]:
-    """Per node whether it lies in TF1 control flow: behind a way in and before a way out, both included."""
-    ops = [graph.nodes[name].op for name in names]
-    if not any(op in _IN for op in ops):
-        return [False] * len(names)
-    readers: list[list[int]] = [[] for _ in names]
-    for reader, sources in enumerate(edges):
-        for source in sources:
-            readers[source].append(reader)
-    behind = _reach([i for i, op in enumerate(ops) if op in _IN], readers)
-    before = _reach([i for i, op in enumerate(ops) if op in _OUT], edges)
-    return [index in behind and index in before for index in range(len(names))]
-
-
-def _reach(starts: Iterable[int], edges: Sequence[Sequence[int]]) -> set[int]:
-    found = set(starts)
-    stack = list(found)
-    while stack:
-        for follower in edges[stack.pop()]:
-            if follower not in found:
-                found.add(follower)
-                stack.append(follower)
-    return found
 
 
 def _contract(names: Sequence[str], edges: Sequence[Sequence[int]], label: Sequence[int]) -> Units:

@@ -134,6 +134,36 @@ def test_a_loop_of_tensorflow_1_stays_whole(tf):
     assert units.of["Abs"] not in inside
 
 
+def unit_members(tf, *lines, outputs):
+    from rewriter.frontend.islands.graph import Graph
+    from rewriter.frontend.islands.units import find_units
+
+    graph = Graph.of(graph_def(tf, "x Placeholder", "y Placeholder", *lines), ["x:0", "y:0"], [f"{outputs}:0"])
+    return {frozenset(members) for members in find_units(graph).members}
+
+
+def test_every_way_in_belongs_to_its_own_way_out(tf):
+    first = ["s1 Switch x y", "a Neg s1", "b Abs s1:1", "m1 Merge a b"]
+    nested = ["s2 Switch d y", "s3 Switch s2:1 x", "e Neg s3", "m3 Merge e s3:1", "m2 Merge s2 m3"]
+    found = unit_members(tf, *first, "d MatMul m1 y", *nested, "o Tanh m2", outputs="o")
+    assert found == {
+        frozenset({"s1", "a", "b", "m1"}),
+        frozenset({"d"}),
+        frozenset({"s2", "s3", "e", "m3", "m2"}),
+        frozenset({"o"}),
+    }
+
+
+def test_constants_of_a_branch_lie_in_it(tf):
+    branch = ["s Switch y y", "t Identity s:1", "f Identity s", "c Const ^t", "d Const ^f", "m Merge d c"]
+    assert unit_members(tf, *branch, "o Tanh m", outputs="o") == {frozenset("stfcdm"), frozenset("o")}
+
+
+def test_ways_that_do_not_fit_together_are_one(tf):
+    lines = ["s Switch x y", "a Neg s", "r Switch x x", "b Neg r:1", "m Merge a b", "d Tanh m", "n Merge d b"]
+    assert unit_members(tf, *lines, "o Tanh n", outputs="o") == {frozenset("sarbmdn"), frozenset("o")}
+
+
 def reasons(tf, *lines, outputs, **limits):
     from rewriter.frontend.islands.graph import Graph
 
