@@ -20,6 +20,7 @@ from rewriter.frontend.noise import quiet
 from rewriter.frontend.onnx_types import onnx_dtype
 from rewriter.frontend.samples import Run, first_accepted, given_runs, second_accepted
 from rewriter.frontend.short_names import shorten
+from rewriter.frontend.suspects import suspects
 from rewriter.frontend.symbols import Dimension, dimension_symbols, other_sizes, output_symbols, witnesses
 from rewriter.frontend.verify import QUANTISED_TOLERANCE, REDUCED_TOLERANCE, TOLERANCE, verify
 from rewriter.source import Signature, SourceModel
@@ -89,7 +90,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
         verification = None
         if options.verify:
             with clock.stage("verify"):
-                verification = verify(model, signature, runs, tolerance, callee.origin)
+                verification = verify(model, signature, runs, tolerance, callee.origin, suspects(frozen))
         return SourceModel(
             model,
             signature,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from passes.island_node import island_nodes
 from passes.model import Model
 from rewriter.errors import ExportError, VerificationError
 from rewriter.frontend.samples import Run, one_line
+from rewriter.frontend.suspects import Suspects
 from rewriter.runtime.strings import to_text, to_valid_text
 from rewriter.source import Signature, Verification
 
@@ -21,15 +22,23 @@ REDUCED_TOLERANCE = 1e-2
 QUANTISED_TOLERANCE = 3e-2
 
 
-def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: float, origin: str) -> Verification:
+def verify(
+    model: Model,
+    signature: Signature,
+    runs: Sequence[Run],
+    tolerance: float,
+    origin: str,
+    upstream: Suspects | None = None,
+) -> Verification:
     """Runs `model` natively on the samples of `runs` and compares.
 
     Floating-point outputs may differ by `tolerance`, relative to the largest reference value of the output; NaN and
-    infinities must stand in the same places. Integers, booleans and strings must be equal.
+    infinities must stand in the same places. Integers, booleans and strings must be equal. `upstream` tells the
+    operators that an output depends on.
 
     Raises:
         ExportError: ONNX Runtime does not take the model.
-        VerificationError: outputs differ; the message names each and its difference.
+        VerificationError: outputs differ; the message names each and its difference, and what it depends on.
     """
     from rewriter.runtime.mapped_weights import has_files
     from rewriter.runtime.native import import_onnxruntime, open_native
@@ -50,13 +59,20 @@ def verify(model: Model, signature: Signature, runs: Sequence[Run], tolerance: f
     except Exception as error:  # ONNX Runtime's errors share no narrower base class
         raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(first_line(error))}") from error
     if faults:
-        told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
-        raise VerificationError(
-            f"the export of {origin} does not compute what TensorFlow computes: {told}. Pass typical inputs as "
-            "samples=..., replace the op that differs, or accept it with tolerance=... (--tolerance) above "
-            f"{tolerance:g}"
-        )
+        raise VerificationError(_told(faults, tolerance, origin, upstream))
     return Verification(len(runs), worst)
+
+
+def _told(faults: Mapping[str, str], tolerance: float, origin: str, upstream: Suspects | None) -> str:
+    """What differs, and what to do."""
+    told = "; ".join(f"output {name!r} {fault}" for name, fault in faults.items())
+    ops = sorted({op for name in faults for op in upstream(name)}) if upstream else []
+    names = f"one of {', '.join(ops)}" if len(ops) > 1 else "".join(ops) or "a TensorFlow op that it is computed with"
+    return (
+        f"the export of {origin} does not compute what TensorFlow computes: {told}. Pass typical inputs as "
+        f"samples=..., let the op that differs ({names}) stay in TensorFlow with keep_in_tensorflow=[...] (--keep-in-tensorflow), "
+        f"or accept the difference with tolerance=... (--tolerance) above {tolerance:g}"
+    )
 
 
 def compare(reference: np.ndarray, result: np.ndarray, tolerance: float) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rewriter.errors import ExportError
+from rewriter.errors import ExportError, VerificationError
 from rewriter.frontend import load_source
 from rewriter.frontend.islands.costs import FREE, HEAVY, costs
 from rewriter.frontend.islands.graph import Graph
@@ -224,3 +224,19 @@ def test_bits_of_bfloat16_are_those_of_bfloat16(tf, check, inside):
         return {"y": found @ dense, "bits": tf.cast(tf.bitcast(tf.cast(x, tf.bfloat16), tf.uint16), tf.int32)}
 
     assert "it reads or writes the bytes of bfloat16" in check(function, x=island_models.weights(3, 4))
+
+
+def test_an_output_that_differs_names_what_may_stay(tf, monkeypatch):
+    from rewriter.frontend.islands import rules
+
+    monkeypatch.setattr(rules, "WRONG", {})
+    kernel = tf.constant(island_models.weights(3, 4))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 3], name="x")])
+    def function(x):
+        return {"y": tf.image.adjust_saturation(x, 0.5) @ kernel, "z": tf.exp(x)}
+
+    wanted = r"output 'y' .*one of AdjustSaturation, .*MatMul.*\) stay in TensorFlow with keep_in_tensorflow="
+    with pytest.raises(VerificationError, match=wanted) as caught:
+        load_source(function, samples=[{"x": np.abs(island_models.weights(1, 4, 4, 3))}])
+    assert "Exp" not in str(caught.value)
