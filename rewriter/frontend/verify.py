@@ -70,8 +70,8 @@ def _told(faults: Mapping[str, str], tolerance: float, origin: str, upstream: Su
     names = f"one of {', '.join(ops)}" if len(ops) > 1 else "".join(ops) or "a TensorFlow op that it is computed with"
     return (
         f"the export of {origin} does not compute what TensorFlow computes: {told}. Pass typical inputs as "
-        f"samples=..., let the op that differs ({names}) stay in TensorFlow with keep_in_tensorflow=[...] (--keep-in-tensorflow), "
-        f"or accept the difference with tolerance=... (--tolerance) above {tolerance:g}"
+        f"samples=..., let the op that differs ({names}) stay in TensorFlow with keep_in_tensorflow=[...] "
+        f"(--keep-in-tensorflow), or accept the difference with tolerance=... (--tolerance) above {tolerance:g}"
     )
 
 
