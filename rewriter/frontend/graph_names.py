@@ -1,12 +1,18 @@
-"""Names of a frozen GraphDef's constants that are the same in every run."""
+"""Names of a frozen GraphDef's constants and functions that are the same in every run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from rewriter.frontend.islands.graph import reached_functions
+from rewriter.frontend.islands.loading import rename_calls, rename_function
 from rewriter.frontend.large_weights import MARK
 from rewriter.frontend.structure import unique
+
+#: What TensorFlow counts in the names of functions: "__inference_cond_true_123_45".
+_COUNTERS = re.compile(r"_\d+(?=_|$)")
 
 
 def settle_names(graph_def: Any, fixed: Collection[str]) -> None:
@@ -17,9 +23,11 @@ def settle_names(graph_def: Any, fixed: Collection[str]) -> None:
        a placeholder it would not. Its name is then that which the converter gives to a constant.
     2. A constant or marked placeholder whose name is a mere number, which TensorFlow takes from a counter of the
        process, is named after its first reader.
+    3. Functions, whose names end with such counters, are numbered in order of first use; the converter gives their
+       names to what is in them. Functions that nothing calls are taken out.
 
     Args:
-        graph_def: frozen and inlined; nodes in bodies of functions are left alone.
+        graph_def: frozen and inlined; of functions the names change, the nodes in them only where they call others.
         fixed: names of nodes that stay: inputs and outputs.
     """
     weights = {node.name for node in graph_def.node if MARK in node.attr}
@@ -39,6 +47,20 @@ def settle_names(graph_def: Any, fixed: Collection[str]) -> None:
     for node in graph_def.node:
         node.name = names.get(node.name, node.name)
     _redirect(graph_def, names)
+    _number_functions(graph_def)
+
+
+def _number_functions(graph_def: Any) -> None:
+    """Rule 3. Every function has a number of its own, so that no two names clash."""
+    library = {function.signature.name: function for function in graph_def.library.function}
+    order = reached_functions(graph_def.node, library)
+    names = {name: f"{_COUNTERS.sub('', name)}_{number}" for number, name in enumerate(order)}
+    for function in library.values():
+        rename_function(function, names)
+    for node in graph_def.node:
+        rename_calls(node, names)
+    kept = type(graph_def.library)(function=[library[name] for name in order])
+    graph_def.library.CopyFrom(kept)
 
 
 def _identities(graph_def: Any, weights: Collection[str]) -> dict[str, str]:
