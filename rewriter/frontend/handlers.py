@@ -13,7 +13,9 @@ from typing import Any
 from onnx import TensorProto
 
 from rewriter.frontend import quantization
-from rewriter.frontend.handlers_indexing import one_hot, select
+from rewriter.frontend.handlers_indexing import one_hot, reverse, reverse_sequence, select, split
+from rewriter.frontend.handlers_integers import WIDENED, add_n, compare, invert_permutation, shift, top_k, widened
+from rewriter.frontend.handlers_segments import SEGMENTS, scatter_nd, segments
 from rewriter.frontend.maker import Maker
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -27,13 +29,28 @@ def handlers(notes: list[str]) -> dict[str, tuple[Any, list[Any]]]:
         notes: what the user should know of the export is added to it, a line each.
     """
     table: dict[str, Callable[..., None]] = {
+        "AddN": add_n,
         "Erfc": erfc,
         "FloorDiv": floor_div,
         "FloorMod": floor_mod,
+        "Greater": compare,
+        "GreaterEqual": compare,
+        "InvertPermutation": invert_permutation,
+        "LeftShift": shift,
+        "Less": compare,
+        "LessEqual": compare,
         "OneHot": one_hot,
         "ResizeNearestNeighbor": resize_nearest,
+        "ReverseSequence": reverse_sequence,
+        "ReverseV2": reverse,
+        "RightShift": shift,
+        "ScatterNd": scatter_nd,
         "Select": select,
         "SelectV2": select,
+        "SplitV": split,
+        "TopKV2": top_k,
+        **dict.fromkeys(SEGMENTS, segments),
+        **{op: widened(op) for op in WIDENED},
     }
     # tf2onnx takes a first argument for the name of an operator, so the notes are bound.
     quantizers = {op: functools.partial(handler, notes) for op, handler in quantization.HANDLERS.items()}
@@ -58,7 +75,7 @@ def erfc(graph: Any, node: Any, *_: Any) -> None:
     """
     make = Maker(graph, node)
     x, one = node.input[0], make.const(1.0)
-    body = [one, make("Erf", x)]
+    body = [one, _erf(make, x)]
     if _is_gelu(graph, node):
         make.finish("Sub", body)
         return
@@ -70,6 +87,14 @@ def erfc(graph: Any, node: Any, *_: Any) -> None:
     tail = make("Mul", decay, make("Mul", t, series))
     is_tail = make("Greater", x, one, kind=TensorProto.BOOL)
     make.finish("Where", [is_tail, tail, make("Sub", *body)])
+
+
+def _erf(make: Maker, x: str) -> str:
+    """Erf, for which ONNX Runtime has no kernel of float64."""
+    if make.dtype != TensorProto.DOUBLE:
+        return make("Erf", x)
+    single = int(TensorProto.FLOAT)
+    return make("Cast", make("Erf", make("Cast", x, kind=single, to=single), kind=single), to=make.dtype)
 
 
 def _is_gelu(graph: Any, node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Translations of TensorFlow ops that choose and place elements: `tf.where` and `tf.one_hot`."""
+"""Translations of TensorFlow ops that choose and place elements: `tf.where`, `tf.one_hot`, reversing, splitting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from rewriter.frontend.handlers_stock import stock
 from rewriter.frontend.maker import Maker
 
 #: ONNX Runtime's Where does not take these; they go through a wider type, or one with the same bits.
@@ -15,7 +16,6 @@ _WIDENED: Mapping[int, int] = {
     TensorProto.INT16: TensorProto.INT32,
     TensorProto.UINT16: TensorProto.INT32,
     TensorProto.UINT64: TensorProto.INT64,
-    TensorProto.BFLOAT16: TensorProto.FLOAT,
 }
 #: Indices of these types are compared as they are, others as INT32.
 _INDICES = (TensorProto.INT32, TensorProto.INT64)
@@ -115,3 +115,50 @@ def _numbers(make: Maker, source: Any, depth: str) -> str:
 def _is_const(source: Any, value: int) -> bool:
     """True for a constant of this one value."""
     return bool(source.is_const() and source.get_tensor_value(as_list=False).item() == value)
+
+
+def reverse(graph: Any, node: Any, *_: Any) -> None:
+    """`tf.reverse` is one Slice with steps of -1, which is right for every type; tf2onnx goes through float32."""
+    make = Maker(graph, node)
+    axes = node.inputs[1]
+    if not axes.is_const():
+        raise ValueError("tf.reverse needs constant axes")
+    axis = np.asarray(axes.get_tensor_value(), np.int64).reshape(-1)
+    if not axis.size:
+        make.finish("Identity", [node.input[0]])
+        return
+    starts, ends = np.full_like(axis, -1), np.full_like(axis, -np.iinfo(np.int64).max)
+    make.finish("Slice", [node.input[0], *map(make.tensor, (starts, ends, axis, starts))])
+
+
+def reverse_sequence(graph: Any, node: Any, *_: Any) -> None:
+    """ReverseSequence of any two axes; ONNX has it for the first two, so others are moved there and back."""
+    make = Maker(graph, node)
+    x, lengths = node.input[0], make("Cast", node.input[1], kind=TensorProto.INT64, to=TensorProto.INT64)
+    time, batch, rank = node.get_attr_int("seq_dim"), node.get_attr_value("batch_dim", 0), graph.get_rank(x)
+    if {time, batch} == {0, 1}:
+        make.finish("ReverseSequence", [x, lengths], time_axis=time, batch_axis=batch)
+        return
+    if rank is None:
+        raise ValueError("reverse_sequence along other axes than the first two needs a known rank")
+    order = [batch, time, *(axis for axis in range(rank) if axis not in (batch, time))]
+    moved = make("Transpose", x, perm=order)
+    result = make("ReverseSequence", moved, lengths, time_axis=1, batch_axis=0)
+    make.finish("Transpose", [result], perm=np.argsort(order).tolist())
+
+
+def split(graph: Any, node: Any, *_: Any) -> None:
+    """`tf.split` by sizes of which one is -1, "the rest", a word that ONNX does not have; others as tf2onnx does it."""
+    sizes, axis = node.inputs[1], node.inputs[2]
+    values = np.asarray(sizes.get_tensor_value(), np.int64).reshape(-1) if sizes.is_const() else np.zeros(0, np.int64)
+    if -1 not in values or not axis.is_const():
+        stock("SplitV", graph, node)
+        return
+    make = Maker(graph, node)
+    along = int(axis.get_tensor_value())
+    length = make("Gather", make("Shape", node.input[0], kind=TensorProto.INT64), make.tensor(np.array([along])),
+                  kind=TensorProto.INT64)  # fmt: skip
+    known = np.where(values == -1, 0, values)
+    rest = make("Sub", length, make.tensor(np.array([known.sum()])), kind=TensorProto.INT64)
+    shares = make("Mul", rest, make.tensor((values == -1).astype(np.int64)), kind=TensorProto.INT64)
+    make.finish("Split", [node.input[0], make("Add", shares, make.tensor(known), kind=TensorProto.INT64)], axis=along)

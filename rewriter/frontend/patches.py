@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rewriter.frontend.islands.graph import functions_of, postorder
+
 _LOG = logging.getLogger(__name__)
 #: The release line that the patches were written against.
 PATCHED = "1.17."
@@ -28,9 +30,15 @@ def applied() -> Iterator[None]:
     4. `tflist_to_onnx` gives the branches of an If the shapes of all its inputs, the condition first, so every shape is
        one place off: the branch is read without shapes (which leaves a Conv half converted) or with wrong ones.
     5. `infer_shape_for_op` takes an input of unknown rank for a scalar, and handlers write what is right for scalars.
+    6. `add_padding` writes auto_pad for "SAME" where sizes are unknown, which ONNX Runtime refuses with dilations; with
+       strides of 1 the padding does not depend on the sizes.
+    7. `extract_sub_graph_nodes`, which every optimizer ends with, hands out nodes in the order of their addresses: each
+       run would meet them in another order, merge others and name them otherwise.
+    8. `resolve_functions` hands out functions that do not call each other in the order of a set of names.
     """
     import tf2onnx
-    from tf2onnx import shape_inference, tf_loader, utils
+    from tf2onnx import graph, shape_inference, tf_loader, tfonnx, utils
+    from tf2onnx.onnx_opset import nn
     from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -44,6 +52,9 @@ def applied() -> Iterator[None]:
         replaced(utils, "INTERNAL_NAME", 1),
         replaced(tf_loader, "tflist_to_onnx", _branch_shapes(tf_loader.tflist_to_onnx)),
         replaced(shape_inference, "infer_shape_for_op", _unknown_rank(shape_inference.infer_shape_for_op)),
+        replaced(nn, "add_padding", _same_padding(nn.add_padding)),
+        replaced(graph.Graph, "extract_sub_graph_nodes", _in_order(graph.Graph.extract_sub_graph_nodes)),
+        replaced(tfonnx, "resolve_functions", _callees_first(tfonnx.resolve_functions)),
     ):
         yield
 
@@ -103,3 +114,43 @@ def _unknown_rank(original: Callable[..., bool]) -> Callable[..., bool]:
         return original(operation)
 
     return infer_shape_for_op
+
+
+def _same_padding(original: Callable[..., None]) -> Callable[..., None]:
+    """Padding in numbers for "SAME" with strides of 1: the smaller half comes first."""
+
+    def add_padding(
+        graph: Any, node: Any, kernel: list[int], strides: list[int], dilations: Any = None, spatial: int = 2
+    ) -> None:
+        original(graph, node, kernel, strides, dilations, spatial)
+        if node.get_attr("auto_pad") is None or any(stride != 1 for stride in strides):
+            return
+        totals = [rate * (size - 1) for rate, size in zip(dilations or [1] * spatial, kernel, strict=True)]
+        del node.attr["auto_pad"]
+        node.set_attr("pads", [total // 2 for total in totals] + [total - total // 2 for total in totals])
+
+    return add_padding
+
+
+def _in_order(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The nodes in the order in which the graph has them."""
+
+    def extract_sub_graph_nodes(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        places = {id(node): place for place, node in enumerate(self.get_nodes())}
+        return sorted(original(self, *args, **kwargs), key=lambda node: places.get(id(node), len(places)))
+
+    return extract_sub_graph_nodes
+
+
+def _callees_first(original: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    """Functions behind those that they call, and else by name."""
+
+    def resolve_functions(tf_graph: Any) -> list[Any]:
+        found = {function.name: function for function in original(tf_graph)}
+        calls = {
+            name: [other for node in function.as_graph_def().node for other in functions_of(node) if other in found]
+            for name, function in found.items()
+        }
+        return [found[name] for name in postorder(sorted(found), calls.__getitem__, set())]
+
+    return resolve_functions
