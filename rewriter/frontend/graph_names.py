@@ -6,11 +6,13 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from rewriter.frontend.islands.graph import reached_functions
+from rewriter.frontend.islands.graph import TABLES, reached_functions
 from rewriter.frontend.islands.loading import rename_calls, rename_function
 from rewriter.frontend.large_weights import MARK
 from rewriter.frontend.structure import unique
 
+#: Nodes without inputs and with one output that may be called by a number.
+_SINGLE = frozenset(("Const", *TABLES))
 #: What TensorFlow counts in the names of functions: "__inference_cond_true_123_45".
 _COUNTERS = re.compile(r"_\d+(?=_|$)")
 
@@ -21,7 +23,7 @@ def settle_names(graph_def: Any, fixed: Collection[str]) -> None:
     1. A marked placeholder (a large weight) takes the name of an Identity of it, which reading a variable has become,
        and the readers of all such Identities read it itself: the converter sees through an Identity of a constant, of
        a placeholder it would not. Its name is then that which the converter gives to a constant.
-    2. A constant or marked placeholder whose name is a mere number, which TensorFlow takes from a counter of the
+    2. A constant, table or marked placeholder whose name is a mere number, which TensorFlow takes from a counter of the
        process, is named after its first reader.
     3. Functions, whose names end with such counters, are numbered in order of first use; the converter gives their
        names to what is in them. Functions that nothing calls are taken out.
@@ -85,11 +87,11 @@ def _identities(graph_def: Any, weights: Collection[str]) -> dict[str, str]:
 
 
 def _of_numbers(graph_def: Any, settled: Collection[str]) -> dict[str, str]:
-    """New names for constants that are called by a number."""
+    """New names for constants and tables that are called by a number."""
     numbered = {
         node.name
         for node in graph_def.node
-        if node.name.isdigit() and node.name not in settled and (node.op == "Const" or MARK in node.attr)
+        if node.name.isdigit() and node.name not in settled and (node.op in _SINGLE or MARK in node.attr)
     }
     taken = {node.name for node in graph_def.node}
     names: dict[str, str] = {}
