@@ -57,7 +57,10 @@ def verify(
                 if fault:
                     faults.setdefault(spec.name, fault)
     except Exception as error:  # ONNX Runtime's errors share no narrower base class
-        raise ExportError(f"ONNX Runtime cannot run the export of {origin}: {one_line(first_line(error))}") from error
+        raise ExportError(
+            f"ONNX Runtime cannot run the export of {origin}: {one_line(first_line(error))}. The TensorFlow op that it "
+            "is about can stay in TensorFlow: keep_in_tensorflow=[...] (--keep-in-tensorflow)"
+        ) from error
     if faults:
         raise VerificationError(_told(faults, tolerance, origin, upstream))
     return Verification(len(runs), worst)

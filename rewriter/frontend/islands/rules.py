@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from rewriter.frontend.bfloat16 import BFLOAT16
+from rewriter.frontend.islands.cases import CASES
 from rewriter.frontend.islands.dtypes import node_dtypes
 from rewriter.frontend.islands.graph import TABLES, functions_of
 from rewriter.frontend.islands.vocabulary import STRING_MOVES, WRONG, handled
@@ -71,7 +72,7 @@ class Scope:
             return "named in keep_in_tensorflow"
         if node.op in TABLES:
             return ""  # every reader gets its own copy
-        for rule in (_bfloat16, _table, _complex, _no_text, _strings, _wrong, _crop, _patches):
+        for rule in (_bfloat16, _table, _complex, _no_text, _strings, _wrong, _case):
             found = rule(self, node, (*inputs, *outputs))
             if found:
                 return found
@@ -165,15 +166,7 @@ def _wrong(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
     return what if error > scope.limits.tolerance else ""
 
 
-def _crop(_scope: Scope, node: Any, _kinds: Collection[int]) -> str:
-    """CropAndResize is exported as a bilinear one, whatever its method."""
-    nearest = node.op == "CropAndResize" and "method" in node.attr and node.attr["method"].s == b"nearest"
-    return "its export interpolates where the nearest pixel is wanted" if nearest else ""
-
-
-def _patches(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
-    """ExtractImagePatches is exported with a fixed batch."""
-    if node.op != "ExtractImagePatches":
-        return ""
-    shape = scope.shape_of(node.name) if scope.shape_of else None
-    return "" if shape is not None and shape[0] is not None else "its export needs a fixed batch size"
+def _case(scope: Scope, node: Any, _kinds: Collection[int]) -> str:
+    """Operators that are exported rightly in some cases only."""
+    case = CASES.get(node.op)
+    return case(scope, node) if case else ""

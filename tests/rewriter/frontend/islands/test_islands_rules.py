@@ -240,3 +240,63 @@ def test_an_output_that_differs_names_what_may_stay(tf, monkeypatch):
     with pytest.raises(VerificationError, match=wanted) as caught:
         load_source(function, samples=[{"x": np.abs(island_models.weights(1, 4, 4, 3))}])
     assert "Exp" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_scores_that_decay_stay(tf, check, sigma):
+    dense = tf.constant(island_models.weights(1, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="boxes"), tf.TensorSpec([None], name="scores")])
+    def function(boxes, scores):
+        _, kept = tf.image.non_max_suppression_with_scores(boxes, scores, 5, 0.5, 0.1, soft_nms_sigma=sigma)
+        return {"y": kept[:, None] @ dense}
+
+    random = np.random.default_rng(0)
+    found = check(function, boxes=random.random((9, 4), np.float32), scores=random.random(9, np.float32))
+    assert ("does not lower scores" in found) == bool(sigma)
+
+
+@pytest.mark.parametrize(("indices", "stays"), [([[0, 2], [2, 1]], True), ([[0, 2], [3, 1]], False)])
+def test_rows_that_replace_each_other_stay(tf, check, indices, stays):
+    dense = tf.constant(island_models.weights(2, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([4, 2], name="x")])
+    def function(x):
+        return {"y": tf.dynamic_stitch(indices, [x[:2] @ dense, x[2:] @ dense]) @ tf.transpose(dense)}
+
+    assert ("its indices may be repeated" in check(function, x=island_models.weights(4, 2))) == stays
+
+
+def test_partitions_that_are_stitched_are_exported(tf, check):
+    dense = tf.constant(island_models.weights(2, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], name="x"), tf.TensorSpec([None], tf.int32, name="p")])
+    def function(x, p):
+        places = tf.dynamic_partition(tf.range(tf.size(p)), p, 2)
+        return {"y": tf.dynamic_stitch(places, [part @ dense for part in tf.dynamic_partition(x, p, 2)])}
+
+    assert "DynamicStitch" not in check(function, x=island_models.weights(4, 2), p=np.array([0, 1, 1, 0], np.int32))
+
+
+def test_sparse_to_dense_with_small_indices_stays(tf, check):
+    dense = tf.constant(island_models.weights(4, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.int32, name="i"), tf.TensorSpec([None], name="v")])
+    def function(i, v):
+        row = tf.raw_ops.SparseToDense(sparse_indices=i, output_shape=[4], sparse_values=v, default_value=-1.0)
+        return {"y": row[None] @ dense}
+
+    given = {"i": np.array([[0], [3]], np.int32), "v": np.array([1, 2], np.float32)}
+    assert "its export takes int64 indices only" in check(function, samples=[given], **given)
+
+
+def test_gradients_stay(tf, check):
+    dense = tf.constant(island_models.weights(4, 4))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="x"), tf.TensorSpec([None, 4], name="labels")])
+    def function(x, labels):
+        loss, gradient = tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=x @ dense, labels=labels)
+        return {"loss": loss, "y": gradient @ dense}
+
+    found = check(function, x=island_models.weights(2, 4), labels=np.eye(4, dtype=np.float32)[:2])
+    assert "its gradient has no equal in ONNX" in found
