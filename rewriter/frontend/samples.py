@@ -20,6 +20,15 @@ INTEGER_BOUNDS = (8, 2, 1)
 #: Shapes tried for an input of unknown rank.
 UNKNOWN_RANK = ((2, 32), (2, 32, 32, 3), (2, 32, 32), (32,), ())
 _SEED = 20210
+#: Texts for inputs of strings: different lengths and numbers of words, one empty, letters beyond ASCII. What a model
+#: makes of made-up strings that are all alike says little of how its dimensions depend on them.
+TEXTS = (
+    b"to be or not to be, that is the question",
+    b"",
+    b"a",
+    "na\u00efve caf\u00e9 2 b".encode(),
+    b"x = 1\nreturn x",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,14 @@ def evaluate(callee: Callee, inputs: Mapping[str, np.ndarray]) -> Run:
 def without_bfloat16(array: np.ndarray) -> np.ndarray:
     """bfloat16 as float32, which is what the export takes and returns in its place."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def with_texts(array: np.ndarray) -> np.ndarray:
+    """Other strings in the same shape; what holds none stays as it is."""
+    if array.dtype.kind not in "OSU":
+        return array
+    made = [TEXTS[i % len(TEXTS)] for i in range(array.size)]
+    return np.array(made, dtype=object).reshape(array.shape)
 
 
 def given_runs(callee: Callee, given: Sequence[Any]) -> tuple[Run, ...]:

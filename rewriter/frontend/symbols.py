@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rewriter.frontend.callee import Callee
-from rewriter.frontend.samples import Run, evaluate, tensorflow_errors
+from rewriter.frontend.samples import Run, evaluate, tensorflow_errors, with_texts
 
 #: Models with more unknown dimensions than this are not probed: each probe runs the model once or twice.
 MAX_PROBES = 12
@@ -100,11 +100,29 @@ def _counts(name: str, symbols: Mapping[Dimension, str]) -> bool:
 
 
 def witnesses(callee: Callee, runs: Sequence[Run], symbols: Mapping[Dimension, str]) -> tuple[Run, ...]:
-    """`runs`, and where they all have the same sizes a resized copy of the first, if TensorFlow takes it."""
-    if not symbols or len({tuple(a.shape for a in run.inputs.values()) for run in runs}) > 1:
+    """`runs`, and runs that show which dimensions depend on values, as far as TensorFlow takes their inputs.
+
+    Where all runs have the same sizes that is a resized copy of the first. Models of integers, booleans or strings are
+    run with the same row everywhere, and those of strings with other texts too: how many different ones there are, or
+    how many words, must not pass for a size of the input.
+    """
+    if not symbols:
         return tuple(runs)
-    resized = _try(callee, runs[0], other_sizes(symbols, runs[0]))
-    return (*runs, resized) if resized else tuple(runs)
+    found: list[Run | None] = list(runs)
+    if len({tuple(a.shape for a in run.inputs.values()) for run in runs}) == 1:
+        found.append(_try(callee, runs[0], other_sizes(symbols, runs[0])))
+    largest = max((run for run in found if run is not None), key=lambda run: sum(a.size for a in run.inputs.values()))
+    kinds = {array.dtype.kind for array in largest.inputs.values()}
+    if kinds & set("biuOSU"):
+        found.append(_run(callee, {name: _one_row(array) for name, array in largest.inputs.items()}))
+    if kinds & set("OSU"):
+        found.append(_run(callee, {name: with_texts(array) for name, array in largest.inputs.items()}))
+    return tuple(run for run in found if run is not None)
+
+
+def _one_row(array: np.ndarray) -> np.ndarray:
+    """The first row everywhere."""
+    return np.array(np.broadcast_to(array[:1], array.shape)) if array.ndim and len(array) else array
 
 
 def output_symbols(
@@ -127,8 +145,13 @@ def _accepts(callee: Callee, run: Run, sizes: Mapping[Dimension, int]) -> bool:
 
 def _try(callee: Callee, run: Run, sizes: Mapping[Dimension, int]) -> Run | None:
     """The sample with some dimensions resized (values repeat), if TensorFlow takes it."""
+    return _run(callee, {name: _resized(array, name, sizes) for name, array in run.inputs.items()})
+
+
+def _run(callee: Callee, inputs: Mapping[str, np.ndarray]) -> Run | None:
+    """A run of made-up inputs, if TensorFlow takes them."""
     try:
-        return evaluate(callee, {name: _resized(array, name, sizes) for name, array in run.inputs.items()})
+        return evaluate(callee, inputs)
     except tensorflow_errors():
         return None
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rewriter.errors import ExportError
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.freeze import Frozen, freeze
 from rewriter.frontend.grappler import GrapplerOptions
@@ -147,11 +148,26 @@ def _sign(
     for name, tensor, dtype, shape in zip(
         frozen.output_names, tensors, frozen.output_dtypes, frozen.output_shapes, strict=True
     ):
-        # TensorFlow sometimes knows no rank; ONNX wants one, and every sample shows it.
-        rank = runs[0].outputs[name].ndim if shape is None else len(shape)
+        rank = _rank(name, callee, runs) if shape is None else len(shape)
         seen = output_symbols(runs, symbols, name, rank)
         known = tuple(d if d is not None else s for d, s in zip(shape or (None,) * rank, seen, strict=True))
         outputs.append((name, tensor, onnx_dtype(dtype), known))
     exported.describe(symbols)
     signature = set_types(proto, callee.inputs, symbols, outputs)
     return dataclasses.replace(signature, name=callee.name)
+
+
+def _rank(name: str, callee: Callee, runs: Sequence[Run]) -> int:
+    """The rank of an output of which TensorFlow knows none; ONNX wants one, and every sample shows it.
+
+    Raises:
+        ExportError: samples show several.
+    """
+    ranks = sorted({run.outputs[name].ndim for run in runs})
+    if len(ranks) > 1:
+        told = " and ".join(map(str, ranks))
+        raise ExportError(
+            f"the output {name!r} of {callee.origin} has {told} dimensions, as the inputs are, and an output of an "
+            "ONNX model has one rank: reshape it in the model to one rank, or convert a signature without it"
+        )
+    return ranks[0]

@@ -19,15 +19,6 @@ from rewriter.frontend.large_weights import with_weights
 from rewriter.frontend.samples import one_line, tensorflow_errors
 
 _LOG = logging.getLogger(__name__)
-#: Texts for inputs of strings: different lengths and numbers of words, one empty, letters beyond ASCII. What a model
-#: makes of made-up strings that are all alike says little of how its dimensions depend on them.
-TEXTS = (
-    b"to be or not to be, that is the question",
-    b"",
-    b"a",
-    "na\u00efve caf\u00e9 2 b".encode(),
-    b"x = 1\nreturn x",
-)
 
 
 class Inference:
@@ -120,16 +111,6 @@ def _needed(graph: Graph, tensors: Sequence[Tensor]) -> set[str]:
             found.add(name)
             stack += [source for source, _ in graph.reads(name)]
     return found
-
-
-def with_texts(feed: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same arrays with other strings in them."""
-
-    def texts(shape: tuple[int, ...]) -> np.ndarray:
-        count = int(np.prod(shape))
-        return np.array([TEXTS[i % len(TEXTS)] for i in range(count)], dtype=object).reshape(shape)
-
-    return [texts(array.shape) if array.dtype.kind in "OSU" else array for array in feed]
 
 
 def know(inference: Inference, tensors: Sequence[Tensor], seen: Sequence[Mapping[Tensor, Any]]) -> Known:

@@ -25,12 +25,12 @@ from rewriter.frontend.islands.blame import blamed, watched
 from rewriter.frontend.islands.cutting import Cut, Known, Tensor, cut, exported_graph
 from rewriter.frontend.islands.graph import Graph, reached_functions
 from rewriter.frontend.islands.insertion import Crossing, describe, insert, operator
-from rewriter.frontend.islands.knowledge import Inference, crossing, know, observe, with_texts
+from rewriter.frontend.islands.knowledge import Inference, crossing, know, observe
 from rewriter.frontend.islands.planning import Plan, find_reasons, make_plan, ops_of
 from rewriter.frontend.islands.rules import Limits
 from rewriter.frontend.islands.saving import new_folder, remove_folder, save_island
 from rewriter.frontend.onnx_types import onnx_dtype
-from rewriter.frontend.samples import Run
+from rewriter.frontend.samples import Run, with_texts
 from rewriter.frontend.symbols import Dimension, output_symbols
 
 #: Exports that are tried; each but the last may send further nodes to TensorFlow.
@@ -231,11 +231,8 @@ def _export(source: _Source, plan: Plan) -> _Attempt:
 def _observed(source: _Source, tensors: Sequence[Tensor]) -> tuple[tuple[Run, Mapping[Tensor, tuple[int, ...]]], ...]:
     """Shapes of crossing tensors in each run, and in runs with other strings; what TensorFlow refuses is left out."""
     names = [argument.name for argument in source.callee.inputs]
-    runs = list(source.runs)
-    for run in source.runs:
-        if any(array.dtype.kind in "OSU" for array in run.inputs.values()):
-            feed = with_texts([run.inputs[name] for name in names])
-            runs.append(Run(dict(zip(names, feed, strict=True)), {}))
+    worded = [run for run in source.runs if any(array.dtype.kind in "OSU" for array in run.inputs.values())]
+    runs = [*source.runs, *(Run({name: with_texts(run.inputs[name]) for name in names}, {}) for run in worded)]
     feeds = [[np.asarray(run.inputs[name]) for name in names] for run in runs]
     found = observe(source.graph, tensors, source.frozen, feeds, source.callee.origin)
     return tuple((run, shapes) for run, shapes in zip(runs, found, strict=True) if shapes is not None)

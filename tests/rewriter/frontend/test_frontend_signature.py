@@ -141,3 +141,27 @@ def test_the_inputs_can_be_checked_before_any_work(tf):
 
     with pytest.raises(InvalidParameterError, match="no"):
         load_source(function, samples=[np.ones((3, 5), np.float32)], check=refuse)  # the samples do not fit, either
+
+
+def test_how_many_different_values_there_are_is_no_batch(tf):
+    # Both made-up samples happen to hold no value twice.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="code")])
+    def distinct(code):
+        return {"y": tf.one_hot(tf.unique(code)[0], 8), "all": tf.one_hot(code, 4)}
+
+    shapes = {spec.name: spec.shape for spec in load_source(distinct).signature.outputs}
+    assert shapes == {"all": ("batch", 4), "y": ("y_dim0", 8)}
+    given = {"code": np.array([1, 2], np.int32)}
+    shapes = {spec.name: spec.shape for spec in load_source(distinct, samples=[given]).signature.outputs}
+    assert shapes == {"all": ("batch", 4), "y": ("y_dim0", 8)}
+
+
+def test_what_rows_that_repeat_are_refused_for_is_left_out(tf):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="code")])
+    def checked(code):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(code[1:] > code[:-1]), ["sorted"])]):
+            return {"y": tf.one_hot(code, 4)}
+
+    given = {"code": np.array([1, 2], np.int32)}
+    (spec,) = load_source(checked, samples=[given]).signature.outputs
+    assert spec.shape == ("batch", 4)

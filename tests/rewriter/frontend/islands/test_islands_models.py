@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from passes.island_node import ISLAND_DOMAIN, ISLAND_DOMAIN_VERSION, is_island
+from rewriter.errors import ExportError
 from rewriter.frontend import load_source
 from tests.rewriter.frontend.islands import island_models
 
@@ -214,3 +215,50 @@ def test_the_number_of_nodes_in_an_island_is_told_once(tf, islands):
     counts = Counter(op for _, attributes in islands(source) for op in attributes.ops)
     assert set(counts.values()) == {1}
     assert source.notes[0].startswith("TFIsland_000 stays in TensorFlow: 2 nodes (StringToHashBucketFast, Substr). ")
+
+
+@pytest.mark.parametrize("count", ["different", "words"])
+def test_what_strings_hold_is_no_batch(tf, count):
+    dense = tf.constant(island_models.weights(8, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def function(text):
+        lower = tf.strings.lower(text)
+        kept = tf.unique(lower)[0] if count == "different" else tf.strings.split(lower).values
+        return {"y": tf.nn.relu(tf.one_hot(tf.strings.to_hash_bucket_fast(kept, 8), 8) @ dense)}
+
+    source = load_source(function, samples=[{"text": np.array(["a", "b"], object)}])
+    assert source.signature.outputs[0].shape == ("y_dim0", 3)
+    (value,) = source.model.proto.graph.value_info
+    assert value.type.tensor_type.shape.dim[0].dim_param == "TFIsland_000_0_dim0"
+
+
+def parsed(tf, *shape):
+    return np.array(tf.io.serialize_tensor(island_models.weights(*shape)).numpy(), object)
+
+
+def test_a_tensor_of_any_rank_may_cross(tf, run, islands):
+    dense = tf.constant(island_models.weights(16, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="data")])
+    def function(data):
+        return {"y": tf.reshape(tf.nn.relu(tf.io.parse_tensor(data, tf.float32)), [-1, 16]) @ dense}
+
+    source = load_source(function, samples=[{"data": parsed(tf, 2, 16)}, {"data": parsed(tf, 16)}])
+    assert len(islands(source)) == 1
+    for shape in ((3, 16), (16,), (2, 2, 8)):
+        data = parsed(tf, *shape)
+        np.testing.assert_allclose(run(source, data=data)["y"], function(tf.constant(data))["y"].numpy(), rtol=2e-5)
+
+
+def test_an_output_of_several_ranks_is_refused(tf, tmp_path):
+    dense = tf.constant(island_models.weights(16, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="data")])
+    def function(data):
+        values = tf.io.parse_tensor(data, tf.float32)
+        return {"t": values * 2.0, "y": tf.reshape(tf.nn.relu(values), [-1, 16]) @ dense}
+
+    with pytest.raises(ExportError, match=r"the output 't' of .* has 1 and 2 dimensions, .*reshape it in the model"):
+        load_source(function, samples=[{"data": parsed(tf, 2, 16)}, {"data": parsed(tf, 16)}], island_folder=tmp_path)
+    assert not list(tmp_path.iterdir())
