@@ -29,7 +29,7 @@ WIDENED: Mapping[str, tuple[int, Mapping[int, int]]] = {
     **dict.fromkeys(("ArgMax", "ArgMin"), (1, {**_ORDERED, _BOOL: _I32})),
     "Relu": (1, {_U8: _I32, _I16: _I32, _U16: _I32, _U32: _I64}),
     **dict.fromkeys(("ResizeBilinear", "ResizeBicubic"), (1, dict.fromkeys((*_SUMMED, _I32, _I64), _FLOAT))),
-    **dict.fromkeys(("Erf", "Asinh", "Acosh", "Atanh"), (1, {_DOUBLE: _FLOAT})),
+    **dict.fromkeys(("Erf", "Acos", "Asin", "Atan", "Tan", "Asinh", "Acosh", "Atanh"), (1, {_DOUBLE: _FLOAT})),
 }
 
 

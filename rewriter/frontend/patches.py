@@ -123,9 +123,10 @@ def _same_padding(original: Callable[..., None]) -> Callable[..., None]:
         graph: Any, node: Any, kernel: list[int], strides: list[int], dilations: Any = None, spatial: int = 2
     ) -> None:
         original(graph, node, kernel, strides, dilations, spatial)
-        if node.get_attr("auto_pad") is None or any(stride != 1 for stride in strides):
+        if node.get_attr("auto_pad") is None or any(stride != 1 for stride in strides) or min(kernel[:spatial]) < 1:
             return
-        totals = [rate * (size - 1) for rate, size in zip(dilations or [1] * spatial, kernel, strict=True)]
+        rates = dilations or [1] * spatial
+        totals = [rate * (size - 1) for rate, size in zip(rates[:spatial], kernel[:spatial], strict=True)]
         del node.attr["auto_pad"]
         node.set_attr("pads", [total // 2 for total in totals] + [total - total // 2 for total in totals])
 
