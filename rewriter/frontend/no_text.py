@@ -11,7 +11,7 @@ _MARK = "_trt_rewriter_bytes"
 
 
 def no_text(values: Any) -> bool:
-    """True for bytes among which some are no UTF-8 text, which no string of ONNX can hold.
+    """True for bytes among which some are no UTF-8 text (or end in NUL), which no string of ONNX can hold.
 
     Args:
         values: an array, or strings one by one; what is no bytes counts as text.
@@ -21,6 +21,9 @@ def no_text(values: Any) -> bool:
 
 
 def _is_text(item: bytes) -> bool:
+    """True for UTF-8 without NULs at the end, which numpy drops on the converter's way."""
+    if item.endswith(b"\0"):
+        return False
     try:
         item.decode("utf-8")
     except UnicodeDecodeError:

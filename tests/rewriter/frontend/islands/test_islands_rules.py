@@ -100,12 +100,14 @@ def test_products_of_integers_are_work_too(tf, op, price):
 BYTES = np.array([b"ok", b"\xff\xfe", b"\xff\xfd"], dtype=object)
 
 
-def test_constants_that_are_no_text_stay(tf, check):
+@pytest.mark.parametrize("odd", [b"\xff\xfe", b"a\0"])
+def test_constants_that_are_no_text_stay(tf, check, odd):
+    texts = np.array([b"ok", odd, b"a\0b"], dtype=object)
     dense = tf.constant(island_models.weights(3, 3))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="i")])
     def function(i):
-        return {"t": tf.gather(tf.constant(BYTES), i), "y": tf.one_hot(i, 3) @ dense}
+        return {"t": tf.gather(tf.constant(texts), i), "y": tf.one_hot(i, 3) @ dense}
 
     found = check(function, i=np.array([1, 0, 2], np.int32))
     assert "a constant of it holds bytes that are no UTF-8 text: GatherV2" in found or "GatherV2: a constant" in found
