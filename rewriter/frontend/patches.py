@@ -34,7 +34,8 @@ def applied() -> Iterator[None]:
        strides of 1 the padding does not depend on the sizes.
     7. `extract_sub_graph_nodes`, which every optimizer ends with, hands out nodes in the order of their addresses: each
        run would meet them in another order, merge others and name them otherwise.
-    8. `resolve_functions` hands out functions that do not call each other in the order of a set of names.
+    8. `find_output_consumers` hands out nodes in the order of a set of names, which is another one in each process, and
+       so does `resolve_functions` with functions that do not call each other.
     """
     import tf2onnx
     from tf2onnx import graph, shape_inference, tf_loader, tfonnx, utils
@@ -54,6 +55,7 @@ def applied() -> Iterator[None]:
         replaced(shape_inference, "infer_shape_for_op", _unknown_rank(shape_inference.infer_shape_for_op)),
         replaced(nn, "add_padding", _same_padding(nn.add_padding)),
         replaced(graph.Graph, "extract_sub_graph_nodes", _in_order(graph.Graph.extract_sub_graph_nodes)),
+        replaced(graph.Graph, "find_output_consumers", _by_name(graph.Graph.find_output_consumers)),
         replaced(tfonnx, "resolve_functions", _callees_first(tfonnx.resolve_functions)),
     ):
         yield
@@ -141,6 +143,15 @@ def _in_order(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         return sorted(original(self, *args, **kwargs), key=lambda node: places.get(id(node), len(places)))
 
     return extract_sub_graph_nodes
+
+
+def _by_name(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The nodes in the order of their names."""
+
+    def find_output_consumers(self: Any, output_name: str) -> list[Any]:
+        return sorted(original(self, output_name), key=lambda node: str(node.name))
+
+    return find_output_consumers
 
 
 def _callees_first(original: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 import rewriter
 from passes.model import to_proto
-from rewriter.frontend import load_source
+from rewriter.frontend import load_source, patches
 from rewriter.frontend.graph_names import settle_names
 
 pytestmark = pytest.mark.tensorflow
@@ -79,6 +79,22 @@ def test_a_model_gives_the_same_bytes_behind_another_and_in_another_process(sour
         check=True,
     )
     assert done.stdout.split()[-1] == first
+
+
+def test_the_converter_hands_out_consumers_by_name_and_nodes_in_graph_order():
+    from onnx import helper
+    from tf2onnx.graph import Graph
+
+    def names(nodes):
+        return [node.name for node in nodes]
+
+    with patches.applied():
+        nodes = [helper.make_node("Neg", ["x"], [f"y{i}"], name=f"n{i:02}") for i in range(20)]
+        graph = Graph(nodes[::-1], output_shapes={}, dtypes={}, output_names=[f"y{i}" for i in range(20)])
+        assert names(graph.find_output_consumers("x")) == [f"n{i:02}" for i in range(20)]
+        inner = [node for node in graph.get_nodes() if node.type == "Neg"]
+        found = graph.extract_sub_graph_nodes([f"y{i}" for i in range(20)])
+        assert [node for node in found if node.type == "Neg"] == inner
 
 
 def test_functions_are_numbered_in_order_of_first_use(tf):
