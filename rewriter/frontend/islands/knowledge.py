@@ -46,6 +46,19 @@ class Inference:
         """The shape of the first input of a node."""
         return static_shape(self._graph.get_operation_by_name(node).inputs[0].shape)
 
+    def has_ranks(self, node: str) -> bool:
+        """Whether the ranks of all inputs of a node are known."""
+        return all(tensor.shape.rank is not None for tensor in self._graph.get_operation_by_name(node).inputs)
+
+
+def of_unknown_rank(graph: Graph, inference: Inference, parts: Cut, known: Known) -> list[str]:
+    """Exported nodes that mean the last two dimensions and whose export swaps them all: no rank, no such export."""
+    if all(known.shapes[source] is not None for source in parts.entries):
+        return []
+    nodes = (graph.nodes[name] for name in parts.exported if graph.nodes[name].op.startswith("BatchMatMul"))
+    turned = (node.name for node in nodes if node.attr["adj_x"].b or node.attr["adj_y"].b)
+    return [name for name in turned if not inference.has_ranks(name)]
+
 
 def crossing(parts: Cut) -> tuple[Tensor, ...]:
     """Every tensor that enters or leaves an island, each once."""
@@ -58,11 +71,12 @@ def observe(
     frozen: Frozen,
     feeds: Sequence[Sequence[np.ndarray]],
     origin: str,
+    taken: int = 0,
 ) -> list[dict[Tensor, tuple[int, ...]] | None]:
     """Shapes of `tensors` for each feed (arrays in the order of `graph.inputs`); None where TensorFlow refuses it.
 
     What they are computed from is run in TensorFlow; where that holds more weights than a GraphDef can, nothing is
-    observed.
+    observed. The first `taken` feeds are those that the whole model takes: a refusal of one is told.
     """
     tf = import_tensorflow()
 
@@ -84,20 +98,24 @@ def observe(
     specs = [(name, tf.TensorSpec(None, graph.nodes[name].attr["dtype"].type)) for name in graph.inputs]
     loaded = load_graph(made, specs, [f"{node}:{port}" for node, port in tensors], frozen.tables, origin)
     with callable_functions(made):
-        return [_shapes(loaded.function, [s.dtype for _, s in specs], feed, tensors) for feed in feeds]
+        dtypes = [s.dtype for _, s in specs]
+        levels = [logging.WARNING if index < taken else logging.DEBUG for index in range(len(feeds))]
+        return [
+            _shapes(loaded.function, dtypes, feed, tensors, level) for feed, level in zip(feeds, levels, strict=True)
+        ]
 
 
 def _shapes(
-    function: Any, dtypes: Sequence[Any], feed: Sequence[np.ndarray], tensors: Sequence[Tensor]
+    function: Any, dtypes: Sequence[Any], feed: Sequence[np.ndarray], tensors: Sequence[Tensor], level: int
 ) -> dict[Tensor, tuple[int, ...]] | None:
-    """One call; None where TensorFlow refuses the values, as it does texts that are no images."""
+    """One call; None where TensorFlow refuses the values, as it does texts that are no images; `level` is the log's."""
     tf = import_tensorflow()
     try:
         with tf.device("/CPU:0"):
             arguments = [tf.constant(value, dtype=dtype) for value, dtype in zip(feed, dtypes, strict=True)]
             results = function(*arguments)
     except tensorflow_errors() as error:
-        _LOG.debug("a sample for the shapes between islands was refused: %s", one_line(error))
+        _LOG.log(level, "a sample for the shapes between islands was refused: %s", one_line(error))
         return None
     return {t: tuple(results[f"output_{index}"].shape) for index, t in enumerate(tensors)}
 

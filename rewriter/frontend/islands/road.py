@@ -25,7 +25,7 @@ from rewriter.frontend.islands.blame import blamed, watched
 from rewriter.frontend.islands.cutting import Cut, Known, Tensor, cut, exported_graph
 from rewriter.frontend.islands.graph import Graph, reached_functions
 from rewriter.frontend.islands.insertion import Crossing, describe, insert, operator
-from rewriter.frontend.islands.knowledge import Inference, crossing, know, observe
+from rewriter.frontend.islands.knowledge import Inference, crossing, know, observe, of_unknown_rank
 from rewriter.frontend.islands.planning import Plan, find_reasons, make_plan, ops_of
 from rewriter.frontend.islands.rules import Limits
 from rewriter.frontend.islands.saving import new_folder, remove_folder, save_island
@@ -216,6 +216,10 @@ def _export(source: _Source, plan: Plan) -> _Attempt:
     seen = _observed(source, tensors)
     ends = tuple(t for t in (*graph.outputs, *((name, 0) for name in graph.inputs)) if t not in tensors)
     known = know(source.inference, (*tensors, *ends), [shapes for _, shapes in seen])
+    turned = of_unknown_rank(graph, source.inference, parts, known)
+    if turned:
+        told = f"{origin} transposes matrices of unknown rank ({', '.join(turned)}): give them a rank (tf.ensure_shape)"
+        raise UnknownOpsError(told, tuple((graph.nodes[name].op, name) for name in turned))
     made, stand_ins = exported_graph(graph, parts, known)
     outputs = [t for t in graph.outputs if t[0] in set(parts.exported)]
     part = dataclasses.replace(
@@ -234,7 +238,7 @@ def _observed(source: _Source, tensors: Sequence[Tensor]) -> tuple[tuple[Run, Ma
     worded = [run for run in source.runs if any(array.dtype.kind in "OSU" for array in run.inputs.values())]
     runs = [*source.runs, *(Run({name: with_texts(run.inputs[name]) for name in names}, {}) for run in worded)]
     feeds = [[np.asarray(run.inputs[name]) for name in names] for run in runs]
-    found = observe(source.graph, tensors, source.frozen, feeds, source.callee.origin)
+    found = observe(source.graph, tensors, source.frozen, feeds, source.callee.origin, taken=len(source.runs))
     return tuple((run, shapes) for run, shapes in zip(runs, found, strict=True) if shapes is not None)
 
 

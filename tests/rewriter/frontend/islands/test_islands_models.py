@@ -251,6 +251,20 @@ def test_a_tensor_of_any_rank_may_cross(tf, run, islands):
         np.testing.assert_allclose(run(source, data=data)["y"], function(tf.constant(data))["y"].numpy(), rtol=2e-5)
 
 
+def test_products_of_matrices_of_unknown_rank_stay(tf, run, islands):
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="data")])
+    def function(data):
+        values = tf.io.parse_tensor(data, tf.float32)
+        product = tf.reshape(tf.matmul(values, values, transpose_b=True), [-1, 2])
+        return {"y": tf.nn.relu(product @ tf.constant(island_models.weights(2, 3)))}
+
+    source = load_source(function, samples=[{"data": parsed(tf, 2, 16)}, {"data": parsed(tf, 3, 2, 8)}])
+    ((_, attributes),) = islands(source)
+    assert "BatchMatMulV2" in attributes.ops
+    data = parsed(tf, 4, 2, 4)
+    np.testing.assert_allclose(run(source, data=data)["y"], function(tf.constant(data))["y"].numpy(), rtol=2e-5)
+
+
 def test_an_output_of_several_ranks_is_refused(tf, tmp_path):
     dense = tf.constant(island_models.weights(16, 3))
 
