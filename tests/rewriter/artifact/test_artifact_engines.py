@@ -308,10 +308,12 @@ def test_two_processes_that_save_at_once(artifact, tmp_path):
         from test_artifact_engines import stored
         from rewriter.artifact.engines import save_engines
         name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+        own = folder / name
+        own.mkdir()
         print("ready", flush=True)
         sys.stdin.readline()
         for number in range(5):
-            save_engines(folder / "out", [stored(folder, f"{name}{number}"), stored(folder, f"both{number}", b"same")])
+            save_engines(folder / "out", [stored(own, f"{name}{number}"), stored(own, f"both{number}", b"same")])
         """
     )
     here = __file__.rpartition("/")[0]
