@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from passes.legalize import settle_scatters
 from rewriter.errors import ExportError
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.freeze import Frozen, freeze
@@ -87,7 +88,7 @@ def convert(callee: Callee, options: Options, clock: Clock) -> SourceModel:
         with quiet(), clock.stage("export"):
             signature = _sign(exported, callee, frozen, seen, symbols)
             shorten(exported.proto)
-            model = attached(exported.proto, frozen.weights)
+            model = settle_scatters(attached(exported.proto, frozen.weights))
         verification = None
         if options.verify:
             with clock.stage("verify"):

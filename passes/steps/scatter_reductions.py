@@ -1,0 +1,81 @@
+"""ScatterND with a reduction, as ScatterElements.
+
+ONNX Runtime's CPU kernel of ScatterND (seen in 1.32) spreads the updates over threads and lets two threads reduce into
+one place at once, so sums come out wrong now and then. Its ScatterElements does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto
+
+from passes.graph.walk import iter_graphs, plain_domain
+
+if TYPE_CHECKING:
+    from passes.steps.legalize_rules import Workshop
+
+#: Element types that ONNX Runtime's ScatterElements reduces.
+_REDUCED = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.UINT8,
+    TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
+_END = np.iinfo(np.int64).max
+
+
+def has_scatter_reductions(proto: ModelProto) -> bool:
+    """True where a ScatterND of the model reduces."""
+    return any(_reduction(node) for graph in iter_graphs(proto.graph) for node in graph.node)
+
+
+def scatter_reduction(workshop: Workshop, node: NodeProto) -> list[NodeProto] | None:
+    """Scatters by element: data of [D1 ... DK, E ...] become D1 * ... * DK rows, indices of [..., K] their numbers.
+
+    1. Negative indices count from the end, as ScatterND's do.
+    2. A row's number is the sum of its indices times the sizes behind each.
+
+    None where K or the element type is not known, or ONNX Runtime does not reduce it.
+    """
+    reduction = _reduction(node)
+    shape = workshop.shape(node.input[1]) if reduction else None
+    if not shape or not isinstance(shape[-1], int) or not shape[-1] or workshop.dtype(node.input[0]) not in _REDUCED:
+        return None
+    made: list[NodeProto] = []
+
+    def add(op: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
+        made.append(workshop.node(node, op, inputs, output, **attributes))
+        return str(made[-1].output[0])
+
+    def number(value: Any) -> str:
+        return workshop.constant(np.asarray(value, np.int64), f"{node.name}/constant")
+
+    data, indices, updates = node.input
+    depth = shape[-1]
+    dims = add("Shape", [data])
+    outer = add("Slice", [dims, number([0]), number([depth])])
+    inner = add("Slice", [dims, number([depth]), number([_END])])
+    negative = add("Less", [indices, number(0)])
+    places = add("Where", [negative, add("Add", [indices, outer]), indices])
+    if depth > 1:
+        behind = [add("ReduceProd", [add("Slice", [outer, number([j + 1]), number([_END])])]) for j in range(depth - 1)]
+        strides = add("Concat", [*behind, number([1])], axis=0)
+        places = add("ReduceSum", [add("Mul", [places, strides]), number([-1])], keepdims=0)
+    rows = add("Reshape", [places, number([-1])])
+    width = add("ReduceProd", [add("Concat", [inner, number([1])], axis=0)])
+    table = add("Reshape", [data, add("Concat", [add("ReduceProd", [outer]), width], axis=0)], allowzero=1)
+    shape_of_updates = add("Concat", [add("Shape", [rows]), width], axis=0)
+    values = add("Reshape", [updates, shape_of_updates], allowzero=1)
+    targets = add("Expand", [add("Unsqueeze", [rows, number([1])]), shape_of_updates])
+    joined = add("ScatterElements", [table, targets, values], axis=0, reduction=reduction)
+    add("Reshape", [joined, dims], node.output[0], allowzero=1)
+    return made
+
+
+def _reduction(node: NodeProto) -> str:
+    """The reduction of a ScatterND; "" for none and for other nodes."""
+    if node.op_type != "ScatterND" or plain_domain(node.domain):
+        return ""
+    found = next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
+    return "" if found == "none" else found
