@@ -35,6 +35,7 @@ def scatter_reduction(workshop: Workshop, node: NodeProto) -> list[NodeProto] | 
 
     1. Negative indices count from the end, as ScatterND's do.
     2. A row's number is the sum of its indices times the sizes behind each.
+    3. Indices of [n, 1] are the rows' numbers already, so they are only spread over each row.
 
     None where K or the element type is not known, or ONNX Runtime does not reduce it.
     """
@@ -52,7 +53,17 @@ def scatter_reduction(workshop: Workshop, node: NodeProto) -> list[NodeProto] | 
         return workshop.constant(np.asarray(value, np.int64), f"{node.name}/constant")
 
     data, indices, updates = node.input
-    depth = shape[-1]
+    depth, table_shape = shape[-1], workshop.shape(data)
+    if depth == 1 and len(shape) == 2 and table_shape is not None:
+        targets = indices
+        if len(table_shape) == 1:
+            targets = add("Reshape", [indices, number([-1])])
+        elif len(table_shape) > len(shape):
+            targets = add("Unsqueeze", [indices, number(list(range(len(shape), len(table_shape))))])
+        if len(table_shape) > 1:
+            targets = add("Expand", [targets, add("Shape", [updates])])
+        add("ScatterElements", [data, targets, updates], node.output[0], axis=0, reduction=reduction)
+        return made
     dims = add("Shape", [data])
     outer = add("Slice", [dims, number([0]), number([depth])])
     inner = add("Slice", [dims, number([depth]), number([_END])])
