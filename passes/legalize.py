@@ -9,13 +9,11 @@ from onnx import GraphProto
 from passes.base import Change, PassResult
 from passes.graph.editing import finish, replace_nodes
 from passes.graph.walk import bodies_of
-from passes.infer_shapes import InferShapes
 from passes.model import Model
 from passes.steps.cast_earlier import cast_earlier
-from passes.steps.legalize_rules import RULES, Rule, Workshop
+from passes.steps.legalize_rules import RULES, Workshop
 from passes.steps.quantization_rules import float_pairs
 from passes.steps.quantized_constants import settle_constants
-from passes.steps.scatter_reductions import has_scatter_reductions, scatter_reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +41,14 @@ class Legalize:
         return finish(model, proto, weights, changes)
 
 
-def settle_scatters(model: Model) -> Model:
-    """The model without reductions of ScatterND alone, for those who run it before it is cleaned."""
-    if not has_scatter_reductions(model.proto):
-        return model
-    typed = InferShapes().run(model).model
-    proto = typed.copy_proto()
-    workshop = Workshop.of(typed)
-    _rewrite(proto.graph, workshop, [], tuple(rule for rule in RULES if rule.rewrite is scatter_reduction))
-    proto.graph.initializer.extend(workshop.made)
-    return typed.with_proto(proto)
-
-
-def _rewrite(graph: GraphProto, workshop: Workshop, changes: list[Change], rules: tuple[Rule, ...] = RULES) -> None:
+def _rewrite(graph: GraphProto, workshop: Workshop, changes: list[Change]) -> None:
     nodes = []
     replaced = False
     for node in graph.node:
         for _, body in bodies_of(node):
-            _rewrite(body, workshop, changes, rules)
+            _rewrite(body, workshop, changes)
         new = [node]
-        for rule in rules:
+        for rule in RULES:
             made = rule.rewrite(workshop, new[-1]) if not new[-1].domain else None
             if made is not None:
                 new[-1:] = made

@@ -13,11 +13,13 @@ from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
 from passes.legalize import Legalize
 from passes.model import Model
+from passes.scatter_reductions import ScatterReductions
 from passes.steps.evaluation import Evaluate
 
 #: Passes that always run, and what would be wrong without them.
 REQUIRED_PASSES: Mapping[str, str] = {
     "canonicalize": "every other step needs unique names, sorted nodes, inlined functions and no dead nodes",
+    "scatter_reductions": "ONNX Runtime's kernel of ScatterND reduces in a race, and native runs would be wrong",
     "infer_shapes": "legalisation, partitioning and the profiles of engines need types and shapes",
     "legalize": "TensorRT's parser refuses nodes that are not rewritten",
 }
@@ -40,6 +42,7 @@ def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:
             Canonicalize(),
             # Types first: Shape of a static dimension folds only where the dimension is known.
             InferShapes(),
+            ScatterReductions(),
             FoldConstants(evaluate),
             # Folded shape operands (of Reshape, Expand, Slice ...) make more dimensions static; the second fold takes
             # the Shape nodes behind those. A third round found nothing in any model tried.
@@ -58,7 +61,7 @@ def default_pipeline(evaluate: Evaluate | None = None) -> Pipeline:
 class SelectedPipeline:
     """The required passes, and between them rounds of chosen optional ones.
 
-    1. Canonicalize and InferShapes.
+    1. Canonicalize, InferShapes and ScatterReductions.
     2. The optional passes in the given order, then InferShapes: `rounds` times, or until none of them finds anything.
     3. Legalize, Canonicalize and InferShapes.
 
@@ -79,7 +82,7 @@ class SelectedPipeline:
         Raises:
             PassError: a pass left an invalid graph.
         """
-        model, records = _run((Canonicalize(), InferShapes()), model, hook)
+        model, records = _run((Canonicalize(), InferShapes(), ScatterReductions(), InferShapes()), model, hook)
         nodes = len(model.proto.graph.node)
         if nodes < self.minimum_nodes:
             reason = f"skipped: the graph has {nodes} nodes and min_graph_nodes is {self.minimum_nodes}"

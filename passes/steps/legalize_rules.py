@@ -19,7 +19,6 @@ from passes.graph.value_types import value_types
 from passes.graph.walk import iter_graphs
 from passes.model import Model
 from passes.segments import TensorSpec
-from passes.steps.scatter_reductions import scatter_reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,5 +212,4 @@ RULES = (
     Rule("boolean-reduce", "'Found unsupported input type of BOOL'", boolean_reduce),
     Rule("bitwise-not", "there is no BitwiseNot", bitwise_not),
     Rule("integer-relu", "'Found unsupported input type' of integers", integer_relu),
-    Rule("scatter-reduction", "ONNX Runtime reduces into one place by several threads at once", scatter_reduction),
 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from passes.legalize import settle_scatters
+from passes.scatter_reductions import settle_scatters
 from rewriter.errors import ExportError
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.freeze import Frozen, freeze

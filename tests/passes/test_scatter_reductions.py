@@ -5,9 +5,9 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from passes.legalize import settle_scatters
 from passes.model import Model
 from passes.pipeline import default_pipeline
+from passes.scatter_reductions import settle_scatters
 from rewriter.runtime.native import NativeSession
 
 JOIN = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}

@@ -6,16 +6,19 @@ one place at once, so sums come out wrong now and then. Its ScatterElements does
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
+from passes.base import Change, PassResult
+from passes.graph.editing import finish, replace_nodes
 from passes.graph.walk import iter_graphs, plain_domain
-
-if TYPE_CHECKING:
-    from passes.steps.legalize_rules import Workshop
+from passes.infer_shapes import InferShapes
+from passes.model import Model
+from passes.steps.legalize_rules import Workshop
 
 #: Element types that ONNX Runtime's ScatterElements reduces.
 _REDUCED = {
@@ -25,12 +28,49 @@ _REDUCED = {
 _END = np.iinfo(np.int64).max
 
 
+@dataclasses.dataclass(frozen=True)
+class ScatterReductions:
+    """Rewrites every ScatterND that reduces, in bodies of control flow too.
+
+    Needs types (`InferShapes`); the shape arithmetic that it makes is for `FoldConstants`. A ScatterND whose index depth
+    or element type is not known, or that ONNX Runtime's ScatterElements does not reduce, stays.
+    """
+
+    name: str = "scatter_reductions"
+
+    def run(self, model: Model) -> PassResult:
+        """Rewrites the nodes; a model without such a node comes back as it is."""
+        if not has_scatter_reductions(model.proto):
+            return PassResult(model)
+        proto = model.copy_proto()
+        workshop = Workshop.of(model)
+        changes: list[Change] = []
+        for graph in iter_graphs(proto.graph):
+            nodes: list[NodeProto] = []
+            for node in graph.node:
+                made = _rewritten(workshop, node)
+                if made is not None:
+                    changes.append(Change("scatter-reduction", node.name, "ONNX Runtime's ScatterND adds in a race"))
+                nodes.extend([node] if made is None else made)
+            if len(nodes) > len(graph.node):
+                replace_nodes(graph, nodes)
+        proto.graph.initializer.extend(workshop.made)
+        return finish(model, proto, {}, changes)
+
+
+def settle_scatters(model: Model) -> Model:
+    """The model with these nodes rewritten, for those who run it before the pipeline."""
+    return (
+        ScatterReductions().run(InferShapes().run(model).model).model if has_scatter_reductions(model.proto) else model
+    )
+
+
 def has_scatter_reductions(proto: ModelProto) -> bool:
     """True where a ScatterND of the model reduces."""
     return any(_reduction(node) for graph in iter_graphs(proto.graph) for node in graph.node)
 
 
-def scatter_reduction(workshop: Workshop, node: NodeProto) -> list[NodeProto] | None:
+def _rewritten(workshop: Workshop, node: NodeProto) -> list[NodeProto] | None:
     """Scatters by element: data of [D1 ... DK, E ...] become D1 * ... * DK rows, indices of [..., K] their numbers.
 
     1. Negative indices count from the end, as ScatterND's do.
