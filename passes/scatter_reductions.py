@@ -32,8 +32,8 @@ _END = np.iinfo(np.int64).max
 class ScatterReductions:
     """Rewrites every ScatterND that reduces, in bodies of control flow too.
 
-    Needs types (`InferShapes`); the shape arithmetic that it makes is for `FoldConstants`. A ScatterND whose index depth
-    or element type is not known, or that ONNX Runtime's ScatterElements does not reduce, stays.
+    Needs types (`InferShapes`); the shape arithmetic that it makes is for `FoldConstants`. A ScatterND whose index
+    depth or element type is not known, or that ONNX Runtime's ScatterElements does not reduce, stays.
     """
 
     name: str = "scatter_reductions"
