@@ -7,11 +7,12 @@ one place at once, so sums come out wrong now and then. Its ScatterElements does
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto
 
 from passes.base import Change, PassResult
 from passes.graph.editing import finish, replace_nodes
@@ -20,11 +21,7 @@ from passes.infer_shapes import InferShapes
 from passes.model import Model
 from passes.steps.legalize_rules import Workshop
 
-#: Element types that ONNX Runtime's ScatterElements reduces.
-_REDUCED = {
-    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.UINT8,
-    TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
-}  # fmt: skip
+_log = logging.getLogger(__name__)
 _END = np.iinfo(np.int64).max
 
 
@@ -32,8 +29,8 @@ _END = np.iinfo(np.int64).max
 class ScatterReductions:
     """Rewrites every ScatterND that reduces, in bodies of control flow too.
 
-    Needs types (`InferShapes`); the shape arithmetic that it makes is for `FoldConstants`. A ScatterND whose index
-    depth or element type is not known, or that ONNX Runtime's ScatterElements does not reduce, stays.
+    Needs shapes (`InferShapes`); the shape arithmetic that it makes is for `FoldConstants`. A ScatterND whose last
+    dimension of indices is not known stays, which is logged.
     """
 
     name: str = "scatter_reductions"
@@ -60,9 +57,9 @@ class ScatterReductions:
 
 def settle_scatters(model: Model) -> Model:
     """The model with these nodes rewritten, for those who run it before the pipeline."""
-    return (
-        ScatterReductions().run(InferShapes().run(model).model).model if has_scatter_reductions(model.proto) else model
-    )
+    if not has_scatter_reductions(model.proto):
+        return model
+    return ScatterReductions().run(InferShapes().run(model).model).model
 
 
 def has_scatter_reductions(proto: ModelProto) -> bool:
@@ -77,11 +74,14 @@ def _rewritten(workshop: Workshop, node: NodeProto) -> list[NodeProto] | None:
     2. A row's number is the sum of its indices times the sizes behind each.
     3. Indices of [n, 1] are the rows' numbers already, so they are only spread over each row.
 
-    None where K or the element type is not known, or ONNX Runtime does not reduce it.
+    None where K is not known, and for other nodes.
     """
     reduction = _reduction(node)
-    shape = workshop.shape(node.input[1]) if reduction else None
-    if not shape or not isinstance(shape[-1], int) or not shape[-1] or workshop.dtype(node.input[0]) not in _REDUCED:
+    if not reduction:
+        return None
+    shape = workshop.shape(node.input[1])
+    if not shape or not isinstance(shape[-1], int) or not shape[-1]:
+        _log.warning("%r reduces, in a race of ONNX Runtime: its indices have no known last dimension", node.name)
         return None
     made: list[NodeProto] = []
 
