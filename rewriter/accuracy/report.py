@@ -8,7 +8,7 @@ from typing import Any
 
 from passes.precision.recipe import Recipe
 from rewriter.accuracy.target import Judgement
-from rewriter.comparison import finite_json
+from rewriter.comparing.comparison import finite_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.comparison import difference
+from rewriter.comparing.comparison import difference
 from rewriter.errors import InputError, InvalidParameterError
 from rewriter.params import check_input_fn
 from rewriter.runtime.inputs import iterate_samples

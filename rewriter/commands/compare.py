@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rewriter.artifact import Artifact
-    from rewriter.comparison import Comparison, Difference, Pair, PairDifference
+    from rewriter.comparing.comparison import Comparison, Difference, Pair, PairDifference
     from rewriter.frontend.reference import Reference
     from rewriter.source import Signature
 
@@ -99,7 +99,7 @@ def _compare(
     tolerance: float | None,
 ) -> Comparison:
     """Opens what is compared, and runs it."""
-    from rewriter.comparison import Runner, compare
+    from rewriter.comparing.comparison import Runner, compare
     from rewriter.frontend.reference import open_reference
     from rewriter.runtime.loading import load
 
@@ -151,7 +151,7 @@ def input_notes(precisions: Sequence[str], given: Sequence[Mapping[str, Any]]) -
 def pairs(precisions: Sequence[str], tolerance: float | None) -> tuple[Pair, ...]:
     """Who is held against whom, and how far off may be; what the precisions usually cost if nothing is said."""
     from passes.testing import TOLERANCES
-    from rewriter.comparison import Pair
+    from rewriter.comparing.comparison import Pair
 
     native = NATIVE_TOLERANCE if tolerance is None else tolerance
     if not precisions:

@@ -132,7 +132,7 @@ def _own_images(arguments: argparse.Namespace, images: np.ndarray) -> Callable[[
 
 def _emulate(console: Console, output: Path, images: np.ndarray, labels: np.ndarray | None) -> int:
     """Runs the engines' arithmetic on the CPU and prints how it differs; 1 when it costs too much accuracy."""
-    from rewriter.comparison import difference
+    from rewriter.comparing.comparison import difference
     from rewriter.runtime.loading import load
 
     with load(output) as native, load(output, execution="emulate") as emulated:

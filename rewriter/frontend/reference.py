@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.comparison import Runner
+from rewriter.comparing.comparison import Runner
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph_file

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rewriter.comparison import Pair, compare, difference, spread
+from rewriter.comparing.comparison import Pair, compare, difference, spread
 
 
 def diff(reference, result):
