@@ -6,7 +6,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ import numpy as np
 #: Distributions whose versions decide what a benchmark measures.
 PACKAGES = (
     "trt-rewriter", "numpy", "onnx", "onnxruntime", "tensorflow-cpu", "tensorflow", "keras", "tf-keras", "tf2onnx",
-    "tensorrt-rtx-cu13", "tensorrt", "onnx-graphsurgeon",
+    "tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt", "onnx-graphsurgeon", "onnxruntime-gpu", "torch", "jax",
+    "polygraphy",
 )  # fmt: skip
 
 
@@ -28,7 +32,10 @@ def add_project_to_path() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Machine and versions, for the head of a JSON result; packages that are not installed are left out."""
+    """When, machine and versions, for the head of a JSON result; packages that are not installed are left out.
+
+    "load" is the mean number of busy processes in the last minute: what else the cores had to do.
+    """
     versions = {}
     for name in PACKAGES:
         try:
@@ -36,11 +43,23 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "gpu": gpu_name(),
         "packages": versions,
     }
+
+
+def gpu_name() -> str | None:
+    """Name and driver of this machine's GPU, None where no driver answers."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
