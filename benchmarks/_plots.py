@@ -1,9 +1,28 @@
-"""Charts of RESULTS.md: what to draw as plain data (`Bars`, `Lines`, `Points`), and how (`draw`, with matplotlib)."""
+"""Charts of RESULTS.md: what to draw as plain data (`Bars`, `Lines`, `Points`), and how (`draw`, with matplotlib).
+
+Pictures are SVG on a white ground of their own, so that they read the same in light and in dark viewers; colours are
+told apart by colour-blind eyes too. The same chart gives the same bytes (with one version of matplotlib), and
+carries its digest, so that a test can tell without drawing whether a picture is of the present figures.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
+import json
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Raised when the look changes, so that kept pictures count as old.
+LOOK = 1
+#: Colours of series in order (Okabe and Ito's palette without black and yellow), then greys.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0")
+MARKERS = "osD^vPX*<"
+TEXT, GRID = "#24292F", "#D0D7DE"
+#: Inches.
+WIDTH, BAR, MARGIN = 8.6, 0.21, 1.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +37,7 @@ class Bars:
         stacked: pile the series up instead of putting them side by side.
         log: logarithmic axis.
         line: a value at which a line is drawn (a limit, or 1 for "as fast"), or None.
-        places: digits after the point written at the end of each bar; None: no figures.
+        places: digits after the point written at the end of each bar (stacked: of the sum); None: no figures.
     """
 
     title: str
@@ -70,3 +89,109 @@ class Points:
 
 
 Chart = Bars | Lines | Points
+
+
+def digest(chart: Chart) -> str:
+    """What a picture is of: a hash of the chart's data and of the look."""
+    told = [LOOK, type(chart).__name__, dataclasses.asdict(chart)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def digest_in(picture: str) -> str | None:
+    """The digest that `draw` wrote into an SVG, None for a picture without one."""
+    found = re.search(r"chart ([0-9a-f]{32})", picture)
+    return found and found[1]
+
+
+def draw(chart: Chart) -> str:
+    """The chart as SVG text.
+
+    Raises:
+        ImportError: matplotlib is not installed (`pip install 'trt-rewriter[compare]'`).
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    look = {
+        "svg.hashsalt": "trt-rewriter", "svg.fonttype": "path", "path.simplify": False, "font.family": "DejaVu Sans",
+        "font.size": 9, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT,
+        "axes.edgecolor": GRID, "axes.spines.top": False, "axes.spines.right": False, "grid.color": GRID,
+        "legend.frameon": False,
+    }  # fmt: skip
+    with mpl.rc_context({**mpl.rcParamsDefault, **look}):
+        rows = _rows(chart) if isinstance(chart, Bars) else 0
+        figure = Figure((WIDTH, MARGIN + BAR * rows if rows else 4.4), facecolor="white", layout="constrained")
+        axes = figure.add_subplot()
+        (_bars if isinstance(chart, Bars) else _curves)(axes, chart)
+        axes.set_title(chart.title, loc="left", fontsize=10.5, fontweight="bold")
+        if len(chart.series) > 1:
+            columns = 5 if max(map(len, chart.series)) < 14 else 3
+            figure.legend(loc="outside lower left", ncols=min(columns, len(chart.series)), fontsize=8.5)
+        buffer = io.StringIO()
+        about = {"Date": None, "Creator": None, "Title": chart.title, "Description": f"chart {digest(chart)}"}
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=about)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _rows(chart: Bars) -> float:
+    """Bars and gaps from top to bottom."""
+    return len(chart.groups) * (1.45 if chart.stacked or len(chart.series) == 1 else len(chart.series) + 0.9)
+
+
+def _bars(axes: Any, chart: Bars) -> None:
+    stacked = chart.stacked or len(chart.series) == 1
+    thick = 0.72 if stacked else 0.84 / len(chart.series)
+    ends = [0.0] * len(chart.groups)
+    for number, (name, values) in enumerate(chart.series.items()):
+        known = [0.0 if value is None else value for value in values]
+        offset = 0.0 if stacked else (number - (len(chart.series) - 1) / 2) * thick
+        places = [index + offset for index in range(len(chart.groups))]
+        left = ends if chart.stacked else None
+        axes.barh(places, known, thick * (1 if stacked else 0.92), left, color=COLOURS[number % 9], label=name)
+        ends = [a + b for a, b in zip(ends, known, strict=True)] if chart.stacked else ends
+        if not chart.stacked and chart.places is not None:
+            told = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
+            _figures(axes, told, chart.places)
+    if chart.stacked and chart.places is not None:
+        _figures(axes, list(enumerate(ends)), chart.places)
+    axes.set_yticks(range(len(chart.groups)), chart.groups)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(chart.groups) - 0.45, -0.55)
+    if chart.log:
+        axes.set_xscale("log")
+    axes.margins(x=0.09)
+    axes.set_xlabel(chart.unit)
+    axes.grid(axis="x", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if chart.line is not None:
+        axes.axvline(chart.line, color=TEXT, linewidth=1, linestyle=(0, (4, 3)))
+
+
+def _figures(axes: Any, ends: Sequence[tuple[float, float]], places: int) -> None:
+    """Writes values behind the ends of bars."""
+    for place, value in ends:
+        text = f"{value:.{places}f}"
+        where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
+        axes.annotate(text, (value, place), **where)
+
+
+def _curves(axes: Any, chart: Lines | Points) -> None:
+    for number, (name, points) in enumerate(chart.series.items()):
+        colour, marker = COLOURS[number % 9], MARKERS[number % 9]
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        if isinstance(chart, Lines):
+            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=name)
+            continue
+        axes.plot(x, y, color=colour, marker=marker, markersize=6, linestyle="none", label=name)
+        for point in points:
+            where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7.5}
+            axes.annotate(point[2], point[:2], **where)
+    if chart.log_x:
+        axes.set_xscale("log")
+    if chart.log_y:
+        axes.set_yscale("log")
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.grid(linewidth=0.7)
+    axes.set_axisbelow(True)

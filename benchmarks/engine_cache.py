@@ -1,6 +1,6 @@
 """How much faster is the build stage when the engine cache on disk has the engines already?
 
-    python benchmarks/engine_cache.py [--model ResNet50] [--runs 3] [--limit 10] [--json PATH] [--table PATH]
+    python benchmarks/engine_cache.py [--model ResNet50 ...] [--runs 3] [--limit 10] [--json PATH]
 
 Every conversion is a process of its own, with the same model and samples: first with an empty cache, then `--runs`
 times with the one that the first left, and once with no cache at all. Exit status 1: an engine was built although it
@@ -19,55 +19,87 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from _common import add_project_to_path, format_table, write_json
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Bars, Chart
 from zoo import load
 
 COLUMNS = (
-    "conversion",
-    "engines",
-    "hits",
-    "build stage s",
-    "stage speed-up",
-    "engines s",
+    "model", "engines", "MB", "hits", "cold stage s", "warm stage s, median", "lowest .. highest", "stage speed-up",
     "engines speed-up",
-    "engine MB",
-)
+)  # fmt: skip
+MODELS = ("ResNet50", "MobileNetV2", "bert_like", "multi_io", "gather_mix")
 TIMEOUT = 900
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.worker:
-        _worker(options.worker, options.cache or None, Path(options.json))
+        _worker(options.worker, options.cache or None, options.json)
         return 0
+    rows, good = [], True
+    for model in options.model:
+        results = measure(model, options.runs)
+        cold, warm = results[1], results[2:]
+        rows += [{"model": model, **result} for result in results]
+        same = all(r["hits"] == r["engines"] and r["engine_sha256"] == cold["engine_sha256"] for r in warm)
+        good = good and same and bool(cold["engines"]) and _ratio(cold, warm, "build_seconds") >= options.limit
+    print(render({"options": {"limit": options.limit}, "rows": rows}))
+    export_metrics(options, rows)
+    return 0 if good else 1
+
+
+def measure(model: str, runs: int) -> list[dict[str, Any]]:
+    """The conversions of one model: without a cache, with an empty one, then `runs` times with a full one."""
     with tempfile.TemporaryDirectory(prefix="engine-cache-") as folder:
         cache = str(Path(folder, "cache"))
-        kinds = [("no cache", ""), ("cold", cache), *[("warm", cache)] * options.runs]
         results = []
-        for number, (kind, directory) in enumerate(kinds):
-            print(f"{options.model}, {kind} ...", file=sys.stderr, flush=True)
-            results.append({"conversion": kind, **_in_child(options.model, directory, Path(folder, f"{number}.json"))})
-    cold, warm = results[1], results[2:]
-    speed_up, engines = (_ratio(cold, warm, key) for key in ("build_seconds", "engine_seconds"))
-    table = format_table([_row(result, cold) for result in results], COLUMNS)
-    print(table)
-    print(
-        f"{options.model}: the build stage is {speed_up:.0f} times as fast with a warm cache (limit {options.limit:g})"
-    )
-    if options.table:
-        Path(options.table).write_text(table + "\n", encoding="utf-8")
-    if options.json:
-        figures = {"model": options.model, "stage_speed_up": speed_up, "engines_speed_up": engines}
-        write_json(options.json, {**figures, "conversions": results})
-    same = all(r["hits"] == r["engines"] and r["engine_sha256"] == cold["engine_sha256"] for r in warm)
-    return 0 if same and cold["engines"] and speed_up >= options.limit else 1
+        for number, (kind, directory) in enumerate([("no cache", ""), ("cold", cache), *[("warm", cache)] * runs]):
+            print(f"{model}, {kind} ...", file=sys.stderr, flush=True)
+            results.append({"conversion": kind, **_in_child(model, directory, Path(folder, f"{number}.json"))})
+    return results
 
 
-def _ratio(cold: dict[str, Any], warm: Sequence[dict[str, Any]], key: str) -> float:
+def render(document: Mapping[str, Any]) -> str:
+    """One line a model: cold and warm, the whole stage and the engines alone."""
+    return format_table([_row(model, results) for model, results in _by_model(document).items()], COLUMNS)
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The least and the largest speed-up of the stage, and whether every warm engine was a hit."""
+    lines = [_row(model, results) for model, results in _by_model(document).items()]
+    ratios = [line["stage speed-up"] for line in lines]
+    warm = [row for row in document["rows"] if row["conversion"] == "warm"]
+    return {
+        "least": f"{min(ratios):.1f}",
+        "largest": f"{max(ratios):.0f}",
+        "hits": f"{sum(row['hits'] for row in warm)} of {sum(row['engines'] for row in warm)}",
+    }
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """The build stage with an empty and with a full cache."""
+    lines = [_row(model, results) for model, results in _by_model(document).items()]
+    series = {
+        "cold": [line["cold stage s"] for line in lines],
+        "warm (median)": [line["warm stage s, median"] for line in lines],
+    }
+    title = "Build stage with an empty and with a full engine cache"
+    return {"stage": Bars(title, "seconds", [line["model"] for line in lines], series, log=True, places=3)}
+
+
+def _by_model(document: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def _ratio(cold: Mapping[str, Any], warm: Sequence[Mapping[str, Any]], key: str) -> float:
     return cold[key] / statistics.median(result[key] for result in warm)
 
 
@@ -107,29 +139,32 @@ def _worker(name: str, cache: str | None, answer: Path) -> None:
         )
 
 
-def _row(result: dict[str, Any], cold: dict[str, Any]) -> dict[str, Any]:
+def _row(model: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    cold = next(result for result in results if result["conversion"] == "cold")
+    warm = [result for result in results if result["conversion"] == "warm"]
+    seconds = [result["build_seconds"] for result in warm]
     return {
-        "conversion": result["conversion"],
-        "engines": result["engines"],
-        "hits": result["hits"],
-        "build stage s": round(result["build_seconds"], 3),
-        "stage speed-up": cold["build_seconds"] / result["build_seconds"],
-        "engines s": round(result["engine_seconds"], 3),
-        "engines speed-up": cold["engine_seconds"] / result["engine_seconds"],
-        "engine MB": round(result["engine_bytes"] / 1e6, 1),
+        "model": model,
+        "engines": cold["engines"],
+        "MB": round(cold["engine_bytes"] / 1e6, 1),
+        "hits": f"{sum(result['hits'] >= result['engines'] for result in warm)} of {len(warm)}",
+        "cold stage s": round(cold["build_seconds"], 3),
+        "warm stage s, median": round(statistics.median(seconds), 3),
+        "lowest .. highest": f"{min(seconds):.3g} .. {max(seconds):.3g}",
+        "stage speed-up": _ratio(cold, warm, "build_seconds"),
+        "engines speed-up": _ratio(cold, warm, "engine_seconds"),
     }
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ResNet50", help="a model of benchmarks/zoo.py")
+    parser.add_argument("--model", nargs="+", default=list(MODELS), help="models of benchmarks/zoo.py (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="conversions with a warm cache")
     parser.add_argument("--limit", type=float, default=10.0, help="least speed-up that passes")
-    parser.add_argument("--json", help="write the results here")
-    parser.add_argument("--table", help="write the table here")
+    add_metrics_options(parser)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--cache", default="", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Both are timed as whole processes, imports included, in alternating runs on the same SavedModel; ours also runs
 TensorFlow on two samples and compares. A third process ("floor") only imports both packages and loads the
-SavedModel, which neither can avoid; the ratio above it is told too. Prints a table and one line of JSON.
+SavedModel, which neither can avoid; the ratio above it is told too.
+
+    python benchmarks/export_speed.py [--model resnet50] [--runs 3] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -16,8 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from _common import format_table
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Bars, Chart
 
 MODELS = {"resnet50": "ResNet50", "mobilenetv2": "MobileNetV2", "small": None}
 MAKE = """
@@ -100,20 +106,56 @@ def measure(model: str, runs: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Medians of the three kinds of processes."""
+    return [
+        {
+            "process": kind,
+            "wall s": round(statistics.median(result["wall_seconds"][kind]), 1),
+            "CPU s": round(statistics.median(result["cpu_seconds"][kind]), 1),
+            "nodes": result["nodes"][kind] or None,
+        }
+        for kind in ("floor", "stock", "ours")
+    ]
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The medians, and the ratios of pairs of runs."""
+    runs = len(document["wall_seconds"]["ours"])
+    above = f"{document['ratio_above_floor']} and {document['cpu_ratio_above_floor']}"
+    return (
+        f"{document['model']}, medians of {runs} runs:\n\n{format_table(document['rows'])}\n\n"
+        f"{document['ratio']} times as fast as stock in wall time, {document['cpu_ratio']} in CPU time; above the "
+        f"floor {above} times."
+    )
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The ratios."""
+    return {"ratio": f"{document['ratio']:.1f}", "cpu_ratio": f"{document['cpu_ratio']:.1f}"}
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """CPU seconds of the three processes."""
+    seconds = [row["CPU s"] for row in document["rows"]]
+    names = {"floor": "floor (imports, loading)", "stock": "tf2onnx command", "ours": "ours, checked as well"}
+    groups = [names[row["process"]] for row in document["rows"]]
+    title = f"Exporting {document['model']} to ONNX, whole processes"
+    return {"seconds": Bars(title, "CPU seconds (median)", groups, {"CPU seconds": seconds}, places=1)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="resnet50")
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs (default 3)")
-    options = parser.parse_args()
+    add_metrics_options(parser)
+    options = parse(parser, argv)
     result = measure(options.model, options.runs)
-    print(f"{'':8} {'wall s':>8} {'CPU s':>8} {'nodes':>6}   (medians of {options.runs})")
-    for kind in ("floor", "stock", "ours"):
-        wall, cpu = (statistics.median(result[f"{what}_seconds"][kind]) for what in ("wall", "cpu"))
-        print(f"{kind:8} {wall:>8.1f} {cpu:>8.1f} {result['nodes'][kind]:>6}")
-    print(f"{options.model}: {result['ratio']} times as fast, {result['cpu_ratio']} in CPU time (whole processes);")
-    print(f"above the floor {result['ratio_above_floor']} times, {result['cpu_ratio_above_floor']} in CPU time")
-    print(json.dumps(result))
+    rows = rows_of(result)
+    print(render({**result, "rows": rows}))
+    export_metrics(options, rows, **result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How clustering scales, and how it compares with pairwise contraction: prints a table, and JSON where asked.
+"""How clustering scales, and how it compares with pairwise contraction: prints tables, and JSON where asked.
 
     python benchmarks/partition_scaling.py [--json FILE] [--largest 100000] [--repeat 5]
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from _common import add_project_to_path, environment, print_table, write_json
+from _common import add_project_to_path, format_table
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Chart, Lines
 
 add_project_to_path()
 
@@ -43,10 +44,10 @@ PROPOSE_LIMIT = 2.0
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="write the results to this file")
+    add_metrics_options(parser)
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="leave out larger graphs")
     parser.add_argument("--repeat", type=int, default=5, help="runs of which the best counts (baseline: one)")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     sizes = [size for size in SIZES if size <= options.largest]
     rows = [
         row
@@ -55,18 +56,47 @@ def main(arguments: list[str] | None = None) -> int:
         for unsupported in (0.05, 0.2)
         for row in compare(family, build(size, unsupported, 1), unsupported, options.repeat)
     ]
-    print_table(rows)
     whole = [measure_propose(FAMILIES["layered"](size, 0.2, 1), options.repeat) for size in sizes]
-    print("\nWhole ONNX graphs, layered, 20 % unsupported: seconds")
-    print_table(whole)
-    checks = [*judge(rows), *judge_propose(whole)]
-    print("\n" + "\n".join(f"{'ok  ' if good else 'FAIL'} {text}" for text, good in checks))
-    result = {"clusters": rows, "propose": whole, "checks": [{"check": t, "ok": g} for t, g in checks]}
-    if options.json:
-        write_json(options.json, result)
-    else:
-        print(json.dumps({"environment": environment(), **result}))
-    return 0 if all(good for _, good in checks) else 1
+    checks = [{"check": text, "ok": good} for text, good in (*judge(rows), *judge_propose(whole))]
+    print(render({"rows": rows, "propose": whole, "checks": checks}))
+    export_metrics(options, rows, propose=whole, checks=checks)
+    return 0 if all(check["ok"] for check in checks) else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The tables and what was judged; of several ways of ours only the one that is used."""
+    rows = [row for row in document["rows"] if row["unsupported %"] == 20 and row["method"] in ("ours", "baseline")]
+    checks = "\n".join(f"{'ok  ' if check['ok'] else 'FAIL'} {check['check']}" for check in document["checks"])
+    return "\n\n".join(
+        [
+            format_table(rows),
+            "Whole `propose` on ONNX graphs (layered, 20 % unsupported), reading the protobuf nodes included:",
+            format_table(document["propose"]),
+            f"```text\n{checks}\n```",
+        ]
+    )
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """How long the largest graph takes, and how many promises were kept."""
+    largest = max(document["propose"], key=lambda row: row["n"])
+    failed = [check for check in document["checks"] if not check["ok"]]
+    return {
+        "largest": f"{largest['n']:,}".replace(",", " "),
+        "seconds": f"{largest['seconds']:.2f}",
+        "kept": f"{len(document['checks']) - len(failed)} of {len(document['checks'])}",
+    }
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """Seconds over size, ours and the baseline, with the reading of whole ONNX graphs."""
+    chosen = [row for row in document["rows"] if row["unsupported %"] == 20 and row["method"] in ("ours", "baseline")]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in chosen:
+        series.setdefault(f"{row['graph']}, {row['method']}", []).append((row["n"], row["seconds"]))
+    series["whole propose, layered"] = [(row["n"], row["seconds"]) for row in document["propose"]]
+    title = "Clustering random graphs, 20 % of the nodes unsupported"
+    return {"seconds": Lines(title, "nodes", "CPU seconds", series, log_x=True, log_y=True)}
 
 
 def compare(family: str, dag: Dag, unsupported: float, repeat: int) -> list[dict[str, Any]]:

@@ -15,12 +15,13 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, print_table, write_json
+from _common import add_project_to_path, format_table
+from _options import add_metrics_options, export_metrics, parse
 
 add_project_to_path()
 
@@ -38,7 +39,7 @@ from rewriter.runtime.native import NativeSession, evaluate  # noqa: E402
 TIMED_RUNS = 40
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", type=Path, help="an ONNX file; default: a ResNet50 made by hand")
@@ -49,12 +50,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=TIMED_RUNS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=1.05, help="largest ratio of medians that passes")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    add_metrics_options(parser)
+    arguments = parse(parser, argv)
     name, model = _source(arguments)
     model, _ = default_pipeline(evaluate).run(model)
     spliced, segments, native = splice_as_if(model, arguments.deny, arguments.deny_every)
-    print(f"{name}: {_count(model)} nodes -> {segments} engine nodes and {native} native nodes\n")
+    figures = {"model": name, "nodes": _count(model), "segments": segments, "native": native}
     sessions: dict[str, list[NativeSession]] = {"unspliced": [], "spliced": []}
     created: dict[str, list[float]] = {label: [] for label in sessions}
     for label, value in (("unspliced", model), ("spliced", spliced)) * 2:
@@ -65,11 +66,30 @@ def main() -> int:
     rows = [_measure(sessions, spliced, batch, arguments.runs, clock) for batch in arguments.batches]
     for row in rows:
         row["passed"] = row["bit-equal"] and row["ratio"] <= arguments.limit
-    print_table(rows)
-    print("\nsessions created in " + ", ".join(f"{min(times):.2f} s ({label})" for label, times in created.items()))
-    if arguments.json:
-        write_json(arguments.json, {"model": name, "segments": segments, "created_s": created, "rows": rows})
+    print(render({**figures, "created_s": created, "rows": rows}))
+    export_metrics(arguments, rows, **figures, created_s=created)
     return 0 if all(row["passed"] for row in rows) else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """What was spliced, the latencies, and how long the sessions took to make."""
+    created = ", ".join(f"{min(times):.2f} s ({label})" for label, times in document["created_s"].items())
+    return "\n\n".join(
+        [
+            f"{document['model']}: {document['nodes']} nodes -> {document['segments']} engine nodes and "
+            f"{document['native']} native nodes",
+            format_table(document["rows"]),
+            f"Sessions created in {created}.",
+        ]
+    )
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The worst ratio, and whether all outputs were the same bits."""
+    return {
+        "worst": f"{max(row['ratio'] for row in document['rows']):.3f}",
+        "equal": "bit-equal" if all(row["bit-equal"] for row in document["rows"]) else "NOT bit-equal",
+    }
 
 
 def splice_as_if(model: Model, deny: list[str], every: int) -> tuple[Model, int, int]:

@@ -16,11 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, print_table, relative_difference, write_json
+from _common import add_project_to_path, format_table, relative_difference
+from _options import add_metrics_options, export_metrics, parse
 
 add_project_to_path()
 
@@ -78,12 +80,30 @@ def _text(value: np.ndarray) -> np.ndarray:
     return np.array([item.decode() for item in value.ravel()], object).reshape(value.shape)
 
 
-def main() -> int:
+def render(document: Mapping[str, Any]) -> str:
+    """The table, and how long the conversion took."""
+    signatures = len({row["signature"] for row in document["rows"]})
+    told = f"{signatures} signature(s) converted in {document['seconds']:.1f} s."
+    return f"{format_table(document['rows'])}\n\n{told}"
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The range of the ratio to TensorFlow, and of the share that the island has."""
+    ratios, islands = ([row[key] for row in document["rows"]] for key in ("ratio", "island"))
+    apart = [1e3 * (row["ms"] - row["TensorFlow ms"]) for row in document["rows"] if row["batch"] == 1]
+    return {
+        "ratios": f"{min(ratios):.2f} to {max(ratios):.2f}",
+        "islands": f"{min(islands):.0%} to {max(islands):.0%}",
+        "apart": f"{statistics.median(apart):.0f}" if apart else "-",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--saved-model", help="a SavedModel whose signatures take one string tensor")
     parser.add_argument("--batch", type=int, action="append", help="texts in a call; may be repeated (default 1, 32)")
-    parser.add_argument("--json", help="also write the result to this file")
-    arguments = parser.parse_args()
+    add_metrics_options(parser)
+    arguments = parse(parser, argv)
     import tensorflow as tf
 
     from rewriter import Converter, load
@@ -115,10 +135,8 @@ def main() -> int:
                     {**facts, **measure(one, reference.signatures[key], name, batch)}
                     for batch in arguments.batch or [1, 32]
                 ]
-    print(f"{len(reports)} signature(s) converted in {seconds:.1f} s\n")
-    print_table(rows)
-    if arguments.json:
-        write_json(arguments.json, {"rows": rows, "seconds": seconds})
+    print(render({"rows": rows, "seconds": seconds}))
+    export_metrics(arguments, rows, seconds=seconds)
     return int(any(row["max rel diff"] > LIMIT for row in rows))
 
 
