@@ -36,6 +36,9 @@ class Box:
         detail: the second line; "" for none.
         tooltip: several lines.
         engine: number of the engine in `Content.engines`; -1 for none.
+        name: of the node, or of the input or output, in full.
+        notes: where it runs and why, a line each; no names and types of values.
+        results: (name, dtype and shape) of the values that it gives; ("" where the type is not known).
     """
 
     kind: str
@@ -43,6 +46,9 @@ class Box:
     detail: str
     tooltip: str
     engine: int = -1
+    name: str = ""
+    notes: tuple[str, ...] = ()
+    results: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +152,7 @@ class _Maker:
         for name in dict.fromkeys([*inputs, *outer, *(o for o in index.outputs if o not in index.producer)]):
             made[name] = len(boxes)
             origin = "input" if name in inputs else "from outside"
-            boxes.append(Box(INPUT, name, self._type(name), f"{origin} {self._value(name)}"))
+            boxes.append(self._end(INPUT, name, origin))
         first = len(boxes)
         for position, node in enumerate(index.nodes):
             boxes.append(self._box(node))
@@ -158,40 +164,62 @@ class _Maker:
         for name in index.outputs:
             if name in made:
                 links.setdefault((made[name], len(boxes)), []).append(name)
-            boxes.append(Box(OUTPUT, name, self._type(name), f"output {self._value(name)}"))
+            boxes.append(self._end(OUTPUT, name, "output"))
         lines = tuple(
             Line(source, target, self._dtype(names[0]), "\n".join(self._value(name) for name in names))
             for (source, target), names in links.items()
         )
         return Panel("/".join(scope), tuple(boxes), lines)
 
+    def _end(self, kind: str, name: str, origin: str) -> Box:
+        kind_of_value = self._type(name)
+        results = ((name, kind_of_value),)
+        return Box(kind, name, kind_of_value, f"{origin} {self._value(name)}", -1, name, (origin,), results)
+
     def _box(self, node: NodeProto) -> Box:
         if node.domain == ENGINE_DOMAIN and node.op_type in self._reports:
             return self._engine_box(node)
         domain = plain_domain(node.domain)
-        about = [f"{domain + '::' if domain else ''}{node.op_type} {node.name!r}"]
+        heading = f"{domain + '::' if domain else ''}{node.op_type} {node.name!r}"
         verdict = self._verdicts.get(node.name)
         if is_island(node):
             island = read_island(node)
-            about += [", ".join(island.ops), *island.reasons, *self._results(node)]
-            return Box(ISLAND, "TensorFlow", ", ".join(island.ops[:3]), "\n".join(line for line in about if line))
+            notes = (", ".join(island.ops), *island.reasons)
+            return self._node(ISLAND, "TensorFlow", ", ".join(island.ops[:3]), heading, node, notes)
         engine = self._member.get(node.name, -1)
         if engine < 0 and verdict is None and not self._spliced and self._engines:
             engine = 0
+        short = _short(node.name)
         if engine >= 0:
-            about += [f"in {self._engines[engine].name}", *self._results(node)]
-            return Box(MEMBER, node.op_type, _short(node.name), "\n".join(about), engine)
-        about += [_reason(verdict), *self._results(node)]
-        return Box(NATIVE, node.op_type, _short(node.name), "\n".join(about))
+            notes = (f"in {self._engines[engine].name}",)
+            return self._node(MEMBER, node.op_type, short, heading, node, notes, engine)
+        return self._node(NATIVE, node.op_type, short, heading, node, (_reason(verdict),))
 
     def _engine_box(self, node: NodeProto) -> Box:
         engine = self._reports[node.op_type]
         counts = list(engine.op_counts.items())
         ops = ", ".join(f"{op} x{count}" if count > 1 else op for op, count in counts[:_NAMED])
         more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
-        about = [f"{engine.name}: {_engine(engine).text}", ops + more, engine.reason, *self._results(node)]
+        text = _engine(engine).text
         detail = f"{engine.nodes} node{'s' * (engine.nodes != 1)}, {engine.precision}"
-        return Box(ENGINE, engine.name, detail, "\n".join(x for x in about if x), self._number[engine.name])
+        notes = (text, ops + more, engine.reason)
+        heading = f"{engine.name}: {text}"
+        return self._node(ENGINE, engine.name, detail, heading, node, notes, self._number[engine.name])
+
+    def _node(
+        self,
+        kind: str,
+        label: str,
+        detail: str,
+        heading: str,
+        node: NodeProto,
+        notes: tuple[str, ...],
+        engine: int = -1,
+    ) -> Box:
+        """A box of a node; the tooltip is the heading, the notes that it does not say, and the results."""
+        lines = [heading, *(note for note in notes if note and not heading.endswith(f": {note}")), *self._results(node)]
+        results = tuple((name, self._type(name)) for name in node.output if name)
+        return Box(kind, label, detail, "\n".join(lines), engine, node.name, tuple(n for n in notes if n), results)
 
     def _results(self, node: NodeProto) -> list[str]:
         return [f"gives {self._value(name)}" for name in node.output if name]
