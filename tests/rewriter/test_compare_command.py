@@ -82,7 +82,8 @@ def test_the_same_model_passes(source, artifact, tmp_path, capsys):
     data = json.loads(report.read_text())
     assert data["passed"] is True
     assert [s["runner"] for s in data["spreads"]] == ["source", "native"]
-    assert data["pairs"][0]["pair"] == {"reference": "source", "result": "native", "tolerance": 1e-4}
+    pair = {"reference": "source", "result": "native", "tolerance": 1e-4, "outputs": {}, "absolute": None}
+    assert data["pairs"][0]["pair"] == pair
 
 
 def test_a_lowered_artifact_is_emulated(source, half, capsys):
