@@ -14,10 +14,12 @@ What lies where:
 - `_sections.py` lists the sections in the order of RESULTS.md: name, script, arguments, what it needs.
 - `results/NAME.json` is what the section's script wrote with `--export_metrics_json_path`: `{"environment": ...,
   "options": ..., ...}`. It alone holds figures.
-- `results/NAME.md` is the section's prose. Its first line is the heading, `## Question?`. Lines that consist of a marker
-  are replaced: `{{tables}}` by the script's tables, `{{plot KEY}}` by a picture, and `{{KEY}}` inside a sentence by a
-  fact. A section without JSON is a record of an older run: its prose holds its tables, and its first lines say
-  when it was measured.
+- `results/NAME.md` is the section's prose. Its first line is the heading, `## Question?`. The line `{{tables}}` is replaced
+  by the script's tables, `{{plot KEY}}` by a picture, and `{{KEY}}` inside a sentence by a fact; while there is no JSON,
+  lines with such a marker are left out. What stands between the lines `{{record}}` and `{{end}}` is the record of an
+  older run whose JSON was not kept: it is shown, with its date, until the script is run again.
+- `results/summary.md` is the top of the page: `{{NAME.KEY}}` and `{{plot NAME.KEY}}`; a line with a figure that has not
+  been measured is left out.
 
 What a script of a section has, all three pure and callable without the packages that the script measures (so no
 tensorflow, torch, tensorrt, ... at the top of the module); `document` is the JSON as read back by `json.load`:
@@ -33,3 +35,165 @@ tensorflow, torch, tensorrt, ... at the top of the module); `document` is the JS
 
 The same JSON gives the same bytes, so `git diff` shows what a new run changed.
 """
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from _common import add_project_to_path
+from _plots import digest, digest_in, draw
+from _results_page import Material, PageError, gather_all, page
+from _sections import BENCHMARKS, IMAGES, RESULTS, SECTIONS, Section, find
+
+add_project_to_path()
+
+PAGE = BENCHMARKS / "RESULTS.md"
+SUMMARY = RESULTS / "summary.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if options.list:
+        print("\n".join(_told(section) for section in SECTIONS))
+        return 0
+    places = {"bundle": options.bundle} if options.bundle else {}
+    wanted = [] if options.render or options.check else chosen(options)
+    failed = [section.name for section in wanted if not run(section, places)]
+    try:
+        old = outdated() if options.check else write()
+    except PageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in old:
+        print(f"{'out of date' if options.check else 'written'}: {path.relative_to(BENCHMARKS.parent)}")
+    if failed:
+        print(f"no figures, the old ones were kept: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed or (options.check and old) else 0
+
+
+def chosen(options: argparse.Namespace) -> list[Section]:
+    """The sections to run: those that were named, else all that the options and the machine allow."""
+    if options.only:
+        return [find(name) for name in options.only]
+    wanted = {"gpu"} if options.gpu else {"cpu", "long"} if options.long else {"cpu"}
+    sections = [section for section in SECTIONS if section.needs in wanted]
+    without = [section.name for section in sections if _needs_bundle(section) and not options.bundle]
+    if without:
+        print(f"left out, for they need --bundle DIR: {', '.join(without)}", file=sys.stderr)
+    return [section for section in sections if section.name not in without]
+
+
+def run(section: Section, places: Mapping[str, str]) -> bool:
+    """Measures a section; its JSON is replaced only when the script wrote a new one.
+
+    A script whose own criteria are missed ends with status 1 and still has figures: they are kept, and tell it.
+
+    Returns:
+        Whether there are new figures.
+    """
+    command = [sys.executable, str(BENCHMARKS / f"{section.script}.py")]
+    command += [argument.format_map(places) for argument in section.arguments]
+    print(f"{section.name}: {section.command(places)} (about {section.minutes:g} min) ...", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        answer = Path(folder, "result.json")
+        quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
+        command += ["--export_metrics_json_path", str(answer)]
+        status = subprocess.run(command, check=False, env=quiet, cwd=BENCHMARKS.parent).returncode
+        found = answer.is_file() and status in (0, 1)
+        if found:
+            section.json.write_text(answer.read_text(encoding="utf-8"), encoding="utf-8")
+    seconds = time.perf_counter() - started
+    told = "figures kept" if found else "no figures"
+    print(f"{section.name}: {told}, exit status {status}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def write() -> list[Path]:
+    """Draws the pictures and writes RESULTS.md; what is as it should be is left alone, pictures of nothing go.
+
+    Returns:
+        The files that were written.
+    """
+    materials = gather_all()
+    text = page(materials, SUMMARY.read_text(encoding="utf-8"))
+    written = []
+    for path, material, key in _pictures(materials):
+        if not _is_of(path, material, key):
+            IMAGES.mkdir(exist_ok=True)
+            path.write_text(draw(material.charts[key]), encoding="utf-8")
+            written.append(path)
+    for path in _left_over(materials):
+        path.unlink()
+    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        PAGE.write_text(text, encoding="utf-8")
+        written.append(PAGE)
+    return written
+
+
+def outdated() -> list[Path]:
+    """Files that are not what the JSON renders to; nothing is drawn for that."""
+    materials = gather_all()
+    text = page(materials, SUMMARY.read_text(encoding="utf-8"))
+    old = [path for path, material, key in _pictures(materials) if not _is_of(path, material, key)]
+    same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
+    return [*old, *_left_over(materials), *([] if same else [PAGE])]
+
+
+def _pictures(materials: Sequence[Material]) -> list[tuple[Path, Material, str]]:
+    return [(IMAGES / material.image(key), material, key) for material in materials for key in material.charts]
+
+
+def _left_over(materials: Sequence[Material]) -> list[Path]:
+    """Pictures that carry a digest, so were drawn by `write`, and belong to no chart any more."""
+    wanted = {path for path, _, _ in _pictures(materials)}
+    found = (path for path in sorted(IMAGES.glob("*.svg")) if path not in wanted)
+    return [path for path in found if digest_in(path.read_text(encoding="utf-8"))]
+
+
+def _is_of(path: Path, material: Material, key: str) -> bool:
+    return path.is_file() and digest_in(path.read_text(encoding="utf-8")) == digest(material.charts[key])
+
+
+def _needs_bundle(section: Section) -> bool:
+    return any("{bundle}" in argument for argument in section.arguments)
+
+
+def _told(section: Section) -> str:
+    """The line of --list."""
+    how = section.command() if section.script else "no script"
+    state = "measured" if section.json.is_file() else f"record of {section.record}" if section.record else "no figures"
+    return f"{section.name:20} {section.needs:7} {section.minutes:3g} min  {state:32} {how}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these sections, whatever they need")
+    parser.add_argument("--gpu", action="store_true", help="run the sections that need a GPU, not the others")
+    parser.add_argument("--long", action="store_true", help="run the long ones of the CPU as well")
+    parser.add_argument("--bundle", metavar="DIR", help="what older GPU scripts need from a machine with TensorFlow")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    parser.add_argument("--check", action="store_true", help="run and write nothing, say what is out of date")
+    parser.add_argument("--list", action="store_true", help="list the sections")
+    options = parser.parse_args(arguments)
+    for name in options.only or ():
+        try:
+            section = find(name)
+        except KeyError as error:
+            parser.error(error.args[0])
+        if not section.script:
+            parser.error(f"{name} is a record of figures that no script makes")
+        if _needs_bundle(section) and not options.bundle:
+            parser.error(f"{name} needs --bundle DIR: see the first lines of benchmarks/{section.script}.py")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,11 +90,9 @@ def render(document: Mapping[str, Any]) -> str:
 def facts(document: Mapping[str, Any]) -> dict[str, str]:
     """The range of the ratio to TensorFlow, and of the share that the island has."""
     ratios, islands = ([row[key] for row in document["rows"]] for key in ("ratio", "island"))
-    apart = [1e3 * (row["ms"] - row["TensorFlow ms"]) for row in document["rows"] if row["batch"] == 1]
     return {
         "ratios": f"{min(ratios):.2f} to {max(ratios):.2f}",
         "islands": f"{min(islands):.0%} to {max(islands):.0%}",
-        "apart": f"{statistics.median(apart):.0f}" if apart else "-",
     }
 
 
