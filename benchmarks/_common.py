@@ -90,7 +90,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None
 def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Writes `payload` with the environment beside it; numpy scalars and tuples become plain JSON."""
     document = {"environment": environment(), **payload}
-    Path(path).write_text(json.dumps(document, indent=1, default=_plain) + "\n", encoding="utf-8")
+    plain = json.loads(json.dumps(document, default=_plain))
+    Path(path).write_text(_laid_out(plain, "") + "\n", encoding="utf-8")
 
 
 def relative_difference(actual: Any, reference: Any) -> float:
@@ -115,6 +116,18 @@ def relative_difference(actual: Any, reference: Any) -> float:
     finite = np.abs(b[np.isfinite(b)])
     scale = float(finite.max()) if finite.size else 0.0
     return float(difference.max()) / (scale or 1.0)
+
+
+def _laid_out(value: Any, indent: str) -> str:
+    """JSON text in which what fits into one line is one line: short, and still easy to compare line by line."""
+    line = json.dumps(value)
+    if not isinstance(value, (dict, list)) or len(indent) + len(line) <= 120:
+        return line
+    deeper = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{deeper}{json.dumps(key)}: {_laid_out(item, deeper)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(deeper + _laid_out(item, deeper) for item in value) + f"\n{indent}]"
 
 
 def _cell(value: Any) -> str:

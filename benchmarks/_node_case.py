@@ -60,6 +60,30 @@ class CaseResult:
     seconds: float = 0.0
 
 
+def brief(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Results as plain mappings without the values that every case has anyway (the defaults)."""
+    defaults = {field.name: field.default for field in dataclasses.fields(CaseResult)}
+    return [
+        {name: value for name, value in dataclasses.asdict(result).items() if value != defaults.get(name)}
+        for result in results
+    ]
+
+
+def from_brief(entries: Sequence[Mapping[str, Any]]) -> list[CaseResult]:
+    """Back from what `brief` made, also after JSON (lists instead of tuples)."""
+    return [
+        CaseResult(
+            **{
+                **entry,
+                "ops": tuple(entry.get("ops", ())),
+                "denials": tuple(tuple(denial) for denial in entry.get("denials", ())),
+                "without_reason": tuple(entry.get("without_reason", ())),
+            }
+        )
+        for entry in entries
+    ]
+
+
 class WrongResultError(AssertionError):
     """The converted model computes something else than the original."""
 

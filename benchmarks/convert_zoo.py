@@ -5,7 +5,7 @@ Each model goes the whole way in a process of its own: `Converter(model=...)`, `
 and of others. Prints one table; the exit status is 1 when a model fails, is wrong, or has a native node without a
 reason.
 
-    python benchmarks/convert_zoo.py [--only NAME...] [--json PATH] [--table PATH] [--timeout SECONDS]
+    python benchmarks/convert_zoo.py [--only NAME...] [--json PATH] [--timeout SECONDS]
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from _common import add_project_to_path, format_table, relative_difference, write_json
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Bars, Chart
 from zoo import MODELS, UnavailableError, ZooModel, load, spread
 
 COLUMNS = (
@@ -39,20 +41,43 @@ TIMEOUT = 900
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.worker:
-        _worker(options.worker, Path(options.json))
+        _worker(options.worker, options.json)
         return 0
     results = []
     for name in options.only or MODELS:
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         results.append(run_in_child(name, options.timeout))
         print(results[-1]["status"], f"{results[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
-    table = format_table([row(result) for result in results], COLUMNS)
-    print(table)
-    if options.table:
-        Path(options.table).write_text(table + "\n", encoding="utf-8")
-    if options.json:
-        write_json(options.json, {"models": results})
+    print(render({"models": results}))
+    export_metrics(options, [row(result) for result in results], models=results)
     return 0 if all(r["status"] in ("ok", "skipped") for r in results) else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """One line a model."""
+    return format_table([row(result) for result in document["models"]], COLUMNS)
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """How many models are right, and how far the worst is from TensorFlow where all is float32."""
+    tried = [result for result in document["models"] if result["status"] != "skipped"]
+    exact = [r["max_rel_diff"] for r in tried if r.get("max_rel_diff") is not None and r["tolerance"] <= 1e-5]
+    return {
+        "models": str(len(tried)),
+        "ok": str(sum(result["status"] == "ok" for result in tried)),
+        "worst": f"{max(exact, default=float('nan')):.1e}",
+        "whole": str(sum(result.get("coverage") == 1 for result in tried)),
+    }
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """Where the seconds of each conversion go."""
+    timed = [result for result in document["models"] if "timings" in result]
+    stages = list(dict.fromkeys(stage for result in timed for stage in result["timings"]))
+    series = {stage: [result["timings"].get(stage, 0.0) for result in timed] for stage in stages}
+    title = "Conversion of each model by stage, from TensorFlow to the saved artifact"
+    names = [result["model"] for result in timed]
+    return {"stages": Bars(title, "seconds", names, series, stacked=True, places=1)} if timed else {}
 
 
 def run_in_child(name: str, timeout: float) -> dict[str, Any]:
@@ -201,11 +226,10 @@ def _worker(name: str, answer: Path) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models only")
-    parser.add_argument("--json", metavar="PATH", help="write all results there")
-    parser.add_argument("--table", metavar="PATH", help="write the printed table there too")
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one model (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     unknown = [name for name in options.only or () if name not in MODELS]
     if unknown:
         parser.error(f"no model {', '.join(unknown)} in the zoo; there are: {', '.join(MODELS)}")

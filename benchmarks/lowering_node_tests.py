@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, format_table, relative_difference, write_json
+from _common import add_project_to_path, format_table, relative_difference
 from _node_case import _data, _line, load_cases, run_onnxruntime
+from _options import add_metrics_options, export_metrics, parse
 from onnx_node_tests import run_all
 
 #: What is measured.
@@ -87,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     add_project_to_path()
     if options.scale:
-        return _scale(options.json)
+        rows = _scale()
+        print(format_table(rows))
+        export_metrics(options, rows)
+        return 0
     started = time.perf_counter()
     names = [case.name for case in load_cases(options.filter)]
     if options.limit and options.limit < len(names):
@@ -100,9 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(results) % 100 == 0 or bad:
             print(f"{len(results)}/{len(names)} {result.name} {' | '.join(bad)}", file=sys.stderr, flush=True)
     results.sort(key=lambda r: r.name)
-    print(render(results, time.perf_counter() - started))
-    if options.json:
-        write_json(options.json, {"cases": [dataclasses.asdict(r) for r in results]})
+    figures = {"seconds": time.perf_counter() - started, "cases": [dataclasses.asdict(r) for r in results]}
+    print(render(figures))
+    export_metrics(options, outcomes(results), **figures)
     return 0 if all(share(results, kind) >= WANTED for kind in TYPES) else 1
 
 
@@ -249,14 +253,33 @@ def _idle(result: Any, kind: str) -> bool:
     return result.outcome == "lowered" and result.types[kind].values == _NOTHING
 
 
-def render(results: Sequence[Any], seconds: float) -> str:
-    """The tables: who takes part, the outcomes, what stays float32, and every case that does not pass."""
-    part = Counter(r.outcome for r in results)
+def outcomes(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """How many lowered cases there are of each outcome, by type."""
     lowered = [r for r in results if r.outcome == "lowered"]
-    rows = [
+    return [
         {"outcome": name, **{k: sum(r.types[k].outcome == name for r in lowered) for k in TYPES}, "meaning": meaning}
         for name, meaning in OUTCOMES.items()
     ]
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The share that passes, by type."""
+    results = [_from_json(entry) for entry in document["cases"]]
+    return {kind: f"{share(results, kind):.2%}" for kind in TYPES}
+
+
+def _from_json(entry: Mapping[str, Any]) -> CaseResult:
+    types = {kind: Lowered(**told) for kind, told in entry.get("types", {}).items()}
+    names = ("name", "outcome", "detail")
+    return CaseResult(**{name: entry[name] for name in names}, ops=tuple(entry["ops"]), types=types)
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The tables: who takes part, the outcomes, what stays float32, and every case that does not pass."""
+    results, seconds = [_from_json(entry) for entry in document["cases"]], document["seconds"]
+    part = Counter(r.outcome for r in results)
+    lowered = [r for r in results if r.outcome == "lowered"]
+    rows = outcomes(results)
     rules = sorted({rule for r in lowered for k in TYPES for rule in r.types[k].kept})
     kept = [{"rule": rule, **{k: sum(r.types[k].kept.get(rule, 0) for r in lowered) for k in TYPES}} for rule in rules]
     rest = [
@@ -284,7 +307,7 @@ def render(results: Sequence[Any], seconds: float) -> str:
     return "\n\n".join(parts)
 
 
-def _scale(path: str | None) -> int:
+def _scale() -> list[dict[str, Any]]:
     """Times the pass alone on chains of MatMul, Add, Relu and Tanh with small weights."""
     from onnx import helper, numpy_helper
 
@@ -320,10 +343,7 @@ def _scale(path: str | None) -> int:
                     "nodes after": len(result.model.proto.graph.node),
                 }
             )
-    print(format_table(rows))
-    if path:
-        write_json(path, {"scale": rows})
-    return 0
+    return rows
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -333,8 +353,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--scale", action="store_true", help="time the pass on long chains instead")
-    parser.add_argument("--json", metavar="PATH", help="write all results there")
-    options = parser.parse_args(arguments)
+    add_metrics_options(parser)
+    options = parse(parser, arguments)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
     return options

@@ -18,13 +18,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from _common import add_project_to_path, format_table, write_json
-from _node_case import BAD, CaseResult, load_cases, run_case
+from _common import add_project_to_path, format_table
+from _node_case import BAD, CaseResult, brief, from_brief, load_cases, run_case
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Bars, Chart
 
 #: Order and meaning of the outcomes in the table.
 OUTCOMES = {
@@ -60,12 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             note = f"{result.name}: {result.outcome}: {result.detail}" if result.outcome in BAD else ""
             print(f"{len(results)}/{len(names)} {note}", file=sys.stderr, flush=True)
     results.sort(key=lambda r: r.name)
-    text = render(results, time.perf_counter() - started)
-    print(text)
-    if options.table:
-        Path(options.table).write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        write_json(options.json, {"cases": [dataclasses.asdict(r) for r in results]})
+    figures = {"seconds": time.perf_counter() - started, "cases": brief(results)}
+    print(render(figures))
+    export_metrics(options, outcomes(results), **figures)
     return 1 if any(r.outcome in BAD or r.without_reason for r in results) else 0
 
 
@@ -182,16 +181,44 @@ def _serve(connection: Connection, build: bool) -> None:
         backend.close()
 
 
-def render(results: Sequence[CaseResult], seconds: float) -> str:
-    """The tables: outcomes, then reasons of native nodes, then what else is worth knowing."""
-    outcomes = Counter(r.outcome for r in results)
-    rows: list[dict[str, Any]] = [
-        {"outcome": name, "cases": outcomes[name], "meaning": meaning}
+def outcomes(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """How many cases there are of each outcome; those that must not be are always told."""
+    found = Counter(r.outcome for r in results)
+    return [
+        {"outcome": name, "cases": found[name], "meaning": meaning}
         for name, meaning in OUTCOMES.items()
-        if outcomes[name] or name in BAD
+        if found[name] or name in BAD
     ]
-    rows.append({"outcome": "all", "cases": len(results), "meaning": f"{seconds:.0f} s"})
-    parts = [format_table(rows), _facts(results), "Native nodes by reason:", format_table(_reasons(results))]
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """How many cases there are, how many of them must not be, and how many were compared."""
+    results = from_brief(document["cases"])
+    compared = [r for r in results if r.outcome not in ("not runnable", "refused", *BAD) and not r.random]
+    return {
+        "cases": str(len(results)),
+        "bad": str(sum(r.outcome in BAD or bool(r.without_reason) for r in results)),
+        "compared": str(len(compared)),
+        "equal": str(sum(r.exact for r in compared)),
+        "built": str(sum(r.outcome in ("built", "partly built") for r in results)),
+    }
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """Cases by outcome."""
+    rows = [row for row in outcomes(from_brief(document["cases"])) if row["cases"]]
+    title = f"{len(document['cases'])} node tests of the onnx package through the whole pipeline"
+    values = {"cases": [float(row["cases"]) for row in rows]}
+    return {"outcomes": Bars(title, "cases", [row["outcome"] for row in rows], values, places=0)}
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The tables: outcomes, then reasons of native nodes, then what else is worth knowing."""
+    results = from_brief(document["cases"])
+    seconds = document.get("seconds")
+    total = "" if seconds is None else f"{seconds:.0f} s"
+    rows = [*outcomes(results), {"outcome": "all", "cases": len(results), "meaning": total}]
+    parts = [format_table(rows), _agreement(results), "Native nodes by reason:", format_table(_reasons(results))]
     for outcome in ("refused", "not runnable"):
         chosen = Counter((_error_kind(r.detail)) for r in results if r.outcome == outcome)
         if chosen:
@@ -204,7 +231,7 @@ def render(results: Sequence[CaseResult], seconds: float) -> str:
     return "\n\n".join(parts)
 
 
-def _facts(results: Sequence[CaseResult]) -> str:
+def _agreement(results: Sequence[CaseResult]) -> str:
     """One line on how closely the outputs agree."""
     judged = [r for r in results if r.outcome not in ("not runnable", "refused", *BAD)]
     compared = [r for r in judged if not r.random]
@@ -270,9 +297,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="stop at the accepted segments")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one case (default %(default)s)")
-    parser.add_argument("--json", metavar="PATH", help="write all results there")
-    parser.add_argument("--table", metavar="PATH", help="write what is printed there too")
-    options = parser.parse_args(arguments)
+    add_metrics_options(parser)
+    options = parse(parser, arguments)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
     return options
