@@ -121,7 +121,9 @@ def relative_difference(actual: Any, reference: Any) -> float:
 def _laid_out(value: Any, indent: str) -> str:
     """JSON text in which what fits into one line is one line: short, and still easy to compare line by line."""
     line = json.dumps(value)
-    if not isinstance(value, (dict, list)) or len(indent) + len(line) <= 120:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    flat = isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in inside)
+    if not inside or flat or len(indent) + len(line) <= 120:
         return line
     deeper = indent + " "
     if isinstance(value, dict):
