@@ -1,0 +1,194 @@
+"""native -> emulated: the node whose lower precision takes the outputs out of the tolerance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from passes.base import PassError
+from passes.model import Model
+from passes.precision.recipe import Recipe
+from rewriter.comparing.bisection.exclusion import Exclusion, Names, Trial, find_exclusion
+from rewriter.comparing.bisection.gaps import Gap
+from rewriter.comparing.bisection.notes import place_notes
+from rewriter.comparing.bisection.options import option_line, patterns
+from rewriter.comparing.bisection.own import largest, own_gaps
+from rewriter.comparing.bisection.report import Bisection, Contribution
+from rewriter.comparing.bisection.sides import ModelSide, comparable
+from rewriter.comparing.bisection.subject import Subject
+from rewriter.comparing.bisection.walk import Place, ancestors
+from rewriter.errors import ArtifactError, ConversionError
+
+_PAIR = ("native", "emulated")
+
+
+def bisect_emulated(subject: Subject) -> Bisection:
+    """Finds the first segment and node whose lowered arithmetic leaves the tolerance, and what to keep out of it.
+
+    Raises:
+        ArtifactError: the artifact does not hold the recipe of its engines.
+        ConversionError: the engines cannot be emulated, or the model cannot run.
+    """
+    case = _Case.of(subject)
+    outputs = subject.outputs(case.native, case.emulated)
+    failed = subject.beyond(outputs)
+    limit = subject.limit(failed)
+    if not failed:
+        return Bisection(*_PAIR, limit)
+    place, gaps = subject.find(case.native, case.emulated, case.shared, failed)
+    if place is None:
+        note = "every value that both have is within the tolerance up to outputs that do not stem from a node"
+        return Bisection(*_PAIR, limit, failed, notes=(note,))
+    own = case.own([place.node])
+    mine = max((own[v].relative for v in subject.index.makes[place.node] if v in own), default=None)
+    ranking = _Ranking(case, failed)
+    accumulated = mine is not None and mine <= limit
+    exclusion, notes = _exclude(case, place, ranking, accumulated=accumulated)
+    name = subject.index.names[place.node]
+    return Bisection(
+        *_PAIR,
+        limit,
+        failed,
+        segment=subject.homes.get(name),
+        node=name,
+        op_type=subject.index.nodes[place.node].op_type,
+        value=place.value,
+        difference=gaps[place.value].relative,
+        before=place.before,
+        own=mine,
+        contribution=ranking.first if accumulated else None,
+        option=option_line("--keep-nodes", patterns(exclusion.names)) if exclusion else "",
+        excluded=exclusion.names if exclusion else (),
+        verified=exclusion.trial.worst if exclusion else None,
+        passed=exclusion.trial.passed if exclusion else None,
+        notes=(*place_notes(subject, place, accumulated=accumulated), *notes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """Both sides, and what else is computed with them.
+
+    Attributes:
+        subject: what is bisected.
+        recipe: the arithmetic of its engines.
+        native, emulated: the two sides.
+        shared: names of values that both have.
+    """
+
+    subject: Subject
+    recipe: Recipe
+    native: ModelSide
+    emulated: ModelSide
+    shared: frozenset[str]
+
+    @classmethod
+    def of(cls, subject: Subject) -> _Case:
+        artifact = subject.artifact
+        data = artifact.params.get("recipe")
+        try:
+            if not isinstance(data, Mapping):
+                raise ValueError("it does not hold its recipe")
+            recipe = Recipe.from_json(data)
+        except ValueError as error:
+            raise ArtifactError(f"{artifact.path} cannot be emulated: {error}: convert the model again") from error
+        emulated = _emulated(subject, recipe)
+        shared = frozenset(subject.values).intersection(comparable(emulated))
+        return cls(
+            subject, recipe, ModelSide(subject.native, "native"), ModelSide(emulated, "emulated", honest=True), shared
+        )
+
+    def own(self, nodes: Sequence[int]) -> dict[str, Gap]:
+        """Value -> its gap when its node gets the native values, for the results of these nodes."""
+        makes = self.subject.index.makes
+        targets = [v for number in sorted(nodes) for v in makes[number] if v in self.shared]
+        return own_gaps(
+            self.native,
+            self.emulated.model,
+            self.shared,
+            targets,
+            self.subject.feeds,
+            self.subject.sizes,
+            honest=True,
+            most=self.subject.most,
+        )
+
+    def attempt(self, names: Names) -> Trial:
+        """The outputs with these nodes kept, exactly as `--keep-nodes` would keep them."""
+        recipe = dataclasses.replace(self.recipe, keep_nodes=(*self.recipe.keep_nodes, *patterns(names)))
+        model = _emulated(self.subject, recipe)
+        outputs = self.subject.outputs(self.native, ModelSide(model, "emulated", honest=True))
+        judged = [gap.relative for name, gap in outputs.items() if name in self.subject.limits]
+        return Trial(max(judged, default=0.0), not self.subject.beyond(outputs))
+
+
+class _Ranking:
+    """The nodes that lowering changes, by what each adds on its own; measured when it is asked for, and once.
+
+    Args:
+        case: both sides.
+        failed: public names of the outputs beyond their limits.
+    """
+
+    def __init__(self, case: _Case, failed: Mapping[str, float]) -> None:
+        self._case, self._failed = case, failed
+        self._nodes: list[tuple[int, float]] | None = None
+
+    @property
+    def nodes(self) -> list[tuple[int, float]]:
+        """(number in the index, own difference), the largest first."""
+        if self._nodes is None:
+            subject = self._case.subject
+            above = ancestors(subject.index, subject.tensors(self._failed))
+            lowered = [number for number in above if subject.index.names[number] in subject.homes]
+            gaps = self._case.own(lowered)
+            best: dict[int, float] = {}
+            for value in largest(gaps):
+                best.setdefault(subject.index.producer[value], gaps[value].relative)
+            self._nodes = list(best.items())
+        return self._nodes
+
+    @property
+    def first(self) -> Contribution | None:
+        """The largest one."""
+        if not self.nodes:
+            return None
+        number, own = self.nodes[0]
+        index, homes = self._case.subject.index, self._case.subject.homes
+        return Contribution(index.names[number], index.nodes[number].op_type, homes.get(index.names[number]), own)
+
+    def names(self) -> list[Names]:
+        """What must be named to keep each of them."""
+        return [self._case.subject.excluded(number) for number, _ in self.nodes]
+
+
+def _exclude(
+    case: _Case, place: Place, ranking: _Ranking, *, accumulated: bool
+) -> tuple[Exclusion | None, tuple[str, ...]]:
+    """What to keep out of lower precision, and what to say of it."""
+    subject = case.subject
+    inside = [number for number in place.between if subject.index.names[number] in subject.homes]
+    first = tuple(name for number in inside for name in subject.excluded(number))
+    if accumulated or not first:
+        if not ranking.nodes:
+            return None, ("no node in an engine is off on its own: there is nothing to keep",)
+        first = ranking.names()[0]
+    exclusion = find_exclusion(first, ranking.names, case.attempt)
+    notes = [f"the option was tried in emulation: {exclusion.runs} run(s) over {len(subject.feeds)} sample(s)"]
+    if not exclusion.trial.passed:
+        notes.append(
+            "keeping the nodes that are off most on their own was not enough either: let the accuracy guard search, "
+            "with --max-rel-diff and --accuracy-inputs"
+        )
+    elif exclusion.names != first:
+        notes.append(f"keeping only {first[0]!r} leaves a difference of {exclusion.first.worst:.1e}")
+    return exclusion, tuple(notes)
+
+
+def _emulated(subject: Subject, recipe: Recipe) -> Model:
+    from rewriter.precision.emulation import emulated_artifact
+
+    try:
+        return emulated_artifact(subject.artifact.model, recipe, subject.artifact.ranges)
+    except PassError as error:
+        raise ConversionError(f"the engines cannot be emulated: {error}") from error
