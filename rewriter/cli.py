@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show what is in an artifact: engines, native nodes with reasons, sizes",
     "run": "run an artifact on inputs from a file",
     "compare": "compare the source, the artifact run natively, and its engines in emulation",
+    "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
     "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",
     "demo": "the whole road on a small model, end to end",
