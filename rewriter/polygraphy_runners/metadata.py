@@ -1,0 +1,66 @@
+"""Names, dtypes and shapes between our signatures and polygraphy.
+
+Rules:
+    1. A dimension that is not fixed is None for polygraphy, whatever its name; a shape of unknown rank is None.
+    2. bfloat16 and the float8 types are float32 for polygraphy, whose data loader and comparisons work with numpy's
+       own dtypes: inputs are rounded to them, outputs are widened.
+    3. Strings are objects, as everywhere; polygraphy makes none up, so inputs of strings need a data loader script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from passes.segments import TensorSpec
+from rewriter.errors import InvalidParameterError
+from rewriter.polygraphy_runners.talk import import_polygraphy
+from rewriter.runtime.native import numpy_dtype
+
+
+def tensor_metadata(specs: Iterable[TensorSpec]) -> Any:
+    """polygraphy's `TensorMetadata` of some inputs.
+
+    Raises:
+        InvalidParameterError: an input has complex numbers, which polygraphy has no word for.
+    """
+    types = import_polygraphy("polygraphy.datatype").DataType
+    found = import_polygraphy("polygraphy.common").TensorMetadata()
+    for spec in specs:
+        dtype = np.dtype(numpy_dtype(spec.dtype))
+        if dtype.kind == "c":
+            raise InvalidParameterError(
+                f"input {spec.name!r} has complex numbers ({dtype.name}), which polygraphy has no word for: use "
+                "`trt-rewriter compare`"
+            )
+        if dtype.kind in "OSU":
+            kind = types.STRING
+        else:
+            kind = types.from_dtype(np.dtype(np.float32) if is_narrow(dtype) else dtype, "numpy")
+        shape = None if spec.shape is None else [dim if isinstance(dim, int) else None for dim in spec.shape]
+        found.add(spec.name, dtype=kind, shape=shape)
+    return found
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """True for floating-point types that numpy has only through ml_dtypes."""
+    return dtype.kind in "Vf" and dtype.isbuiltin != 1
+
+
+def narrowed(inputs: Mapping[str, Any], specs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """The inputs with those of rule 2 rounded to the dtype of the signature; the others as they are."""
+    wanted = {spec.name: np.dtype(numpy_dtype(spec.dtype)) for spec in specs}
+    return {
+        name: value.astype(wanted[name])
+        if name in wanted and is_narrow(wanted[name]) and isinstance(value, np.ndarray)
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def widened(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs as arrays, those of rule 2 as float32."""
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
+    return {name: array.astype(np.float32) if is_narrow(array.dtype) else array for name, array in arrays.items()}
