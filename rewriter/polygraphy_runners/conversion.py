@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewriter.errors import InvalidParameterError
+from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.polygraphy_runners.execution import resolve_execution
 from rewriter.polygraphy_runners.keywords import check_parameters, converter_keywords
 from rewriter.polygraphy_runners.metadata import tensor_metadata
 from rewriter.polygraphy_runners.standin import NO_TENSORRT, TakesAll
 from rewriter.polygraphy_runners.talk import warn
+from rewriter.runtime.other_errors import first_line
 
 if TYPE_CHECKING:
     from rewriter.backends.base import Backend
@@ -122,7 +123,7 @@ class ConvertModel:
         source = self._source
         if isinstance(source, (str, os.PathLike)) or not _is_loader(source):
             return source
-        return source()
+        return _typed(source())
 
     def _open_backend(self) -> tuple[Any, str]:
         """The backend for `Converter`, and why it builds nothing ("" for nothing in the way)."""
@@ -167,3 +168,20 @@ def _is_loader(source: Any) -> bool:
     """True for a function without arguments that makes a model; Keras models and tf.functions are called, too."""
     module = type(source).__module__.split(".")[0]
     return callable(source) and module not in ("tensorflow", "keras", "tf_keras") and not hasattr(source, "get_config")
+
+
+def _typed(model: Any) -> Any:
+    """An ONNX model whose outputs have types; polygraphy marks outputs without any. Other models as they are."""
+    from onnx import ModelProto, shape_inference
+
+    if not isinstance(model, ModelProto) or all(value.HasField("type") for value in model.graph.output):
+        return model
+    try:
+        inferred = shape_inference.infer_shapes(model)
+    except (shape_inference.InferenceError, ValueError) as error:  # ValueError: beyond 2 GB
+        raise SourceError(f"the types of the model's marked outputs cannot be inferred: {first_line(error)}") from error
+    known = {value.name: value.type for value in inferred.graph.value_info if value.HasField("type")}
+    for value in inferred.graph.output:
+        if not value.HasField("type") and value.name in known:
+            value.type.CopyFrom(known[value.name])
+    return inferred

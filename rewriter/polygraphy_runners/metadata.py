@@ -21,7 +21,7 @@ from rewriter.runtime.native import numpy_dtype
 
 
 def tensor_metadata(specs: Iterable[TensorSpec]) -> Any:
-    """polygraphy's `TensorMetadata` of some inputs.
+    """Inputs as polygraphy's `TensorMetadata`.
 
     Raises:
         InvalidParameterError: an input has complex numbers, which polygraphy has no word for.

@@ -2,7 +2,7 @@
 
 Rules:
     1. `--minimum-segment-size` of `trt-rewriter convert` is `--trt-rewriter-minimum-segment-size` here, with the same
-       values and defaults; `--precision-mode` is also `--trt-rewriter-precision`, and may list several.
+       values and defaults; `--precision-mode` is also `--trt-rewriter-precision`.
     2. Only what differs from its default reaches the generated script.
 """
 
@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
-from rewriter.errors import InvalidParameterError
 from rewriter.polygraphy_runners.execution import EXECUTIONS, PROVIDERS
 
 PREFIX = "trt-rewriter"
@@ -57,7 +56,6 @@ class _Collector:
         given = tuple(f"--{PREFIX}-{flag.lstrip('-')}" for flag in flags if flag.startswith("--"))
         if flags[0] == "--precision-mode":
             given = (f"--{PREFIX}-precision", *given)
-            keywords["help"] += "; several, separated by commas, give a runner each"
         if flags[0] == "--backend":
             keywords["choices"] = (*keywords["choices"], "none")
             keywords["help"] += "; none: ask no TensorRT, and take every node to be in an engine"
@@ -140,24 +138,6 @@ def given_values(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict
         else:
             found[name] = list(value) if isinstance(value, (list, tuple)) else value
     return found
-
-
-def precisions(values: dict[str, Any]) -> list[str | None]:
-    """Takes the precision modes out of `given_values`; [None] for the default one.
-
-    Raises:
-        InvalidParameterError: one is none.
-    """
-    from rewriter.params import TrtPrecisionMode
-
-    words = _words(values.pop("precision_mode", ""))
-    known = TrtPrecisionMode.supported_precision_modes()
-    for word in words:
-        if word not in known:
-            raise InvalidParameterError(
-                f"--{PREFIX}-precision {word!r} is not known; it is one of {', '.join(m for m in known if m.isupper())}"
-            )
-    return list(words) or [None]
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The plugin of `polygraphy run`: `--trt-rewriter` (our conversion, or an artifact) and `--trt-rewriter-tf` (TensorFlow).
+"""The plugin of `polygraphy run`: `--trt-rewriter` (a conversion, or an artifact), `--trt-rewriter-tf` (the source).
 
 polygraphy calls `argument_groups` at the start of every command and shows what it raises as a warning; so all that may
 be missing or broken is met there, and not later, when it would end polygraphy itself.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import ConversionError, InvalidParameterError
-from rewriter.polygraphy_runners.options import PREFIX, Option, given_values, precisions, runner_options
+from rewriter.polygraphy_runners.options import PREFIX, Option, given_values, runner_options
 from rewriter.polygraphy_runners.talk import import_polygraphy, refusal, warn
 
 _HERE = "rewriter.polygraphy_runners"
@@ -44,8 +44,8 @@ def model_of_artifact(path: Path) -> Path | None:
     return None
 
 
-def calls(model: str, values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What the options mean: loader and its arguments, one for each runner.
+def call(model: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the options mean: a loader and its arguments.
 
     Args:
         model: path of the model on the command line.
@@ -55,19 +55,18 @@ def calls(model: str, values: Mapping[str, Any]) -> list[tuple[str, dict[str, An
         ("LoadArtifact" or "ConvertModel", its keyword arguments with the path as `path` or `source`).
 
     Raises:
-        InvalidParameterError: options of a conversion beside an artifact, or an unknown precision.
+        InvalidParameterError: options of a conversion beside an artifact.
     """
     given = dict(values)
     asked = given.pop("artifact", None)
     artifact = Path(asked) if asked else model_of_artifact(Path(model))
     if artifact is None:
-        modes = precisions(given)
-        return [("ConvertModel", {"source": model, "precision_mode": mode, **given}) for mode in modes]
+        return "ConvertModel", {"source": model, **given}
     other = [name for name in given if name not in _OF_ARTIFACTS]
     if other:
         flags = ", ".join(f"--{PREFIX}-{name.replace('_', '-')}" for name in other)
         raise InvalidParameterError(f"{artifact} is converted already: leave {flags} out, or give the source model")
-    return [("LoadArtifact", {"path": str(artifact), **given})]
+    return "LoadArtifact", {"path": str(artifact), **given}
 
 
 def add_options(group: Any, options: tuple[Option, ...]) -> None:
@@ -79,8 +78,8 @@ def add_options(group: Any, options: tuple[Option, ...]) -> None:
             warn(f"the option {option.flags[0]} is left out: {error}")
 
 
-def add_converted_runners(group: Any, script: Any) -> None:
-    """Writes the runners of `--trt-rewriter` into polygraphy's script.
+def add_converted_runner(group: Any, script: Any) -> None:
+    """Writes the runner of `--trt-rewriter` into polygraphy's script.
 
     Raises:
         PolygraphyException: the options do not go together.
@@ -88,19 +87,17 @@ def add_converted_runners(group: Any, script: Any) -> None:
     write = import_polygraphy("polygraphy.tools.script").make_invocable
     model = group.arg_groups[import_polygraphy("polygraphy.tools.args").ModelArgs].path
     try:
-        wanted = calls(model, given_values(group.options, group.values))
+        loader, keywords = call(model, given_values(group.options, group.values))
     except ConversionError as error:
         raise refusal(str(error)) from error
-    script.add_import(imports=["TrtRewriterRunner"], frm=_HERE)
-    for loader, keywords in wanted:
-        first = keywords.pop("path" if loader == "LoadArtifact" else "source")
-        if loader == "ConvertModel":
-            first = _onnx_loader(group, script) or first
-            if _needs_ranges(keywords):
-                keywords["calibration_inputs"] = _data_loader(group, script)
-        script.add_import(imports=[loader], frm=_HERE)
-        name = script.add_loader(write(loader, first, **keywords), "trt_rewriter_model")
-        script.add_runner(write("TrtRewriterRunner", name))
+    first = keywords.pop("path" if loader == "LoadArtifact" else "source")
+    if loader == "ConvertModel":
+        first = _onnx_loader(group, script) or first
+        if _needs_ranges(keywords):
+            keywords["calibration_inputs"] = _data_loader(group, script)
+    script.add_import(imports=["TrtRewriterRunner", loader], frm=_HERE)
+    name = script.add_loader(write(loader, first, **keywords), "trt_rewriter_model")
+    script.add_runner(write("TrtRewriterRunner", name))
 
 
 def add_source_runner(group: Any, converted: type, script: Any) -> None:
@@ -136,7 +133,13 @@ def _needs_ranges(keywords: Mapping[str, Any]) -> bool:
 def _data_loader(group: Any, script: Any) -> Any:
     """The data of the run itself, which is what polygraphy's own INT8 calibrates with."""
     tools = import_polygraphy("polygraphy.tools.script")
-    loader = group.arg_groups[import_polygraphy("polygraphy.tools.args").DataLoaderArgs].add_to_script(script)
+    data = group.arg_groups[import_polygraphy("polygraphy.tools.args").DataLoaderArgs]
+    if data.is_using_random_data():
+        warn(
+            "ranges are calibrated with made-up inputs, which says little: give typical ones "
+            f"(--{PREFIX}-calibration-inputs, --data-loader-script, --load-inputs)"
+        )
+    loader = data.add_to_script(script)
     if loader:
         return loader
     script.add_import(imports=["DataLoader"], frm="polygraphy.comparator")
@@ -144,7 +147,7 @@ def _data_loader(group: Any, script: Any) -> Any:
 
 
 def _onnx_loader(group: Any, script: Any) -> Any:
-    """polygraphy's loader of the model, where its options change the model (`--onnx-outputs` ...); else None."""
+    """The loader of polygraphy's options where they change the model (`--onnx-outputs` ...); else None."""
     arguments = import_polygraphy("polygraphy.tools.args")
     model_type = group.arg_groups[arguments.ModelArgs].model_type
     loader = group.arg_groups[arguments.OnnxLoadArgs]
@@ -186,7 +189,7 @@ def _groups() -> tuple[Any, Any]:
             self.values = {o.name: getattr(args, o.name, o.default) for o in available}
 
         def add_to_script_impl(self, script: Any) -> None:
-            add_converted_runners(self, script)
+            add_converted_runner(self, script)
 
     class SourceArgs(base):  # type: ignore[misc, valid-type]
         """TensorFlow 2 Inference: running the source of a conversion in TensorFlow 2.

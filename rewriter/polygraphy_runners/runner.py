@@ -43,7 +43,7 @@ def opened(source: Runnable | Callable[[], Runnable]) -> Runnable:
         found = found()
     if not isinstance(found, Runnable):
         raise InvalidParameterError(
-            f"TrtRewriterRunner takes a ConvertedFunction or a loader of one (LoadArtifact, ConvertModel), not {found!r}"
+            f"TrtRewriterRunner takes a ConvertedFunction, or a loader (LoadArtifact, ConvertModel), not {found!r}"
         )
     return found
 

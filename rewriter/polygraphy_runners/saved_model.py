@@ -1,4 +1,4 @@
-"""`SavedModelRunner`: the source itself, in TensorFlow 2, as one of polygraphy's runners (its own is TensorFlow 1's)."""
+"""`SavedModelRunner`: the source in TensorFlow 2, as one of polygraphy's runners (its own is for TensorFlow 1)."""
 
 from __future__ import annotations
 

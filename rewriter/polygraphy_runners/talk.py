@@ -48,7 +48,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def refusal(message: str) -> Exception:
-    """Writes an error to polygraphy's log; the exception for the caller to raise, which polygraphy's commands expect."""
+    """Writes an error to polygraphy's log; gives the exception to raise, which its commands expect then."""
     logger = import_polygraphy("polygraphy.logger").G_LOGGER
     logger.log(f"trt-rewriter: {message}", logger.CRITICAL)
     exception: Exception = import_polygraphy("polygraphy.exception").PolygraphyException(message)
