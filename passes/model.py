@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,13 +95,7 @@ def from_proto(proto: onnx.ModelProto, base_dir: str | Path | None = None) -> Mo
         ValueError: an external tensor, but no `base_dir`; or a location that leaves `base_dir`.
         FileNotFoundError: the external data file does not exist.
     """
-    light = onnx.ModelProto()
-    for field, value in proto.ListFields():
-        if field.name != "graph":
-            _assign(light, field, value)
-    for field, value in proto.graph.ListFields():
-        if field.name != "initializer":
-            _assign(light.graph, field, value)
+    light = _without_initializers(proto)
     weights: dict[str, np.ndarray] = {}
     for tensor in proto.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL and not is_stub(tensor):
@@ -239,16 +233,37 @@ def stubs_as_inputs(model: Model) -> onnx.ModelProto:
 
     Large weights never carry shape values, so inference loses nothing.
     """
-    proto = model.copy_proto()
-    kept = [t for t in proto.graph.initializer if not is_stub(t)]
-    inputs = {i.name for i in proto.graph.input}
+    return _as_inputs(model.proto, is_stub)
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What `stubs_as_inputs` makes of `from_proto(proto)`, without looking at the data of the weights."""
+    return _as_inputs(proto, lambda tensor: is_stub(tensor) or _detachable(tensor))
+
+
+def _as_inputs(proto: onnx.ModelProto, chosen: Callable[[TensorProto], bool]) -> onnx.ModelProto:
+    """A copy with the chosen main-graph initializers turned into inputs."""
+    light = _without_initializers(proto)
+    inputs = {i.name for i in light.graph.input}
     for tensor in proto.graph.initializer:
-        if is_stub(tensor) and tensor.name not in inputs:
+        if not chosen(tensor):
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            proto.graph.input.append(value)
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    return proto
+            light.graph.input.append(value)
+    return light
+
+
+def _without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the initializers of the main graph."""
+    light = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _assign(light, field, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _assign(light.graph, field, value)
+    return light
 
 
 def _assign(target: object, field: object, value: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import importlib.metadata
 import logging
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     module = importlib.import_module(f"rewriter.commands.{arguments.command}")
+    # Python would walk all of TensorFlow's objects once more before it ends, for most of a second.
+    atexit.register(gc.freeze)
     # A plain kill would leave the temporary folder behind; SystemExit lets every `with` end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from rewriter.artifact import ArtifactPart
 from rewriter.backends import as_backend
 from rewriter.backends.base import Backend
+from rewriter.backends.client import ProcessBackend
 from rewriter.backends.oracle import ParserOracle
 from rewriter.building.builder import EngineBuilder, SegmentBuild
 from rewriter.building.cache import EngineCache
@@ -112,6 +113,8 @@ class Workshop:
             BackendError, MissingDependencyError: TensorRT cannot be asked.
         """
         settings, stages = self.settings, Stages(self._progress)
+        if isinstance(self._backend, ProcessBackend):
+            self._backend.start()  # while TensorFlow reads the model
         folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.path))
         source = settings.source.read(key, check, settings.selection.grappler, folder)
         for stage, seconds in source.timings.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -57,8 +58,8 @@ class Timeouts:
 class ProcessBackend:
     """TensorRT in a child process; implements `rewriter.backends.base.Backend`.
 
-    The child starts with the first request, lives until `close()`, and is started again after a crash. Calls from
-    several threads are served one after another. The process may be forked: the copy starts its own child.
+    The child starts with the first request (or `start()`), lives until `close()`, and is started again after a crash.
+    Calls from several threads are served one after another. The process may be forked: the copy starts its own child.
 
     Args:
         flavour: the package to use.
@@ -84,6 +85,8 @@ class ProcessBackend:
         self._command = tuple(command) if command is not None else _worker_command(flavour)
         self._lock = threading.RLock()
         self._child: Child | None = None
+        #: Begun by `start()`, and not heard of yet.
+        self._begun: Child | None = None
         self._finalizer: weakref.finalize[..., ProcessBackend] | None = None
         self._info: Header | None = None
         self._places = WeightPlaces()
@@ -118,6 +121,17 @@ class ProcessBackend:
         """
         known = self.known_targets
         return self._flavour.check_targets(self._targets, known) or self._flavour.default_targets(known)
+
+    def start(self) -> None:
+        """Has the child begin to start, and does not wait: TensorRT is imported there while other work goes on here.
+
+        Harmless when it runs already. What goes wrong is told by the first request.
+        """
+        with self._lock:
+            if self._closed or self._begun is not None or self._child is not None:
+                return
+            with contextlib.suppress(OSError):
+                self._begun = self._spawned()
 
     def parse(self, model: Model) -> tuple[ParserError, ...]:
         """All errors of parsing `model` as it is; a crash or hang is one error of stage "crash".
@@ -177,7 +191,7 @@ class ProcessBackend:
         """Ends the child process; harmless when repeated, final."""
         with self._lock:
             self._closed = True
-            self._child = None
+            self._child = self._begun = None
             if self._finalizer is not None:
                 self._finalizer()  # closes the child, once
             self._places.close()
@@ -206,9 +220,9 @@ class ProcessBackend:
             return child
         if child is not None and child.owner == os.getpid():
             child.kill()  # it died between two requests: reap it
-        self._child = None
+        begun, self._child, self._begun = self._begun, None, None
         try:
-            child = Child(self._command)
+            child = begun if begun is not None and begun.owner == os.getpid() else self._spawned()
         except OSError as error:
             raise BackendError(f"the process for {self.flavour} cannot be started: {error}") from error
         try:
@@ -223,6 +237,15 @@ class ProcessBackend:
             raise self._import_failure(str(hello.get("reason", hello)))
         _LOG.debug("started %s %s in a process of its own", self.flavour, hello["version"])
         self._child, self._info = child, hello
+        return child
+
+    def _spawned(self) -> Child:
+        """A child that has begun to start.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        child = Child(self._command)
         # The child's reader threads keep it alive: a backend that is dropped without close() must end it.
         self._finalizer = weakref.finalize(self, child.close)
         return child

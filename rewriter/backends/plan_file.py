@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,6 +16,7 @@ class PlanFile:
     Attributes:
         size: bytes written so far.
         error: what the system said when a piece could not be written; TensorRT cannot pass it on.
+        seconds: what writing and hashing took so far.
     """
 
     def __init__(self, output: Path) -> None:
@@ -24,6 +26,7 @@ class PlanFile:
         self._digest = hashlib.sha256()
         self.size = 0
         self.error: OSError | None = None
+        self.seconds = 0.0
 
     def __enter__(self) -> PlanFile:
         self._file = self._partial.open("wb")
@@ -44,6 +47,7 @@ class PlanFile:
     def write(self, data: Any) -> int:
         """Appends a piece (any buffer); returns its bytes, or 0 after an error, which ends a build."""
         piece = memoryview(data).cast("B")
+        start = time.perf_counter()
         try:
             assert self._file is not None, "write outside the with block"  # noqa: S101 - a defect of ours
             self._file.write(piece)
@@ -52,6 +56,7 @@ class PlanFile:
             return 0
         self._digest.update(piece)
         self.size += piece.nbytes
+        self.seconds += time.perf_counter() - start
         return piece.nbytes
 
     def commit(self) -> None:

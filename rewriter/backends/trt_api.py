@@ -37,12 +37,16 @@ class Session:
 
     Args:
         trt: the module, `tensorrt` or `tensorrt_rtx`.
+
+    Attributes:
+        seconds: what the last parse or build spent in TensorRT; writing the engine's file is not in it.
     """
 
     def __init__(self, trt: Any) -> None:
         self._trt = trt
         self._logger = _make_logger(trt)
         self._builder = trt.Builder(self._logger)
+        self.seconds = 0.0
 
     @property
     def version(self) -> str:
@@ -57,7 +61,10 @@ class Session:
 
     def parse(self, proto: bytes, weights: Sequence[Weight]) -> tuple[ParserError, ...]:
         """All errors of parsing a serialised ONNX model whose stubs' data are `weights`."""
-        return self._load(self._network(), proto, weights)[1]
+        start = time.perf_counter()
+        errors = self._load(self._network(), proto, weights)[1]
+        self.seconds = time.perf_counter() - start
+        return errors
 
     def build(
         self,
@@ -77,6 +84,7 @@ class Session:
         start = time.perf_counter()
         network = self._network()
         parser, errors = self._load(network, proto, weights)
+        self.seconds = time.perf_counter() - start
         if errors:
             log = tuple(f"{e.name or e.input}: {e.message}" for e in errors)
             reason = "; ".join(filter(None, (text.clean(e.message) for e in errors))) or "not supported"
@@ -90,6 +98,7 @@ class Session:
             config.progress_monitor = _make_monitor(self._trt, step)
         with PlanFile(output) as plan:
             built = self._serialize(network, config, plan)
+            self.seconds = time.perf_counter() - start - plan.seconds
             del parser  # owns what the network was made from: it lives until here
             if plan.error is not None:
                 raise plan.error

@@ -1,8 +1,9 @@
 """The child process that runs TensorRT: requests come in on stdin as frames, answers go out on stdout.
 
 Requests: {"command": "parse" | "build" | "cancel", "id": n, ...} with the serialised ONNX model as payload. Weights
-come as places in files, which are mapped here, so that they are never copied. TensorRT may crash this process; the
-parent (`client`) turns that into an answer. The process ends when its stdin does, in the middle of a build as well.
+come as places in files, which are mapped here, so that they are never copied. An answer tells the seconds spent inside
+TensorRT. TensorRT may crash this process; the parent (`client`) turns that into an answer. The process ends when its
+stdin does, in the middle of a build as well.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Worker:
         try:
             if header["command"] == "parse":
                 errors = self._session.parse(payload, weights)
-                return {"errors": [dataclasses.asdict(e) for e in errors]}
+                return {"errors": [dataclasses.asdict(e) for e in errors], "seconds": self._session.seconds}
             if header["command"] == "build":
                 return self._build(header, payload, weights)
             raise ValueError(f"unknown command {header['command']!r}")
@@ -92,8 +93,9 @@ class Worker:
             step=step if header.get("progress") else None,
         )
         if isinstance(result, BuildFailure):
-            return {"failure": dataclasses.asdict(result)}
-        return {"engine": {**dataclasses.asdict(result), "path": str(result.path)}}
+            return {"failure": dataclasses.asdict(result), "seconds": self._session.seconds}
+        engine = {**dataclasses.asdict(result), "path": str(result.path)}
+        return {"engine": engine, "seconds": self._session.seconds}
 
 
 def map_weights(places: Any) -> tuple[list[np.ndarray], tuple[Weight, ...]]:

@@ -8,7 +8,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from passes.island_node import is_island
-from passes.model import from_proto, stubs_as_inputs
+from passes.model import without_weights
 from passes.segments import TensorSpec
 from rewriter.frontend.callee import Argument
 from rewriter.frontend.structure import unique
@@ -139,7 +139,7 @@ def _set_shape(value: ValueInfoProto, shape: Shape | None) -> None:
 
 def _inferred(proto: ModelProto, symbols: frozenset[str]) -> dict[str, Shape]:
     """Output shapes that ONNX's own inference finds, with only the symbols that inputs carry."""
-    bare = stubs_as_inputs(from_proto(proto))
+    bare = without_weights(proto)
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:

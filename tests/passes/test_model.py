@@ -17,6 +17,7 @@ from passes.model import (
     stow,
     stubs_as_inputs,
     to_proto,
+    without_weights,
 )  # fmt: skip
 
 BIG = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
@@ -183,3 +184,9 @@ def test_beyond_two_gigabytes_no_weight_is_copied():
     model = Model(proto, {"w": huge})
     assert len(stubs_as_inputs(model).SerializeToString()) < 1000
     assert model.with_proto(model.copy_proto()).weights["w"] is huge
+
+
+def test_without_weights_is_what_their_stubs_give():
+    proto = proto_with(w=BIG, small=np.ones(2, np.float32), shape=np.arange(300), half=BIG.astype(np.float16))
+    assert without_weights(proto) == stubs_as_inputs(from_proto(proto))
+    assert without_weights(from_proto(proto).proto) == stubs_as_inputs(from_proto(proto))
