@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import print_table, write_json
+from _common import format_table, write_json
 from engine_run import device_name
 
 #: The line of a worker's output that holds its result begins with this.
@@ -35,6 +35,7 @@ def run_experiments(
     *,
     jobs: int = 1,
     budget: float = 3600.0,
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs each experiment as `script --worker JSON` in a process of its own.
 
@@ -47,6 +48,7 @@ def run_experiments(
         json_path: where the results go; None: nowhere.
         jobs: processes at a time; more than one only where nothing is timed.
         budget: seconds for all of them: what has not begun by then fails, what runs then is ended.
+        options: of the script, kept with the results.
 
     Returns:
         {"experiment": ..., "seconds": ..., "rows": [...]} of each in order, and "failed": why, when one did.
@@ -69,7 +71,8 @@ def run_experiments(
             done[index] = {"experiment": dict(experiment), "seconds": seconds, **result}
             print(f"[{seconds:.0f} s] {label}: {'; '.join(said)}"[:1500], file=sys.stderr, flush=True)
             if json_path is not None:
-                write_json(json_path, {"device": device_name(), "results": [done[key] for key in sorted(done)]})
+                told = {"options": dict(options or {}), "device": device_name()}
+                write_json(json_path, {**told, "results": [done[key] for key in sorted(done)]})
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, range(len(experiments))))
@@ -114,13 +117,15 @@ def emit(*rows: Mapping[str, Any]) -> None:
 
 def report(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Prints all rows, and a line for each experiment that failed."""
-    print(f"\n{title} ({device_name()})\n")
+    print(f"\n{title} ({device_name()})\n\n{tables(results, columns)}")
+
+
+def tables(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """All rows as a table, and a line for each experiment that failed."""
     rows = [row for result in results for row in result["rows"]]
-    if rows:
-        print_table(rows, columns)
-    for result in results:
-        if "failed" in result:
-            print(f"FAILED {result['experiment']}: {result['failed']}")
+    parts = [format_table(rows, columns)] if rows else []
+    failed = [f"FAILED {result['experiment']}: {result['failed']}" for result in results if "failed" in result]
+    return "\n\n".join([*parts, *failed])
 
 
 def interleaved(

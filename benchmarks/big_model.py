@@ -23,11 +23,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, print_table, relative_difference, write_json
+from _common import add_project_to_path, format_table, relative_difference
+from _options import add_metrics_options, export_metrics, parse
 
 add_project_to_path()
 
@@ -42,10 +44,10 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the temporary files go (four times the weights)")
     parser.add_argument("--limit", type=float, default=3.0, help="most memory, as a multiple of the weights")
     parser.add_argument("--no-engine", action="store_true", help="convert and save only: no TensorRT build")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--child", choices=("convert", "load"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.child:
         print(json.dumps({"convert": _convert, "load": _load}[arguments.child](arguments)))
         return 0
@@ -105,17 +107,30 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
         }
         for step, result in results.items()
     ]
-    print_table(rows)
     difference = relative_difference(np.load(folder / "y.npy"), _reference(x, arguments.layers))
     built = results["convert"]["engines"]
-    print(
-        f"\nengines: {built}, {results['convert']['engine_bytes'] / 1e9:.2f} GB; difference from numpy {difference:.1e}"
-    )
     passed = difference < 1e-4 and (built > 0 or arguments.no_engine)
     passed = passed and all(row["anonymous / weights"] < arguments.limit for row in rows)
-    if arguments.json:
-        write_json(arguments.json, {"weights": weights, "difference": difference, "passed": passed, "rows": rows})
+    figures = {"weights": weights, "difference": difference, "passed": passed, "engines": built}
+    figures["engine_bytes"] = results["convert"]["engine_bytes"]
+    print(render({**figures, "rows": rows}))
+    export_metrics(arguments, rows, **figures)
     return 0 if passed else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The peaks of both steps, and what was built."""
+    return (
+        f"Weights: {document['weights'] / 1e9:.2f} GB.\n\n{format_table(document['rows'])}\n\n"
+        f"Engines: {document['engines']}, {document['engine_bytes'] / 1e9:.2f} GB; largest relative difference from "
+        f"numpy {document['difference']:.1e}."
+    )
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Size of the weights, and the larger peak as a multiple of them."""
+    worst = max(row["anonymous / weights"] for row in document["rows"])
+    return {"weights": f"{document['weights'] / 1e9:.2f} GB", "worst": f"{worst:.2f}"}
 
 
 def _reference(x: np.ndarray, layers: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Does a TensorFlow model beyond 2 GB convert, and in how much memory? Random weights, no two layers alike.
 
-    python benchmarks/big_tf_model.py [--gigabytes 2.4] [--layers 3] [--kind saved_model] [--folder DIR] [--json FILE]
+    python benchmarks/big_tf_model.py [--gigabytes 2.4] [--layers 3] [--kind NAME ...] [--folder DIR] [--json FILE]
 
 A chain of Dense layers is written by a child process, as a SavedModel, a .keras or an .h5 file; kind "object": the
 converting process makes the Keras model itself and keeps it. Another child converts it, up to and including the cut by
@@ -24,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, print_table, relative_difference, write_json
+from _common import add_project_to_path, format_table, relative_difference
+from _options import add_metrics_options, export_metrics, parse
 from big_model import Watch
 
 add_project_to_path()
@@ -42,20 +43,48 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.4, help="size of all weights")
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--kind", choices=KINDS, default="saved_model")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=["object", "saved_model", "keras"])
     parser.add_argument("--folder", type=Path, help="where the temporary files go (five times the weights)")
     parser.add_argument("--limit", type=float, default=3.0, help="most memory, as a multiple of the weights")
     parser.add_argument("--ordinary", action="store_true", help="the way of smaller models, for comparison")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--child", choices=("write", "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.child:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        (arguments.kind,) = arguments.kind
         print(json.dumps({"write": _write, "convert": _convert}[arguments.child](arguments)))
         return 0
-    with tempfile.TemporaryDirectory(prefix="big-tf-model-", dir=arguments.folder) as folder:
-        return _measure(arguments, Path(folder))
+    rows: list[dict[str, Any]] = []
+    models = []
+    for kind in arguments.kind:
+        with tempfile.TemporaryDirectory(prefix="big-tf-model-", dir=arguments.folder) as folder:
+            model, its = _measure(argparse.Namespace(**{**vars(arguments), "kind": kind}), Path(folder))
+        models.append(model)
+        rows += its
+    print(render({"models": models, "rows": rows}))
+    export_metrics(arguments, rows, models=models)
+    return 0 if all(model["passed"] for model in models) else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The peaks of each kind of model, and after each of its stages."""
+    names = ("kind", "anonymous", "resident", "seconds", "nodes", "in segments", "max rel diff", "passed")
+    weights = max(model["weights"] for model in document["models"])
+    return "\n\n".join(
+        [
+            f"Weights: {weights / 1e9:.2f} GB; memory as a multiple of them.",
+            format_table(document["models"], names),
+            "Stage by stage:",
+            format_table(document["rows"]),
+        ]
+    )
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The largest peaks."""
+    return {"worst": f"{max(model['anonymous'] for model in document['models']):.2f}"}
 
 
 def width_of(arguments: argparse.Namespace) -> int:
@@ -173,7 +202,8 @@ def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure(arguments: argparse.Namespace, folder: Path) -> int:
+def _measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One kind of model: its line, and one a stage."""
     if arguments.kind != "object":
         start = time.perf_counter()
         _child(arguments, "write", folder)
@@ -182,21 +212,23 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
     weights = result["weights"]
     kinds = ("anonymous", "resident", "own", "children")
     rows = [
-        {"stage": name, "seconds": result["timings"].get(name)} | {kind: peaks[kind] / weights for kind in kinds}
+        {"kind": arguments.kind, "stage": name, "seconds": result["timings"].get(name)}
+        | {kind: peaks[kind] / weights for kind in kinds}
         for name, peaks in result["stages"].items()
     ]
     whole = {kind: result["peaks"][kind] / weights for kind in kinds}
-    rows.append({"stage": "whole conversion", "seconds": result["seconds"]} | whole)
-    print(f"{arguments.kind}, weights {weights / 1e9:.2f} GB; memory as a multiple of them\n")
-    print_table(rows)
-    print(
-        f"\n{result['nodes']} nodes, {result['in_segments']} in segments for TensorRT; "
-        f"difference from numpy {result['difference']:.1e}"
-    )
     passed = result["difference"] < 1e-4 and max(whole["anonymous"], whole["resident"]) <= arguments.limit
-    if arguments.json:
-        write_json(arguments.json, {**result, "kind": arguments.kind, "passed": passed, "rows": rows})
-    return 0 if passed else 1
+    line = {
+        "kind": arguments.kind,
+        "weights": weights,
+        **whole,
+        "seconds": result["seconds"],
+        "nodes": result["nodes"],
+        "in segments": result["in_segments"],
+        "max rel diff": result["difference"],
+        "passed": passed,
+    }
+    return line, rows
 
 
 def _child(arguments: argparse.Namespace, step: str, folder: Path) -> dict[str, Any]:

@@ -23,12 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import add_project_to_path, print_table, write_json
+from _common import add_project_to_path, format_table
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Chart, Lines
 
 add_project_to_path()
 
@@ -45,9 +47,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224, help="height and width of an image")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--limit", type=float, default=1.1, help="most memory of the most batches over the fewest")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--child", nargs=3, metavar=("WAY", "METHOD", "BATCHES"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.child:
         way, method, batches = arguments.child
         print(json.dumps(_child(way, method, int(batches), arguments)))
@@ -56,15 +58,36 @@ def main() -> int:
     for method in arguments.methods:
         for way, counts in (("ours", arguments.batches), ("one shot", arguments.one_shot)):
             rows += [_measure(way, method, count, arguments) for count in counts]
-    print()
-    print_table(rows)
     growth = {method: _growth(rows, method) for method in arguments.methods}
-    print("\nours, most batches / fewest: " + ", ".join(f"{m} {g:.2f}" for m, g in growth.items()))
     passed = all(value <= arguments.limit for value in growth.values())
-    if arguments.json:
-        options = {"batch": arguments.batch, "size": arguments.size, "limit": arguments.limit}
-        write_json(arguments.json, {**options, "passed": passed, "growth": growth, "rows": rows})
+    print("\n" + render({"growth": growth, "rows": rows}))
+    export_metrics(arguments, rows, passed=passed, growth=growth)
     return 0 if passed else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The peaks, and how ours grows."""
+    told = ", ".join(f"{method} {growth:.2f}" for method, growth in document["growth"].items())
+    return f"{format_table(document['rows'])}\n\nOurs, most batches / fewest: {told}."
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The largest growth and the largest peaks."""
+    peaks = {way: max(r["peak GB"] for r in document["rows"] if r["way"] == way) for way in ("ours", "one shot")}
+    return {
+        "growth": f"{max(document['growth'].values()):.2f}",
+        "ours": f"{peaks['ours']:.2f} GB",
+        "one_shot": f"{peaks['one shot']:.2f} GB",
+    }
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """Peak memory over the number of batches."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in document["rows"]:
+        series.setdefault(f"{row['method']}, {row['way']}", []).append((row["batches"], row["peak GB"]))
+    title = "Peak memory of calibrating ResNet50, batches of 8 images"
+    return {"peak": Lines(title, "batches", "GB resident", series, log_x=True, log_y=True)}
 
 
 def _measure(way: str, method: str, batches: int, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,19 +14,22 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _common import format_table
+from _options import add_metrics_options, export_metrics, parse
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--only", nargs="+", help="names of models; default all in the folder")
     parser.add_argument("--worker")
-    options = parser.parse_args()
+    options = parse(parser)
     if options.worker:
         print(json.dumps(run_model(options.folder / options.worker)))
         return 0
@@ -45,9 +48,9 @@ def main() -> int:
             rows.append(
                 {"model": name, "engine": "-", "samples": 0, "rel": None, "ms": None, "status": f"crash: {tail}"}
             )
-    _print(rows)
-    if options.json:
-        options.json.write_text(json.dumps({"device": device_name(), "engines": rows}, indent=1))
+    about = {"device": device_name(), "tensorrt": tensorrt_version()}
+    print(render({**about, "rows": rows}))
+    export_metrics(options, rows, **about)
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -150,15 +153,26 @@ def device_name() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def tensorrt_version() -> str:
+    """That of the TensorRT-RTX that ran the engines."""
     import tensorrt_rtx as trt
 
-    print(f"{device_name()}; TensorRT-RTX {trt.__version__}")
-    print("| model | engine | samples | max rel diff | ms | status |\n|---|---|---:|---:|---:|---|")
-    for row in rows:
-        rel = "-" if row["rel"] is None else f"{row['rel']:.1e}"
-        ms = "-" if row["ms"] is None else f"{row['ms']:.2f}"
-        print(f"| {row['model']} | {row['engine']} | {row['samples']} | {rel} | {ms} | {row['status']} |")
+    return str(trt.__version__)
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """One line an engine."""
+    lines = [
+        {
+            "model": row["model"],
+            "engine": row["engine"],
+            "max rel diff": "-" if row["rel"] is None else f"{row['rel']:.1e}",
+            "ms": "-" if row["ms"] is None else f"{row['ms']:.2f}",
+            "status": row["status"],
+        }
+        for row in document["rows"]
+    ]
+    return f"{document['device']}; TensorRT-RTX {document['tensorrt']}\n\n{format_table(lines)}"
 
 
 if __name__ == "__main__":

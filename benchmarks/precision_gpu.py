@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from _common import add_project_to_path, write_json
+from _options import add_metrics_options, parse, recorded
 from _precision_carry import (
     BATCHES,
     LOGITS,
@@ -51,7 +52,8 @@ from _precision_carry import (
     ready,
     test_images,
 )  # fmt: skip
-from _precision_report import judge, judge_latency, render, top1_row
+from _precision_report import judge, judge_latency, top1_row
+from _precision_report import render as render_section
 from _runtime_bench import compare, emit, interleaved, rms_difference, run_experiments
 from engine_run import device_name
 
@@ -81,7 +83,7 @@ def main() -> int:
         order = sorted(chosen, key=lambda case: case[0] != RESNET)
         cases = [experiment("accuracy", *case, options) for case in order]
         results += run_experiments(__file__, cases, options.timeout, None, jobs=options.jobs, budget=options.budget)
-        keep(options, results)
+        keep(options, results, chosen)
     for case in chosen:
         if "latency" not in options.parts or case[0] not in TIMED:
             continue
@@ -89,11 +91,9 @@ def main() -> int:
         results += run_experiments(
             __file__, [experiment("latency", *case, options)], options.timeout, None, budget=left
         )
-        keep(options, results)
-    text, good = render(results, machine(), chosen, options.parts)
+        keep(options, results, chosen)
+    text, good = render_section(results, machine(), chosen, options.parts)
     print(text)
-    if options.table:
-        options.table.write_text(text + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - started:.0f} s in all", file=sys.stderr)
     return 0 if good else 1
 
@@ -115,10 +115,18 @@ def machine() -> str:
     return f"{device_name()} (driver); {', '.join(found)}"
 
 
-def keep(options: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> None:
+def keep(options: argparse.Namespace, results: Sequence[Mapping[str, Any]], chosen: Sequence[tuple[str, str]]) -> None:
     """Writes what there is so far, so that nothing is lost when this process is stopped."""
     if options.json:
-        write_json(options.json, {"device": machine(), "results": list(results)})
+        told = {"options": recorded(options), "device": machine(), "parts": list(options.parts), "wanted": list(chosen)}
+        write_json(options.json, {**told, "results": list(results)})
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The two tables, the verdicts, and what the reports say; without the heading."""
+    wanted = [(model, mode) for model, mode in document["wanted"]]
+    text, _ = render_section(document["results"], document["device"], wanted, document["parts"])
+    return text.split("\n\n", 1)[1]
 
 
 def accuracy(folder: str, model: str, mode: str, provider: str) -> None:
@@ -262,14 +270,13 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, help="write the printed text there too")
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one process (default %(default)s)")
     parser.add_argument("--budget", type=float, default=230.0, help="seconds for all together (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=10, help="accuracy processes at a time (default %(default)s)")
     parser.add_argument("--provider", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

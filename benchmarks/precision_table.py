@@ -1,7 +1,7 @@
 """What does each precision cost and give: size, build time, top-1, difference?
 
     python benchmarks/precision_table.py [--cache FOLDER] [--models NAME...] [--modes MODE...] [--json PATH]
-                                         [--table PATH] [--timeout SECONDS]
+                                         [--timeout SECONDS]
 
 Every model (`precision_models.py`) is converted in every mode, in a process of its own, so that a crash costs one row:
 `convert` (with calibration inputs for INT8 and FP8), `build`, `save`; then the artifact is loaded twice, once as the
@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 from _common import add_project_to_path, format_table, relative_difference, write_json
+from _options import add_metrics_options, export_metrics, parse
+from _plots import Bars, Chart, Points
 from precision_models import QUANTISED, TRAINED, ZOO, Subject, default_cache, ensure_trained, load_subject, top1
 from zoo import UnavailableError
 
@@ -73,15 +75,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(run_in_child(name, mode, options))
             points = f"{results[-1]['points']:+.2f} points, " if "points" in results[-1] else ""
             print(results[-1]["status"], f"{points}{results[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
-    table = format_table([row(result) for result in results], COLUMNS)
     verdicts = judge_modes(results)
-    text = "\n".join([table, "", *verdicts])
-    print(text)
-    if options.table:
-        Path(options.table).write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        write_json(options.json, {"trained": trained, "rows": results, "criteria": verdicts})
+    print(render({"rows": results, "criteria": verdicts}))
+    export_metrics(options, results, trained=trained, criteria=verdicts)
     return 0 if all(result["status"] in ("ok", "PASS", "skipped") for result in results) else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """One line a model and mode, and the criteria."""
+    table = format_table([row(result) for result in document["rows"]], COLUMNS)
+    verdicts = "\n".join(f"- {verdict}" for verdict in document["criteria"])
+    return f"{table}\n\n{verdicts}"
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """The largest loss of top-1 of each mode in points, and how much smaller ResNet50 gets."""
+    trained = [result for result in document["rows"] if "points" in result]
+    found = {
+        mode.replace("+", "_"): f"{max(abs(r['points']) for r in trained if r['mode'] == mode):.2f}"
+        for mode in dict.fromkeys(result["mode"] for result in trained)
+    }
+    sizes = {r["mode"]: r["engine_bytes"] for r in document["rows"] if r["model"] == "ResNet50" and "engine_bytes" in r}
+    if {"FP32", "INT8", "FP16"} <= set(sizes):
+        found |= {f"smaller_{mode}": f"{sizes['FP32'] / sizes[mode]:.1f}" for mode in ("FP16", "INT8")}
+    return found
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """Error over size for trained and other models, and sizes relative to FP32."""
+    rows = [r for r in document["rows"] if "engine_bytes" in r]
+    whole = {r["model"]: r["engine_bytes"] for r in rows if r["mode"] == "FP32"}
+    modes = [mode for mode in MODES if mode != "TF32"]
+    models = [model for model in whole if any(r["model"] == model and r["mode"] == "FP8" for r in rows)]
+    of = {(r["model"], r["mode"]): r for r in rows}
+    sizes = {
+        mode: [of[m, mode]["engine_bytes"] / whole[m] if (m, mode) in of else None for m in models]
+        for mode in modes
+        if mode != "FP32"
+    }
+    errors = {
+        mode: [
+            (of[m, mode]["engine_bytes"] / whole[m], of[m, mode]["rms_rel_diff"], m if mode == "INT8" else "")
+            for m in models
+            if (m, mode) in of and of[m, mode]["rms_rel_diff"] > 0
+        ]
+        for mode in modes
+        if mode != "FP32"
+    }
+    axes = ("engine size, times that in FP32", "rms difference from native FP32, relative")
+    return {
+        "sizes": Bars("Engine size of each precision", axes[0], models, sizes, line=1.0, places=2),
+        "errors": Points("Size against error of each precision", *axes, errors, log_y=True),
+    }
 
 
 def run_in_child(name: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -294,11 +339,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="of trained models; default %(default)s")
     parser.add_argument("--models", nargs="+", choices=(*TRAINED, *ZOO), default=[*TRAINED, *ZOO], metavar="NAME")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), metavar="MODE")
-    parser.add_argument("--json", metavar="PATH", help="write all results there")
-    parser.add_argument("--table", metavar="PATH", help="write the printed table there too")
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one row (default %(default)s)")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

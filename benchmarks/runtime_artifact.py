@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 from _common import add_project_to_path
-from _runtime_bench import compare, emit, report, run_experiments
+from _options import add_metrics_options, parse, recorded
+from _runtime_bench import compare, emit, report, run_experiments, tables
 from _skeleton import seeded
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -45,10 +46,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--provider", default="auto")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one artifact (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser)
     if options.worker:
         check(**json.loads(options.worker))
         return 0
@@ -63,10 +64,15 @@ def main() -> int:
         }
         for path in sorted(options.folder.glob("*/*/data.npz"))
     ]
-    results = run_experiments(__file__, experiments, options.timeout, options.json)
+    results = run_experiments(__file__, experiments, options.timeout, options.json, options=recorded(options))
     report("Artifacts that were built without a GPU", results, COLUMNS)
     good = all("failed" not in r and all(row["status"] == "ok" for row in r["rows"]) for r in results)
     return 0 if results and good else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """One line an artifact."""
+    return tables(document["results"], COLUMNS)
 
 
 def network() -> ModelProto:

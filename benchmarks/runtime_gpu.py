@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runtime_bench import compare, emit, report, run_experiments
+from _options import add_metrics_options, parse, recorded
+from _runtime_bench import compare, emit, report, run_experiments, tables
 from runtime_models import MODELS, artifact, feeds_of
 
 #: Largest max|difference| / max|reference|. Engines compute FP32 in TF32 (RESULTS.md).
@@ -53,7 +54,13 @@ def main() -> int:
         for precision in options.precision
     ]
     results = run_experiments(
-        __file__, experiments, options.timeout, options.json, jobs=options.jobs, budget=options.budget
+        __file__,
+        experiments,
+        options.timeout,
+        options.json,
+        jobs=options.jobs,
+        budget=options.budget,
+        options=recorded(options),
     )
     report("Hybrid execution against native execution", results, COLUMNS)
     for result in results:
@@ -63,6 +70,11 @@ def main() -> int:
                 print(f"{row['model']} {row['precision']}: {row['status']}; {told}")
     good = all("failed" not in r and all(row["status"] == "ok" for row in r["rows"]) for r in results)
     return 0 if results and good else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """One line a model and precision."""
+    return tables(document["results"], COLUMNS)
 
 
 def check(name: str, precision: str, folder: str, provider: str) -> None:
@@ -190,12 +202,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(DEFAULT), metavar="NAME")
     parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
     parser.add_argument("--provider", default="cuda", help="cpu tries the script where there is no GPU")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one experiment (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=4, help="models at a time (default %(default)s)")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse(parser)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import print_table
-from _runtime_bench import report, run_experiments
+from _common import format_table
+from _options import add_metrics_options, parse, recorded
+from _runtime_bench import run_experiments, tables
 from runtime_models import CHAIN_STEPS
 
 EXPERIMENTS = ("resnet", "chain", "load", "memory", "threads")
@@ -45,6 +46,15 @@ THREAD_COLUMNS = (
 )  # fmt: skip
 
 
+TABLES = {
+    "resnet": ("ResNet50, device-resident", SPEED_COLUMNS),
+    "chain": ("48 convolutions in alternating steps", SPEED_COLUMNS),
+    "load": ("Load with and without the runtime cache", LOAD_COLUMNS),
+    "memory": ("Memory over calls of alternating shapes", MEMORY_COLUMNS),
+    "threads": ("Threads", THREAD_COLUMNS),
+}
+
+
 def main() -> int:
     options = _parse()
     if options.worker:
@@ -55,25 +65,31 @@ def main() -> int:
         getattr(_runtime_workers, experiment["work"])(**arguments)
         return 0
     everything = [e for name in options.only for e in experiments(name, options.folder, options.quick)]
-    results = run_experiments(__file__, everything, options.timeout, options.json, budget=options.budget)
-    of = {name: [r for r in results if r["experiment"]["about"] == name] for name in options.only}
-    for name, title, columns in (
-        ("resnet", "ResNet50, device-resident", SPEED_COLUMNS),
-        ("chain", "48 convolutions in alternating steps", SPEED_COLUMNS),
-        ("load", "Load with and without the runtime cache", LOAD_COLUMNS),
-        ("memory", "Memory over calls of alternating shapes", MEMORY_COLUMNS),
-        ("threads", "Threads", THREAD_COLUMNS),
-    ):
-        if name in of:
-            report(title, of[name], columns)
-    verdicts = list(judge({name: [row for r in found for row in r["rows"]] for name, found in of.items()}))
-    print("\nTargets\n")
-    print_table(verdicts)
-    if options.json:
-        document = json.loads(options.json.read_text(encoding="utf-8"))
-        options.json.write_text(json.dumps({**document, "targets": verdicts}, indent=1) + "\n", encoding="utf-8")
+    results = run_experiments(
+        __file__, everything, options.timeout, options.json, budget=options.budget, options=recorded(options)
+    )
+    print(render({"results": results}))
+    verdicts = targets(results)
     good = all("failed" not in r for r in results) and all(v["passed"] != "no" for v in verdicts)
     return 0 if results and good else 1
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """What was measured, and the targets beside it."""
+    parts = []
+    for name, (title, columns) in TABLES.items():
+        results = [r for r in document["results"] if r["experiment"]["about"] == name]
+        if results:
+            parts += [f"### {title}", tables(results, columns)]
+    return "\n\n".join([*parts, "### Targets", format_table(targets(document["results"]))])
+
+
+def targets(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The targets of what was measured."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        rows.setdefault(result["experiment"]["about"], []).extend(result["rows"])
+    return list(judge(rows))
 
 
 def experiments(about: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
@@ -222,11 +238,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="fewer calls, to try the script")
-    parser.add_argument("--json", type=Path)
+    add_metrics_options(parser)
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one experiment (default %(default)s)")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all (default %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse(parser)
 
 
 if __name__ == "__main__":
