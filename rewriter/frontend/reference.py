@@ -13,6 +13,7 @@ from rewriter.comparing.comparison import Runner
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.frontend.callee import Callee
 from rewriter.frontend.graph_def import NO_GRAPH_DEF, is_graph_file
+from rewriter.source import SourceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,19 @@ class Reference:
         origin: one line that says what it is.
         inputs: public names of its inputs, in the order of the signature.
         run: maps inputs to outputs, both by public name. A TensorFlow model is traced again at every call.
+        source: an ONNX model as it was read; None for a TensorFlow model.
     """
 
     origin: str
     inputs: tuple[str, ...]
     run: Runner
     _callee: Callee | None = None
+    source: SourceModel | None = None
+
+    @property
+    def callee(self) -> Callee | None:
+        """What TensorFlow calls; None for an ONNX model."""
+        return self._callee
 
     def samples(self) -> tuple[Mapping[str, np.ndarray], ...]:
         """Inputs that TensorFlow takes, made up; () for an ONNX model, which says what it takes.
@@ -125,4 +133,4 @@ def _of_onnx(path: Path, tags: Any, signature_key: str | None) -> Reference:
             raise ConversionError(f"ONNX Runtime cannot run {path} on these inputs: {first_line(error)}") from error
         return {spec.name: found[spec.tensor] for spec in signature.outputs}
 
-    return Reference(source.origin, tuple(spec.name for spec in signature.inputs), run)
+    return Reference(source.origin, tuple(spec.name for spec in signature.inputs), run, source=source)

@@ -33,6 +33,11 @@ def shorten(proto: ModelProto) -> None:
             node.name = unique(_CALLS.sub("", node.name), taken)
 
 
+def without_calls(name: str) -> str:
+    """A name of TensorFlow's without the trail in front; what `shorten` makes of it unless that is taken."""
+    return _CALLS.sub("", name)
+
+
 def _nodes(graph: GraphProto) -> list[NodeProto]:
     found = []
     for node in graph.node:

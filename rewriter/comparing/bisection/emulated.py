@@ -14,7 +14,7 @@ from rewriter.comparing.bisection.notes import place_notes
 from rewriter.comparing.bisection.options import option_line, patterns
 from rewriter.comparing.bisection.own import largest, own_gaps
 from rewriter.comparing.bisection.report import Bisection, Contribution
-from rewriter.comparing.bisection.sides import ModelSide, comparable
+from rewriter.comparing.bisection.sides import ModelSide, made
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.comparing.bisection.walk import Place, ancestors
 from rewriter.errors import ArtifactError, ConversionError
@@ -93,7 +93,7 @@ class _Case:
         except ValueError as error:
             raise ArtifactError(f"{artifact.path} cannot be emulated: {error}: convert the model again") from error
         emulated = _emulated(subject, recipe)
-        shared = frozenset(subject.values).intersection(comparable(emulated))
+        shared = frozenset(subject.values).intersection(made(emulated))
         return cls(
             subject, recipe, ModelSide(subject.native, "native"), ModelSide(emulated, "emulated", honest=True), shared
         )

@@ -44,9 +44,7 @@ class Exclusion:
     runs: int
 
 
-def find_exclusion(
-    first: Names, ranked: Callable[[], Sequence[Names]], attempt: Callable[[Names], Trial]
-) -> Exclusion:
+def find_exclusion(first: Names, ranked: Callable[[], Sequence[Names]], attempt: Callable[[Names], Trial]) -> Exclusion:
     """Looks for a small set of nodes that passes.
 
     1. `first` alone. 2. Where that is not enough, the first 2, 4, 8 ... of `ranked` with it, until it passes; then as

@@ -34,9 +34,7 @@ class Gap:
 
     def __or__(self, other: Gap) -> Gap:
         """Both together."""
-        return Gap(
-            max(self.max_abs, other.max_abs), max(self.largest, other.largest), self.fault or other.fault
-        )
+        return Gap(max(self.max_abs, other.max_abs), max(self.largest, other.largest), self.fault or other.fault)
 
 
 def gap(reference: Any, result: Any) -> Gap:

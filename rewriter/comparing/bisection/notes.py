@@ -13,23 +13,24 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 _SHOWN = 5
 
 
-def place_notes(subject: Subject, place: Place, *, accumulated: bool) -> tuple[str, ...]:
+def place_notes(subject: Subject, place: Place, *, accumulated: bool, engines: bool = True) -> tuple[str, ...]:
     """Bodies, results that could not be compared, whole numbers, and nodes that no engine computes.
 
     Args:
         subject: what is bisected.
         place: what was found, in its index.
         accumulated: the node's own difference is within the tolerance.
+        engines: the result was computed by engines, or emulates them.
     """
     index = subject.index
     node, name = index.nodes[place.node], index.names[place.node]
     notes = []
-    if name in subject.holders:
+    if engines and name in subject.holders:
         engines = ", ".join(subject.holders[name])
         notes.append(f"{engines} lie(s) in a body of {name!r} ({node.op_type}), and bodies cannot be looked into")
     elif has_bodies(node):
         notes.append(f"{name!r} is a whole {node.op_type}: its bodies cannot be looked into")
-    elif name not in subject.homes:
+    elif engines and name not in subject.homes:
         notes.append(f"{name!r} is in no engine: it magnifies what the engines before it bring")
     others = [index.names[number] for number in place.between if number != place.node]
     if others:

@@ -106,7 +106,9 @@ class Bisection:
     def _place(self) -> list[str]:
         if not self.found:
             return ["  no node was found where it begins"]
-        lines = [f"  first segment: {self.segment or 'none, the node is in no engine'}"]
+        lines = []
+        if self.reference != "source":
+            lines.append(f"  first segment: {self.segment or 'none, the node is in no engine'}")
         if self.node:
             lines.append(f"  first node:    {self.node!r} ({self.op_type})")
         lines.append(
@@ -133,9 +135,7 @@ class Bisection:
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON knows (what is not finite becomes a text), with `found`, `accumulated` and `text`."""
-        data = {
-            **dataclasses.asdict(self), "found": self.found, "accumulated": self.accumulated, "text": self.text()
-        }
+        data = {**dataclasses.asdict(self), "found": self.found, "accumulated": self.accumulated, "text": self.text()}
         plain: dict[str, Any] = finite_json(data)
         return plain
 

@@ -108,6 +108,11 @@ def comparable(model: Model) -> tuple[str, ...]:
     return tuple(name for made in index.makes for name in made if name and name in types)
 
 
+def made(model: Model) -> frozenset[str]:
+    """Names of all values that nodes of the main graph make."""
+    return frozenset(name for node in model.proto.graph.node for name in node.output if name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """About how many bytes values take: declared shapes, whose symbols are those of the largest sample.

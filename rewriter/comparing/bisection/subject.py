@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from passes.base import PassError
@@ -15,7 +15,7 @@ from passes.model import Model
 from passes.segments import ENGINE_DOMAIN
 from passes.splice import unsplice
 from rewriter.artifact import Artifact
-from rewriter.comparing.bisection.gaps import Gap
+from rewriter.comparing.bisection.gaps import Gap, gap
 from rewriter.comparing.bisection.options import names_of
 from rewriter.comparing.bisection.sides import CHUNK_BYTES, Feeds, Side, Sizes, comparable, measure
 from rewriter.comparing.bisection.walk import Place, ancestors, first_beyond
@@ -39,6 +39,7 @@ class Subject:
         feeds: the same by ONNX name.
         sizes: about how large its values are.
         most: bytes of values that are looked at in one run.
+        compare: gives the gap of one inner value of one sample.
     """
 
     artifact: Artifact
@@ -48,11 +49,10 @@ class Subject:
     feeds: Sequence[Feeds]
     sizes: Sizes
     most: int = CHUNK_BYTES
+    compare: Callable[[Any, Any], Gap] = gap
 
     @classmethod
-    def of(
-        cls, artifact: Artifact, samples: Iterable[Any], tolerance: Tolerance, most: int = CHUNK_BYTES
-    ) -> Subject:
+    def of(cls, artifact: Artifact, samples: Iterable[Any], tolerance: Tolerance, most: int = CHUNK_BYTES) -> Subject:
         """Checks and looks up everything.
 
         Raises:
@@ -140,7 +140,7 @@ class Subject:
 
     def measure(self, reference: Side, result: Side, names: Iterable[str]) -> dict[str, Gap]:
         """The gap of every named value over the samples."""
-        return measure(reference, result, names, self.feeds, self.sizes, most=self.most)
+        return measure(reference, result, names, self.feeds, self.sizes, most=self.most, compare=self.compare)
 
     def beyond(self, outputs: Mapping[str, Gap]) -> dict[str, float]:
         """Public names of the outputs beyond their limits -> difference."""
