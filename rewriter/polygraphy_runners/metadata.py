@@ -4,7 +4,9 @@ Rules:
     1. A dimension that is not fixed is None for polygraphy, whatever its name; a shape of unknown rank is None.
     2. bfloat16 and the float8 types are float32 for polygraphy, whose data loader and comparisons work with numpy's
        own dtypes: inputs are rounded to them, outputs are widened.
-    3. Strings are objects, as everywhere; polygraphy makes none up, so inputs of strings need a data loader script.
+    3. Strings: inputs are arrays of objects, which a data loader script must give, for polygraphy makes none up. Outputs
+       are told as their bytes (UTF-8, padded with zeros to the longest), uint8 [..., bytes]: polygraphy compares numbers
+       only, and strings of another length make another shape, which fails as it should.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
 from rewriter.polygraphy_runners.talk import import_polygraphy
 from rewriter.runtime.native import numpy_dtype
+from rewriter.runtime.strings import to_bytes
 
 
 def tensor_metadata(specs: Iterable[TensorSpec]) -> Any:
@@ -35,8 +38,8 @@ def tensor_metadata(specs: Iterable[TensorSpec]) -> Any:
                 f"input {spec.name!r} has complex numbers ({dtype.name}), which polygraphy has no word for: use "
                 "`trt-rewriter compare`"
             )
-        if dtype.kind in "OSU":
-            kind = types.STRING
+        if dtype.kind == "O":
+            kind = dtype  # polygraphy's own STRING fits no array of strings that holds any
         else:
             kind = types.from_dtype(np.dtype(np.float32) if is_narrow(dtype) else dtype, "numpy")
         shape = None if spec.shape is None else [dim if isinstance(dim, int) else None for dim in spec.shape]
@@ -61,6 +64,14 @@ def narrowed(inputs: Mapping[str, Any], specs: Iterable[TensorSpec]) -> dict[str
 
 
 def widened(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The outputs as arrays, those of rule 2 as float32."""
-    arrays = {name: np.asarray(value) for name, value in outputs.items()}
-    return {name: array.astype(np.float32) if is_narrow(array.dtype) else array for name, array in arrays.items()}
+    """The outputs as arrays of numbers, by rules 2 and 3."""
+    return {name: _numbers(np.asarray(value)) for name, value in outputs.items()}
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if is_narrow(array.dtype):
+        return array.astype(np.float32)
+    if array.dtype.kind not in "OSU":
+        return array
+    encoded = np.array(to_bytes(array).reshape(-1).tolist(), dtype=np.bytes_)  # pads with zeros
+    return np.frombuffer(encoded.tobytes(), np.uint8).reshape(*array.shape, encoded.dtype.itemsize)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,41 @@ def add_options(group: Any, options: tuple[Option, ...]) -> None:
             warn(f"the option {option.flags[0]} is left out: {error}")
 
 
+def check_runners(model: str, runners: Iterable[str]) -> None:
+    """Refuses polygraphy's own runners beside a folder, which it takes for a checkpoint of TensorFlow 1.
+
+    Args:
+        model: path of the model on the command line.
+        runners: options that select runners, as "onnxrt".
+
+    Raises:
+        InvalidParameterError: one of them cannot read the model; the message says what to give instead.
+    """
+    others = [f"--{name}" for name in runners if not name.startswith(PREFIX)]
+    path = Path(model)
+    if not others or not path.is_dir():
+        return
+    if model_of_artifact(path) is not None:
+        raise InvalidParameterError(
+            f"{others[0]} cannot read {model}, which is an artifact: give {path / 'model.onnx'} (--{PREFIX} runs its "
+            f"artifact), or the source model and --{PREFIX}-artifact {model}"
+        )
+    raise InvalidParameterError(
+        f"{others[0]} cannot read {model}, which is a folder: run a SavedModel with --{PREFIX}-tf and --{PREFIX}"
+    )
+
+
 def add_converted_runner(group: Any, script: Any) -> None:
     """Writes the runner of `--trt-rewriter` into polygraphy's script.
 
     Raises:
         PolygraphyException: the options do not go together.
     """
+    arguments = import_polygraphy("polygraphy.tools.args")
     write = import_polygraphy("polygraphy.tools.script").make_invocable
-    model = group.arg_groups[import_polygraphy("polygraphy.tools.args").ModelArgs].path
+    model = group.arg_groups[arguments.ModelArgs].path
     try:
+        check_runners(model, group.arg_groups[arguments.RunnerSelectArgs].runners.keys())
         loader, keywords = call(model, given_values(group.options, group.values))
     except ConversionError as error:
         raise refusal(str(error)) from error
@@ -180,7 +206,10 @@ def _groups() -> tuple[Any, Any]:
             return "trt-rewriter", PREFIX
 
         def get_extra_help_text_impl(self) -> str:
-            return "The model is converted (SavedModel, .keras, .h5, .pb, .onnx), or is an artifact of trt-rewriter."
+            return (
+                "The model is converted (a SavedModel, .onnx; with --model-type keras also .keras and .h5, with "
+                "--model-type frozen .pb), or is an artifact of trt-rewriter."
+            )
 
         def add_parser_args_impl(self) -> None:
             add_options(self.group, available)
@@ -204,7 +233,7 @@ def _groups() -> tuple[Any, Any]:
             return "TensorFlow 2", f"{PREFIX}-tf"
 
         def get_extra_help_text_impl(self) -> str:
-            return "The model is a SavedModel, .keras, .h5 or .pb; it runs on the CPU."
+            return "The model is the source of a conversion (SavedModel, .keras, .h5, .pb); it runs on the CPU."
 
         def add_to_script_impl(self, script: Any) -> None:
             add_source_runner(self, TrtRewriterArgs, script)

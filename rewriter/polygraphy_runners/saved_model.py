@@ -13,9 +13,8 @@ import numpy as np
 
 from passes.segments import TensorSpec
 from rewriter.errors import InputError, InvalidParameterError, SourceError
-from rewriter.polygraphy_runners.metadata import tensor_metadata
+from rewriter.polygraphy_runners.metadata import tensor_metadata, widened
 from rewriter.polygraphy_runners.talk import import_polygraphy, one_line_errors
-from rewriter.runtime.strings import to_text
 
 if TYPE_CHECKING:
     from rewriter.frontend.callee import Callee
@@ -65,13 +64,13 @@ class TensorFlowModel:
         return self._traced[shapes], tensors
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-        """Outputs by public name (strings as `str`, bfloat16 as float32), and the seconds of the run itself.
+        """Outputs by public name as arrays of numbers (see `metadata.widened`), and the seconds of the run itself.
 
         Raises:
             InputError: TensorFlow does not take them.
         """
         from rewriter.frontend.noise import quiet_thread
-        from rewriter.frontend.samples import one_line, tensorflow_errors, without_bfloat16
+        from rewriter.frontend.samples import one_line, tensorflow_errors
 
         traced, tensors = self.prepare(inputs)
         try:
@@ -81,8 +80,7 @@ class TensorFlowModel:
                 seconds = time.perf_counter() - start
         except tensorflow_errors() as error:
             raise InputError(f"TensorFlow failed on the inputs of {self._callee.origin}: {one_line(error)}") from error
-        outputs = {n: to_text(a) if a.dtype.kind in "OS" else without_bfloat16(a) for n, a in arrays.items()}
-        return outputs, seconds
+        return widened(arrays), seconds
 
 
 def open_tensorflow(
