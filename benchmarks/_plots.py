@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Raised when the look changes, so that kept pictures count as old.
-LOOK = 1
+LOOK = 2
 #: Colours of series in order (Okabe and Ito's palette without black and yellow), then greys.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0")
 MARKERS = "osD^vPX*<"
@@ -59,6 +59,7 @@ class Lines:
         x_label, y_label: labels of the axes, with units.
         series: name -> points (x, y).
         log_x, log_y: logarithmic axes.
+        dashed: names of series that are drawn as dashed lines (what is only compared with).
     """
 
     title: str
@@ -67,6 +68,7 @@ class Lines:
     series: Mapping[str, Sequence[tuple[float, float]]]
     log_x: bool = False
     log_y: bool = False
+    dashed: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,7 @@ def draw(chart: Chart) -> str:
         (_bars if isinstance(chart, Bars) else _curves)(axes, chart)
         axes.set_title(chart.title, loc="left", fontsize=10.5, fontweight="bold")
         if len(chart.series) > 1:
-            columns = 5 if max(map(len, chart.series)) < 14 else 3
+            columns = max(1, 105 // (max(map(len, chart.series)) + 8))
             figure.legend(loc="outside lower left", ncols=min(columns, len(chart.series)), fontsize=8.5)
         buffer = io.StringIO()
         about = {"Date": None, "Creator": None, "Title": chart.title, "Description": f"chart {digest(chart)}"}
@@ -159,7 +161,7 @@ def _bars(axes: Any, chart: Bars) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(chart.groups) - 0.45, -0.55)
     if chart.log:
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
     axes.margins(x=0.09)
     axes.set_xlabel(chart.unit)
     axes.grid(axis="x", linewidth=0.7)
@@ -168,11 +170,22 @@ def _bars(axes: Any, chart: Bars) -> None:
         axes.axvline(chart.line, color=TEXT, linewidth=1, linestyle=(0, (4, 3)))
 
 
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic axis whose ticks say 0.01, 10 or 10 000 as people write it; 1e-05 and the like outside of that."""
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+
+    def told(value: float, _: object) -> str:
+        return f"{value:,.0f}".replace(",", " ") if 10 <= value < 1e7 else f"{value:g}"
+
+    axis.set_major_formatter(told)
+
+
 def _figures(axes: Any, ends: Sequence[tuple[float, float]], places: int) -> None:
     """Writes values behind the ends of bars."""
     for place, value in ends:
         text = f"{value:.{places}f}"
-        where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
+        side = {"xytext": (3, 0), "ha": "left"} if value >= 0 else {"xytext": (-3, 0), "ha": "right"}
+        where = {**side, "textcoords": "offset points", "va": "center", "fontsize": 7.5}
         axes.annotate(text, (value, place), **where)
 
 
@@ -181,16 +194,17 @@ def _curves(axes: Any, chart: Lines | Points) -> None:
         colour, marker = COLOURS[number % 9], MARKERS[number % 9]
         x, y = [point[0] for point in points], [point[1] for point in points]
         if isinstance(chart, Lines):
-            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=name)
+            style = "--" if name in chart.dashed else "-"
+            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.5, linestyle=style, label=name)
             continue
         axes.plot(x, y, color=colour, marker=marker, markersize=6, linestyle="none", label=name)
         for point in points:
             where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7.5}
             axes.annotate(point[2], point[:2], **where)
     if chart.log_x:
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
     if chart.log_y:
-        axes.set_yscale("log")
+        _logarithmic(axes.yaxis)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.grid(linewidth=0.7)

@@ -59,6 +59,13 @@ MODELS, PASSES, RUNTIME, PRECISION, GPU = (
     "Conversion", "Partition and passes", "Running without a GPU", "Precision", "On a GPU",
 )  # fmt: skip
 
+
+def _speed(name: str, *experiments: str) -> Section:
+    """Experiments of runtime_speed.py as a section of their own."""
+    arguments = ("{bundle}/runtime", "--only", *experiments)
+    return Section(name, GPU, "runtime_speed", arguments, needs="gpu", record="2026-11-22", minutes=3)
+
+
 SECTIONS: tuple[Section, ...] = (
     Section("convert_zoo", MODELS, "convert_zoo", minutes=6),
     Section("conversion_time", MODELS, "conversion_time", minutes=4),
@@ -82,7 +89,11 @@ SECTIONS: tuple[Section, ...] = (
     Section("engine_run", GPU, "engine_run", ("{bundle}/engines",), needs="gpu", record="2026-11-22", minutes=2),
     Section("runtime_gpu", GPU, "runtime_gpu", ("{bundle}/runtime",), needs="gpu", record="2026-11-23", minutes=9),
     Section("runtime_artifact", GPU, "runtime_artifact", ("{bundle}/artifacts",), needs="gpu", record="2026-11-22"),
-    Section("runtime_speed", GPU, "runtime_speed", ("{bundle}/runtime",), needs="gpu", record="2026-11-22", minutes=9),
+    _speed("runtime_resnet", "resnet"),
+    Section("runtime_profiles", GPU, needs="record", record="2026-11-22"),
+    _speed("runtime_chain", "chain"),
+    _speed("runtime_load", "load"),
+    _speed("runtime_memory", "memory", "threads"),
     Section(
         "precision_gpu", GPU, "precision_gpu", ("{bundle}/precision",), needs="gpu", record="2026-11-22", minutes=4
     ),

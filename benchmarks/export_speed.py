@@ -140,7 +140,7 @@ def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
     seconds = [row["CPU s"] for row in document["rows"]]
     names = {"floor": "floor (imports, loading)", "stock": "tf2onnx command", "ours": "ours, checked as well"}
     groups = [names[row["process"]] for row in document["rows"]]
-    title = f"Exporting {document['model']} to ONNX, whole processes"
+    title = f"Exporting {MODELS[document['model']] or 'a small model'} to ONNX, whole processes"
     return {"seconds": Bars(title, "CPU seconds (median)", groups, {"CPU seconds": seconds}, places=1)}
 
 

@@ -92,11 +92,12 @@ def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
     """Seconds over size, ours and the baseline, with the reading of whole ONNX graphs."""
     chosen = [row for row in document["rows"] if row["unsupported %"] == 20 and row["method"] in ("ours", "baseline")]
     series: dict[str, list[tuple[float, float]]] = {}
-    for row in chosen:
+    for row in sorted(chosen, key=lambda row: row["method"], reverse=True):
         series.setdefault(f"{row['graph']}, {row['method']}", []).append((row["n"], row["seconds"]))
     series["whole propose, layered"] = [(row["n"], row["seconds"]) for row in document["propose"]]
     title = "Clustering random graphs, 20 % of the nodes unsupported"
-    return {"seconds": Lines(title, "nodes", "CPU seconds", series, log_x=True, log_y=True)}
+    dashed = [name for name in series if name.endswith("baseline")]
+    return {"seconds": Lines(title, "nodes", "CPU seconds", series, log_x=True, log_y=True, dashed=dashed)}
 
 
 def compare(family: str, dag: Dag, unsupported: float, repeat: int) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ COLUMNS = (
     "model", "mode", "engine MB", "build s", "built", "max rel diff", "rms rel diff", "top-1 %", "points", "flips",
     "status",
 )  # fmt: skip
+#: Bytes of the FP32 engine from which the size says something about weights.
+LARGE = 10e6
 #: Seconds for one model in one mode.
 TIMEOUT = 900
 
@@ -102,31 +104,32 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """Error over size for trained and other models, and sizes relative to FP32."""
-    rows = [r for r in document["rows"] if "engine_bytes" in r]
-    whole = {r["model"]: r["engine_bytes"] for r in rows if r["mode"] == "FP32"}
-    modes = [mode for mode in MODES if mode != "TF32"]
-    models = [model for model in whole if any(r["model"] == model and r["mode"] == "FP8" for r in rows)]
-    of = {(r["model"], r["mode"]): r for r in rows}
-    sizes = {
-        mode: [of[m, mode]["engine_bytes"] / whole[m] if (m, mode) in of else None for m in models]
-        for mode in modes
-        if mode != "FP32"
-    }
+    """What trained models lose, and size and error of the larger ones: engines of a megabyte are mostly no weights."""
+    of = {(r["model"], r["mode"]): r for r in document["rows"] if "engine_bytes" in r}
+    modes = [mode for mode in MODES if mode not in ("FP32", "TF32")]
+    trained = [m for m in dict.fromkeys(model for model, _ in of) if any("points" in of.get((m, x), {}) for x in modes)]
+    points = {mode: [of.get((model, mode), {}).get("points") for model in trained] for mode in modes}
+    whole = {model: r["engine_bytes"] for (model, mode), r in of.items() if mode == "FP32"}
+    large = [model for model, size in whole.items() if size >= LARGE]
+
+    def size(model: str, mode: str) -> float | None:
+        return of[model, mode]["engine_bytes"] / whole[model] if (model, mode) in of else None
+
     errors = {
-        mode: [
-            (of[m, mode]["engine_bytes"] / whole[m], of[m, mode]["rms_rel_diff"], m if mode == "INT8" else "")
-            for m in models
-            if (m, mode) in of and of[m, mode]["rms_rel_diff"] > 0
+        model: [
+            (size(model, mode) or 0.0, of[model, mode]["rms_rel_diff"], mode) for mode in modes if (model, mode) in of
         ]
-        for mode in modes
-        if mode != "FP32"
+        for model in large
     }
-    axes = ("engine size, times that in FP32", "rms difference from native FP32, relative")
-    return {
-        "sizes": Bars("Engine size of each precision", axes[0], models, sizes, line=1.0, places=2),
-        "errors": Points("Size against error of each precision", *axes, errors, log_y=True),
-    }
+    axis = "engine size, times that in FP32"
+    top1 = Bars("Top-1 of each precision against native FP32", "points of top-1", trained, points, places=2)
+    sizes = {mode: [size(model, mode) for model in large] for mode in modes}
+    found: dict[str, Chart] = {"top1": top1} if trained else {}
+    if large:
+        told = "rms difference from native FP32, relative"
+        found["sizes"] = Bars("Engine size of each precision", axis, large, sizes, line=1.0, places=2)
+        found["errors"] = Points("Size against error of each precision, random weights", axis, told, errors, log_y=True)
+    return found
 
 
 def run_in_child(name: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
