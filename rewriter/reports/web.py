@@ -134,7 +134,7 @@ def table(
 
 
 def facts(mapping: Mapping[str, object]) -> Html:
-    """Names and values, a line each; one below the other on a phone."""
+    """Names and values, a line each."""
     lines = (f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in mapping.items())
     return Html(f'<dl class="facts">{"".join(lines)}</dl>')
 

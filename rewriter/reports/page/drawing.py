@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from rewriter.reports.report import Report
 
 #: Models with more nodes are drawn with one box for each engine only.
 EXPANDED_UP_TO = 20_000
+#: Pixels that a line may be off where it goes straight down.
+_STRAIGHT = 3
 #: The number of a kind in the data is its place here.
 KINDS = (INPUT, OUTPUT, NATIVE, ISLAND, ENGINE, MEMBER)
 
@@ -95,7 +98,11 @@ def map_data(model: Model, report: Report, ranges: RangeTable | None = None) -> 
     ]
     known = ranges.ranges if ranges else {}
     values = {name for content, _ in contents for name in _values(content)}
-    used = {strings.add(name): [found.minimum, found.maximum] for name, found in known.items() if name in values}
+    used = {
+        strings.add(name): [float(f"{bound:.4g}") for bound in (found.minimum, found.maximum)]
+        for name, found in known.items()
+        if name in values
+    }
     flat, places = strings.sorted()
     for drawing in drawings:
         _place(drawing, places)
@@ -141,7 +148,8 @@ def _drawing(panel: Panel, strings: Strings, dtypes: Sequence[str], *, expanded:
         "results": [[strings.add(word) for result in box.results for word in result] for box in panel.boxes],
         "box": [round(v) for p, size in zip(found.boxes, sizes, strict=True) for v in (*p, *size)],
         "lines": [
-            [line.source, line.target, number[line.dtype], int(angular), *_flat(route)]
+            # Its ends are the middles of the boxes' sides.
+            [line.source, line.target, 2 * number[line.dtype] + angular, *_bends(route)]
             for line, route, angular in zip(panel.lines, found.routes, found.angular, strict=True)
         ],
     }
@@ -155,15 +163,15 @@ def _place(drawing: dict[str, Any], places: Sequence[int]) -> None:
         drawing[column] = [[places[number] for number in row] for row in drawing[column]]
 
 
-def _flat(route: Sequence[Point]) -> list[int]:
-    """The points of a route, without those on a straight line downwards between their neighbours."""
+def _bends(route: Sequence[Point]) -> list[int]:
+    """The points of a route between its ends, without those (nearly) on the way straight down."""
     points = [(round(x), round(y)) for x, y in route]
-    kept = [
-        point
-        for i, point in enumerate(points)
-        if not (0 < i < len(points) - 1 and points[i - 1][0] == point[0] == points[i + 1][0])
-    ]
-    return [number for point in kept for number in point]
+    kept = points[:1]
+    for point, after in itertools.pairwise(points[1:]):
+        straight = max(kept[-1][0], point[0], after[0]) - min(kept[-1][0], point[0], after[0]) <= _STRAIGHT
+        if not straight:
+            kept.append(point)
+    return [number for point in kept[1:] for number in point]
 
 
 def _size(box: Box) -> Point:

@@ -74,9 +74,8 @@ def notes(shown: Shown) -> web.Html:
     if report.failures:
         rows = [(failure.stage, failure.target, failure.kind, failure.reason) for failure in report.failures]
         parts.append(web.table(("stage", "what", "kind", "reason"), rows, caption="Survived"))
-    for entry in shown.files:
-        if not entry.usable:
-            parts.append(web.paragraph(f"{entry.file} cannot be used: {entry.problem}", kind="bad"))
+    broken = (entry for entry in shown.files if not entry.usable)
+    parts += [web.paragraph(f"{entry.file} cannot be used: {entry.problem}", kind="bad") for entry in broken]
     parts += [web.paragraph(note) for note in report.precision.notes]
     if report.cache is not None:
         parts.append(web.paragraph(cache_line(report.cache), kind="soft"))
@@ -101,7 +100,7 @@ def graph(number: int) -> web.Html:
     """The place of the map; the script fills it.
 
     Args:
-        number: of the signature; its data have the id `graph-NUMBER`.
+        number: of the signature; its data have the id `graph-NUMBER-data`.
     """
     tools = "".join(
         f'<button type="button" data-act="{act}" aria-label="{web.text(label)}" title="{web.text(label)}"'
@@ -110,19 +109,19 @@ def graph(number: int) -> web.Html:
             ("in", "Zoom in", "+", ""),
             ("out", "Zoom out", "\u2212", ""),
             ("fit", "Show all", "Fit", ""),
-            ("full", "Fill the screen", "\u26f6", ' aria-pressed="false"'),
+            ("full", "Fill the screen", "Full screen", ' aria-pressed="false"'),
         )
     )
     return web.section(
         "Graph",
         web.Html(
-            f'<div class="map" data-map="graph-{number}"><div class="tools">'
+            f'<div class="map" data-map="graph-{number}-data"><div class="tools">'
             '<input type="search" placeholder="Find a node, an operator or a value" aria-label="Find in the graph" '
             'autocomplete="off" spellcheck="false">'
             f'<label><select aria-label="What is drawn"></select></label>{tools}</div>'
             '<div class="legend" role="group" aria-label="Show only"></div>'
-            '<div class="view"><canvas tabindex="0" role="application" aria-label="Map of the graph: arrow keys move it, '
-            'plus and minus zoom, 0 shows all; the field above finds nodes"></canvas>'
+            '<div class="view"><canvas tabindex="0" role="application" aria-label="Map of the graph: '
+            'arrow keys move it, plus and minus zoom, 0 shows all; the field above finds nodes"></canvas>'
             '<div class="tip" hidden></div></div>'
             '<div class="found" hidden></div><div class="about" aria-live="polite"></div>'
             '<p class="hint soft">Drag to move. Pinch to zoom, or click the map and turn the wheel. '

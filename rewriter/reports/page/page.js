@@ -70,7 +70,7 @@
       return drawing.expanded ? 'every node' : 'engines as one box each';
     }
 
-    // What is drawn again and again is made once: edges of a rectangle around each line, colours, texts in small letters.
+    // What is drawn again and again is made once: colours, whole lines, the rectangle around each.
     prepare(drawing) {
       const count = drawing.kind.length;
       drawing.fill = [], drawing.border = [];
@@ -84,6 +84,11 @@
       drawing.into = [...Array(count)].map(() => []);
       drawing.from = [...Array(count)].map(() => []);
       drawing.byType = this.data.dtypes.map(() => []);
+      drawing.lines = drawing.lines.map(([source, target, type, ...bends]) => {
+        const [s, t, box] = [4 * source, 4 * target, drawing.box];
+        // From the middle of the one's lower side to the middle of the other's upper side.
+        return [source, target, type >> 1, type & 1, box[s] + box[s + 2] / 2, box[s + 1] + box[s + 3], ...bends, box[t] + box[t + 2] / 2, box[t + 1]];
+      });
       drawing.lines.forEach((line, i) => {
         let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
         for (let p = 4; p < line.length; p += 2) {

@@ -86,21 +86,30 @@ def _shown(artifact: Artifact) -> Shown:
 def _signature(number: int, shown: Shown, *, named: bool) -> str:
     """Everything about one signature."""
     heading = f"<h2>{web.text(shown.signature.name)}</h2>" if named else ""
-    sections = [
-        web.paragraph(shown.report.source, kind="soft"),
-        overview.overview(shown),
-        overview.notes(shown),
-        overview.graph(number),
-        nodes.native(shown),
-        nodes.engines(shown),
-        timeline.timeline(shown),
-        setup.precision(shown),
-        overview.interface(shown),
-        setup.parameters(shown),
-        setup.versions(shown),
-        web.data(f"graph-{number}", map_data(shown.model, shown.report, shown.ranges)),
-    ]
-    return f'<div class="signature" id="signature-{number}">{heading}{"".join(sections)}</div>'
+    report = shown.report
+    sections = {
+        "Overview": overview.overview(shown) + overview.notes(shown),
+        "Graph": overview.graph(number),
+        "Native nodes": nodes.native(shown),
+        "Engines": nodes.engines(shown),
+        "Timeline": timeline.timeline(shown),
+        "Precision": setup.precision(shown),
+        "Inputs and outputs": overview.interface(shown),
+        "Parameters": setup.parameters(shown),
+        "Versions": setup.versions(shown),
+    }
+    anchors = {name: f"{name.lower().replace(' ', '-')}-{number}" for name in sections}
+    links = "".join(f'<a href="#{anchors[name]}">{name}</a>' for name in sections if name != "Overview")
+    return "".join(
+        [
+            f'<div class="signature" id="signature-{number}">{heading}',
+            web.paragraph(report.source, kind="soft"),
+            f'<nav class="contents" aria-label="Contents">{links}</nav>',
+            *(f'<div id="{anchors[name]}">{section}</div>' for name, section in sections.items()),
+            web.data(f"graph-{number}-data", map_data(shown.model, report, shown.ranges)),
+            "</div>",
+        ]
+    )
 
 
 @functools.cache

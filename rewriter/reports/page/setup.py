@@ -21,7 +21,7 @@ MOST_KEPT = 200
 _FLOAT16 = 65504.0
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 56, 12
 #: Dots in the picture of ranges.
-_MOST_DOTS = 3000
+_MOST_DOTS = 1200
 
 
 def precision(shown: Shown) -> web.Html:
@@ -94,15 +94,13 @@ def _dots(ranges: Sequence[TensorRange]) -> web.Html:
             f'<text x="{_WIDTH - 4}" y="{height(limit) - 5:.1f}" text-anchor="end">largest float16</text>'
         )
     room = (_WIDTH - _LEFT - 12) / len(sizes)
-    dots = [
-        f'<circle class="dot" cx="{_LEFT + 6 + (i + 0.5) * room:.1f}" cy="{height(math.log10(size)):.1f}" r="2.5"/>'
-        for i, size in enumerate(sizes)
-        if size > 0
-    ]
+    points = [(_LEFT + 6 + (i + 0.5) * room, height(math.log10(size))) for i, size in enumerate(sizes) if size > 0]
+    dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points)
     words = "Largest magnitude of every tensor with a range, in the order of computation"
     return web.Html(
         f'<figure><svg class="dots" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{words}">'
-        f"{''.join(lines)}{''.join(dots)}</svg><figcaption>{words}</figcaption></figure>"
+        f'{"".join(lines)}<path class="dot" d="{dots}"/></svg>'
+        f"<figcaption>{words}</figcaption></figure>"
     )
 
 
