@@ -1,281 +1,235 @@
-"""`trt-rewriter compare SRC OUT`: the source, the artifact run natively, and its engines in emulation, side by side."""
+"""`trt-rewriter compare SRC OUT`: the source, native, the engines in emulation, and TensorRT, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.precision.recipe import QUANTIZED_MODES
-from rewriter.commands.npz import read_npz
+from rewriter.commands import compare_options
+from rewriter.commands.npz import batches, read_npz
 from rewriter.commands.options import parse_shapes, words
-from rewriter.errors import ConversionError, InvalidParameterError
+from rewriter.errors import ConversionError, InputError, InvalidParameterError
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
-    from rich.table import Table
 
     from rewriter.artifact import Artifact
-    from rewriter.comparing.comparison import Comparison, Difference, Pair, PairDifference
+    from rewriter.comparing.comparison import Comparison
+    from rewriter.comparing.findings import Finding
+    from rewriter.comparing.runners import RunnerOptions
+    from rewriter.comparing.tolerances import Tolerances
     from rewriter.frontend.reference import Reference
-    from rewriter.source import Signature
 
-#: Largest relative difference between the source and its native run that passes unless the user says otherwise.
-NATIVE_TOLERANCE = 1e-4
-_MADE_UP = "made-up inputs say little about calibrated ranges (INT8, FP8): give --inputs with typical data"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options."""
-    parser.add_argument("source", metavar="SRC", help="what was converted: SavedModel directory, .keras, .h5 or .onnx")
-    parser.add_argument("artifact", metavar="OUT", help="folder of the artifact")
-    parser.add_argument(
-        "--inputs",
-        action="append",
-        default=[],
-        metavar="IN.npz",
-        help="one array an input, named as the signature; may be repeated (default: made-up inputs)",
-    )
-    parser.add_argument(
-        "--shapes",
-        action="append",
-        default=[],
-        metavar="NAME:SHAPE[,SHAPE...]",
-        help="shapes of made-up inputs, as image:1x224x224x3,8x224x224x3; once an input",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help="largest max|difference| / max|reference| that passes (default: 1e-4 for the native run, and for the "
-        "engines what their precision usually costs: FP16 5e-3, BF16 4e-2, INT8 and FP8 1e-1)",
-    )
-    parser.add_argument("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
-    parser.add_argument("--signature", help="signature key (default serving_default)")
-    parser.add_argument(
-        "--graph-inputs", metavar="NAMES", help="input tensors of a frozen GraphDef, as `convert` got them"
-    )
-    parser.add_argument("--graph-outputs", metavar="NAMES", help="output tensors of a frozen GraphDef, likewise")
-    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+add_arguments = compare_options.add_arguments
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compares and prints; 1 when an output differs by more than the tolerance."""
-    from rewriter.artifact import load_artifact
     from rewriter.commands.screen import import_tensorflow
-    from rewriter.params import check_tolerance
+    from rewriter.comparing.runners import RunnerOptions
+    from rewriter.comparing.tables import print_comparison, print_verdict
+    from rewriter.comparing.tolerances import Tolerances
     from rewriter.reports.summary import plain_console
 
-    tolerance = check_tolerance(arguments.tolerance)
-    shapes = parse_shapes(arguments.shapes)
-    if shapes and arguments.inputs:
-        raise InvalidParameterError("--shapes makes inputs up and --inputs gives them: leave one of them out")
-    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
-        raise InvalidParameterError(f"--json {arguments.json!r}: there is no such folder")
-    given = [read_npz(path) for path in arguments.inputs]
-    artifact = load_artifact(arguments.artifact)
-    if arguments.signature in artifact.signatures[1:]:
-        artifact = load_artifact(arguments.artifact, signature=arguments.signature)
+    compare_options.check_arguments(arguments)
+    tolerances = Tolerances.parse(arguments.tolerance, arguments.absolute_tolerance)
+    wanted = words(arguments.runners) if arguments.runners is not None else None
+    options = RunnerOptions(wanted, arguments.strict, arguments.device)
+    parse_shapes(arguments.shapes)
+    compare_options.parse_top_k(arguments.top_k)
+    artifact = _load(arguments)
+    tolerances.check_outputs([spec.name for spec in artifact.signature.outputs])
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
         import_tensorflow(f"running {arguments.source}")
-    comparison = _compare(arguments, artifact, given, shapes, tolerance)
-    print_comparison(plain_console(), comparison)
-    if arguments.json:
-        text = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        try:
-            Path(arguments.json).write_text(text, "utf-8")
-        except OSError as error:
-            raise InvalidParameterError(f"cannot write {arguments.json!r}: {error}") from error
+    reference = _open_source(arguments, artifact)
+    console = plain_console()
+    with _counting(console) as on_step:
+        comparison = _compare(arguments, artifact, reference, tolerances, options, on_step)
+        findings = _find(arguments, comparison, artifact, reference, on_step)
+    print_comparison(console, comparison)
+    for finding in findings:
+        console.print(f"\n{finding.text}")
+    _write(arguments, console, comparison, findings, artifact)
+    print_verdict(console, comparison)
     return 0 if comparison.passed else 1
 
 
-def _compare(
-    arguments: argparse.Namespace,
-    artifact: Artifact,
-    given: Sequence[Mapping[str, Any]],
-    shapes: Mapping[str, Any],
-    tolerance: float | None,
-) -> Comparison:
-    """Opens what is compared, and runs it."""
-    from rewriter.comparing.comparison import Runner, compare
-    from rewriter.frontend.reference import open_reference
-    from rewriter.runtime.loading import load
+def _load(arguments: argparse.Namespace) -> Artifact:
+    """The artifact, with the signature that was asked for where it has several."""
+    from rewriter.artifact import load_artifact
 
-    tags = words(arguments.tags) if arguments.tags else None
+    artifact = load_artifact(arguments.artifact)
+    if arguments.signature in artifact.signatures[1:]:
+        return load_artifact(arguments.artifact, signature=arguments.signature)
+    return artifact
+
+
+def _open_source(arguments: argparse.Namespace, artifact: Artifact) -> Reference:
+    """The source as a function.
+
+    Raises:
+        ConversionError: the artifact was not made from it, as far as its inputs show.
+    """
+    from rewriter.frontend.reference import open_reference
+
     reference = open_reference(
         arguments.source,
-        tags=tags,
+        tags=words(arguments.tags) if arguments.tags else None,
         signature_key=arguments.signature,
         inputs=words(arguments.graph_inputs) if arguments.graph_inputs else None,
         outputs=words(arguments.graph_outputs) if arguments.graph_outputs else None,
     )
-    _check_inputs(reference, artifact)
-    samples = _samples(reference, artifact, given, shapes)
-    precisions = engine_precisions(artifact)
-    runners: dict[str, Runner] = {"source": reference.run}
-    said = {"source": reference.origin, "native": f"{artifact.path}, every node in ONNX Runtime"}
-    notes = input_notes(precisions, given)
-    name = artifact.signature.name
-    with load(artifact.path, signature=name, execution="native") as native:
-        runners["native"] = lambda inputs: native(**inputs)
-        if not precisions:
-            notes.append("no engine computes in another precision than the source, so there is nothing to emulate")
-            return compare(runners, samples, pairs(precisions, tolerance), words=said, notes=notes)
-        with load(artifact.path, signature=name, execution="emulate") as emulated:
-            runners["emulated"] = lambda inputs: emulated(**inputs)
-            said["emulated"] = f"{artifact.path}, engines ({', '.join(precisions)}) emulated on the CPU"
-            return compare(runners, samples, pairs(precisions, tolerance), words=said, notes=notes)
-
-
-def engine_precisions(artifact: Artifact) -> tuple[str, ...]:
-    """Labels of what the engines compute in, as "INT8+FP16", without FP32 and TF32; sorted."""
-    from passes.engine_node import engine_nodes, read_attributes
-
-    labels = {read_attributes(node).precision for _, node in engine_nodes(artifact.model.proto)}
-    return tuple(sorted(labels - {"FP32", "TF32"}))
-
-
-def input_notes(precisions: Sequence[str], given: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must be known about the inputs to read the figures.
-
-    Args:
-        precisions: what the engines compute in.
-        given: the user's inputs; none when they are made up.
-    """
-    quantised = any(mode in QUANTIZED_MODES for label in precisions for mode in label.split("+"))
-    return [_MADE_UP] if quantised and not given else []
-
-
-def pairs(precisions: Sequence[str], tolerance: float | None) -> tuple[Pair, ...]:
-    """Who is held against whom, and how far off may be; what the precisions usually cost if nothing is said."""
-    from passes.testing import TOLERANCES
-    from rewriter.comparing.comparison import Pair
-
-    native = NATIVE_TOLERANCE if tolerance is None else tolerance
-    if not precisions:
-        return (Pair("source", "native", native),)
-    modes = [part for label in precisions for part in label.split("+")]
-    usual = max(TOLERANCES.get(mode, TOLERANCES["INT8"]) for mode in modes)
-    lowered = usual if tolerance is None else tolerance
-    return (
-        Pair("source", "native", native),
-        Pair("native", "emulated", lowered),
-        Pair("source", "emulated", lowered),
-    )
-
-
-def _check_inputs(reference: Reference, artifact: Artifact) -> None:
-    """Tells a source that the artifact was not made from, as far as its inputs show it."""
     known = [spec.name for spec in artifact.signature.inputs]
     if set(known) != set(reference.inputs):
         raise ConversionError(
             f"{reference.origin} has the inputs {', '.join(reference.inputs)}, {artifact.path} has {', '.join(known)}: "
             "it was converted from another model or signature"
         )
+    return reference
 
 
 def _samples(
-    reference: Reference, artifact: Artifact, given: Sequence[Mapping[str, Any]], shapes: Mapping[str, Any]
-) -> list[dict[str, np.ndarray]]:
-    """The inputs, checked against the artifact's signature."""
-    from rewriter.runtime.inputs import bind, to_array
-    from rewriter.shapes.sampling import shaped_input_fn
+    arguments: argparse.Namespace, artifact: Artifact, reference: Reference
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """What gives the inputs, one at a time; what can be known to be wrong beforehand is an error at once."""
+    from rewriter.comparing import data
 
     signature = artifact.signature
-    found: Sequence[Mapping[str, Any]] = given
-    if not given:
-        found = reference.samples()
-        if shapes or not all(_has_shapes_of(signature, sample) for sample in found) or not found:
-            found = list(shaped_input_fn(signature, shapes, found)())
-    bound = [bind(signature, (sample,), {}) for sample in found]
-    return [{spec.name: to_array(values[spec.name], spec) for spec in signature.inputs} for values in bound]
+    if arguments.data_script:
+        data.check_script(arguments.data_script)
+        return lambda: data.bound_samples(signature, data.script_samples(arguments.data_script), "the data script")
+    if arguments.inputs:
+        for path in arguments.inputs:
+            _check_file(path)
+        return lambda: data.bound_samples(signature, _read_all(arguments), "--inputs")
+    made = data.made_up(signature, parse_shapes(arguments.shapes), reference.samples())
+    return lambda: data.bound_samples(signature, made(), "the made-up inputs")
 
 
-def _has_shapes_of(signature: Signature, sample: Mapping[str, Any]) -> bool:
-    """False where the conversion fixed a dimension (`--specialize`) that a sample of the source has otherwise."""
-    for spec in signature.inputs:
-        shape = getattr(sample.get(spec.name), "shape", None)
-        for dim, size in zip(spec.shape or (), shape or (), strict=False):
-            if isinstance(dim, int) and dim != size:
-                return False
-    return True
+def _check_file(path: str) -> None:
+    """Refuses a file that holds no inputs for certain, before the models are opened."""
+    if Path(path).suffix.lower() != ".json" and not zipfile.is_zipfile(path):
+        read_npz(path)  # which says what is wrong
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path!r}: --inputs names files with inputs")
 
 
-def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Values of every runner, differences of every pair, and the verdict."""
-    for name, meaning in comparison.runners.items():
-        console.print(f"{name}: {meaning}")
-    shapes = [", ".join(f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in e.items()) for e in comparison.samples]
-    console.print(f"{len(shapes)} sample(s): {'; '.join(dict.fromkeys(shapes))}")
-    console.print(_values(comparison), soft_wrap=False)
-    for pair in comparison.pairs:
-        console.print(_differences(pair), soft_wrap=False)
-    for pair in comparison.pairs:
-        for difference in pair.differences:
-            if difference.fault:
-                console.print(f"{pair.pair.result}: output {difference.output!r} {difference.fault}")
-    for note in comparison.notes:
-        console.print(f"Note: {note}")
-    failed = [pair for pair in comparison.pairs if not pair.passed]
-    for pair in failed:
-        console.print(f"FAILED: {_verdict(pair)}", style="bold red")
-    if not failed:
-        console.print(f"PASSED: {'; '.join(_verdict(pair) for pair in comparison.pairs)}", style="bold green")
+def _read_all(arguments: argparse.Namespace) -> Iterator[Any]:
+    """The samples of all files; one file is in memory at a time."""
+    from rewriter.comparing.data import saved_inputs
 
-
-def _verdict(pair: PairDifference) -> str:
-    limit = "" if pair.pair.tolerance is None else f" (limit {pair.pair.tolerance:.1e})"
-    return f"{pair.pair.result} differs from {pair.pair.reference} by {pair.worst:.1e}{limit}"
-
-
-def _values(comparison: Comparison) -> Table:
-    table = _table("Values", "output", "of", "dtype", "min", "max", "mean", "NaN", "inf")
-    for spread in comparison.spreads:
-        figures = [_figure(value) for value in (spread.minimum, spread.maximum, spread.mean)]
-        table.add_row(
-            spread.output, spread.runner, spread.dtype, *figures, str(spread.nans or "-"), str(spread.infinities or "-")
-        )
-    return table
-
-
-def _differences(pair: PairDifference) -> Table:
-    limit = "" if pair.pair.tolerance is None else f", limit {pair.pair.tolerance:.1e}"
-    title = f"Differences of {pair.pair.result} from {pair.pair.reference}{limit}"
-    table = _table(title, "output", "max abs", "max rel", "mean abs", "cosine", "agree", "")
-    for found in pair.differences:
-        table.add_row(found.output, *_figures(found), _mark(pair, found))
-    return table
-
-
-def _figures(found: Difference) -> list[str]:
-    sizes = [f"{value:.1e}" for value in (found.max_abs, found.max_rel, found.mean_abs)]
-    return [
-        *sizes,
-        "-" if found.cosine is None else f"{found.cosine:.6f}",
-        "-" if found.agreement is None else f"{found.agreement:.2%}",
-    ]
-
-
-def _mark(pair: PairDifference, found: Difference) -> str:
-    if pair.pair.tolerance is None:
-        return ""
-    return "ok" if found.max_rel <= pair.pair.tolerance else "FAILED"
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        if column == "output":
-            table.add_column(column, overflow="fold")
+    for path in arguments.inputs:
+        if Path(path).suffix.lower() == ".json":
+            yield from saved_inputs(path)
+        elif arguments.batch_size:
+            yield from batches(read_npz(path), arguments.batch_size, path)()
         else:
-            table.add_column(column, justify="left" if column in ("of", "dtype", "") else "right", no_wrap=True)
-    return table
+            yield read_npz(path)
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
+def _compare(
+    arguments: argparse.Namespace,
+    artifact: Artifact,
+    reference: Reference,
+    tolerances: Tolerances,
+    options: RunnerOptions,
+    on_step: Callable[[str], object],
+) -> Comparison:
+    """Opens what is compared, and runs it."""
+    from rewriter.comparing.comparison import compare
+    from rewriter.comparing.runners import engine_precisions, input_notes, open_runners
+    from rewriter.comparing.tolerances import make_pairs
+
+    samples = _samples(arguments, artifact, reference)
+    precisions = engine_precisions(artifact)
+    made_up = not arguments.inputs and not arguments.data_script
+    pictured = bool(arguments.html or arguments.pictures)
+    with open_runners(artifact, reference, options) as side_by_side:
+        comparison = compare(
+            side_by_side.runners,
+            samples(),
+            make_pairs(precisions, tolerances, list(side_by_side.runners)),
+            words=side_by_side.words,
+            notes=[*input_notes(precisions, made_up=made_up), *side_by_side.notes],
+            top_k=compare_options.parse_top_k(arguments.top_k),
+            histograms=pictured or bool(arguments.json),
+            heat_maps=pictured,
+            on_sample=lambda number: on_step(f"sample {number}"),
+        )
+        return dataclasses.replace(comparison, notes=(*comparison.notes, *side_by_side.late_notes()))
+
+
+def _find(
+    arguments: argparse.Namespace,
+    comparison: Comparison,
+    artifact: Artifact,
+    reference: Reference,
+    on_step: Callable[[str], object],
+) -> list[Finding]:
+    """Bisects the pairs that failed, if that was asked for."""
+    if not arguments.bisect or comparison.passed:
+        return []
+    from rewriter.comparing.findings import find_causes
+
+    return find_causes(
+        comparison,
+        artifact,
+        reference,
+        on_pair=lambda pair: on_step(f"looking for where {pair.result} leaves {pair.reference}"),
+    )
+
+
+def _write(
+    arguments: argparse.Namespace,
+    console: Console,
+    comparison: Comparison,
+    findings: Sequence[Finding],
+    artifact: Artifact,
+) -> None:
+    """Writes the files that were asked for.
+
+    Raises:
+        InvalidParameterError: one of them cannot be written.
+    """
+    if arguments.json:
+        figures = {**comparison.to_dict(), "bisections": [finding.to_dict() for finding in findings]}
+        text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            Path(arguments.json).write_text(text, "utf-8")
+        except OSError as error:
+            raise InvalidParameterError(f"cannot write {arguments.json!r}: {error}") from error
+    if arguments.pictures:
+        from rewriter.comparing.pictures import write_pictures
+
+        written = write_pictures(comparison, arguments.pictures)
+        console.print(f"{len(written)} pictures in {arguments.pictures} (outputs without any difference have none)")
+    if arguments.html:
+        from rewriter.comparing.page import comparison_page, write_page
+
+        title = f"{artifact.path.name} compared with {Path(arguments.source).name}"
+        page = comparison_page(comparison, title=title, findings=findings, facts=_facts(artifact))
+        write_page(arguments.html, page)
+        console.print(f"page: {arguments.html}")
+
+
+def _facts(artifact: Artifact) -> dict[str, object]:
+    """What the artifact was made with."""
+    converted = ", ".join(f"{name} {version}" for name, version in artifact.versions.items())
+    return {"converted": artifact.created, "with": converted, "signature": artifact.signature.name}
+
+
+@contextlib.contextmanager
+def _counting(console: Console) -> Iterator[Callable[[str], object]]:
+    """What tells a terminal how far the comparison is; elsewhere nothing is told."""
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("opening the models") as status:
+        yield lambda step: status.update(f"comparing: {step}")

@@ -80,13 +80,18 @@ class HeatMapMeter:
         if self._rank is not None and self._rank > 2:
             first, second = self._axes
             others = [str(axis) for axis in range(1, self._rank) if axis not in self._axes]
-            over = f"all items{' and axes ' if len(others) > 1 else ' and axis ' if others else ''}{', '.join(others)}"
-            return HeatMap(values, f"axis {first}", f"axis {second}", self._extent, over, self._resized)
-        over = f"{self._items_per_row} items" if self._items_per_row > 1 else ""
+            over = ["all items", *(f"axis {axis}" for axis in others), *self._neighbours((0, 1))]
+            return HeatMap(values, f"axis {first}", f"axis {second}", self._extent, _listed(over), self._resized)
+        over = [f"{self._items_per_row} items"] if self._items_per_row > 1 else []
         if self._rank == 2:
+            over += self._neighbours((1,))
             extent = self._items, self._extent[1]
-            return HeatMap(values, "item", "axis 1", extent, over, self._resized)
-        return HeatMap(values.T, "", "item", (1, self._items), over, self._resized)
+            return HeatMap(values, "item", "axis 1", extent, _listed(over), self._resized)
+        return HeatMap(values.T, "", "item", (1, self._items), _listed(over), self._resized)
+
+    def _neighbours(self, sides: tuple[int, ...]) -> list[str]:
+        """Words for cells that hold several positions along a side that is no row of items."""
+        return ["neighbours"] if any(self._grid.shape[side] < self._extent[side] for side in sides) else []
 
     def _add_picture(self, picture: np.ndarray) -> None:
         """Lays one picture over the others."""
@@ -128,6 +133,10 @@ def nearest_axes(shape: tuple[int, ...]) -> tuple[int, int]:
         return sizes[0] == 1, sizes[1] / sizes[0]
 
     return min(pairs, key=ratio)
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _resize(array: np.ndarray, cells: int) -> np.ndarray:

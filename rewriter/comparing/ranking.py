@@ -6,7 +6,9 @@ import numpy as np
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Marks the k largest elements of each row; of equal ones those that come first. NaN is smaller than any number.
+    """Marks the k largest elements of each row; of equal ones those that come first.
+
+    NaN is the largest, as it is for numpy's argmax.
 
     Args:
         scores: [..., classes], real numbers.
@@ -15,7 +17,7 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     Returns:
         Booleans of the same shape, k of them True in a row.
     """
-    scores = np.where(np.isnan(scores), -np.inf, scores)
+    scores = np.where(np.isnan(scores), np.inf, scores)
     least = np.partition(scores, -k, axis=-1)[..., -k, None]
     above = scores > least
     level = scores == least

@@ -1,0 +1,177 @@
+"""A comparison as one HTML file: the verdict, every pair's figures and pictures, and what was compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rewriter.comparing.findings import Finding
+from rewriter.comparing.pictures import has_picture, heat_map_png, histogram_png
+from rewriter.comparing.values import Comparison, Difference, Pair, PairDifference
+from rewriter.comparing.words import (
+    difference_columns,
+    failure,
+    mark,
+    sample_words,
+    shape_words,
+    size,
+    spread_cells,
+    verdict,
+)
+from rewriter.errors import InvalidParameterError
+from rewriter.reports import web
+
+#: Outputs of a pair that have pictures on the page; of more those that are furthest off.
+MOST_PICTURED = 12
+_STYLE = """
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 1rem;align-items:start}
+.pictures figure{margin:.5rem 0}
+.verdict{font-size:1.15rem;font-weight:700}
+.whole{white-space:nowrap}
+.name{display:inline-block;min-width:6.5rem}
+details{margin:.5rem 0}
+summary{cursor:pointer;padding:.4rem 0}
+"""
+
+
+def comparison_page(
+    comparison: Comparison,
+    *,
+    title: str,
+    findings: Sequence[Finding] = (),
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """The page, with nothing that a browser would have to fetch.
+
+    Args:
+        comparison: made with histograms and heat maps.
+        title: of the page.
+        findings: what the bisections found.
+        facts: what else to tell (versions, options), a line each.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    body = [_verdict(comparison)]
+    if findings:
+        parts = [web.Html(f"<pre>{web.text(finding.text)}</pre>") for finding in findings]
+        body.append(web.section("Where it begins", *parts, anchor="cause"))
+    body.append(_compared(comparison))
+    body += [_pair(number, pair) for number, pair in enumerate(comparison.pairs)]
+    body.append(_values(comparison))
+    if facts:
+        body.append(web.section("Made with", web.facts(facts), anchor="facts"))
+    return str(web.document(title, body, style=_STYLE))
+
+
+def write_page(path: str | Path, page: str) -> None:
+    """Writes a page.
+
+    Raises:
+        InvalidParameterError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InvalidParameterError(f"cannot write the page {str(path)!r}: {error}") from error
+
+
+def _verdict(comparison: Comparison) -> web.Html:
+    """PASSED or FAILED, and a row a pair."""
+    kind, word = ("good", "PASSED") if comparison.passed else ("bad", "FAILED")
+    rows = []
+    for number, pair in enumerate(comparison.pairs):
+        worst = (pair.failed or sorted(pair.differences, key=lambda d: -d.max_rel))[:1]
+        names = f"{web.text(pair.pair.reference)} &rarr; {web.text(pair.pair.result)}"
+        link = web.Html(f'<a class="whole" href="#pair{number}">{names}</a>')
+        found = worst[0] if worst else None
+        limit = None if found is None else pair.pair.limit(found.output)
+        name = "-" if found is None or not found.max_rel else _name(found.output)
+        rows.append([link, _state(pair), size(found.max_rel if found else 0.0), size(limit), name])
+    return web.section(
+        "Verdict",
+        web.Html(f'<p class="verdict {kind}">{word}</p>'),
+        web.table(["pair", "", "max rel", "limit", "in output"], rows, numeric=(2, 3)),
+        web.paragraph("max rel: the largest difference of an output, relative to its largest magnitude", kind="soft"),
+        anchor="verdict",
+    )
+
+
+def _state(pair: PairDifference) -> web.Html:
+    if all(pair.pair.limit(d.output) is None for d in pair.differences):
+        return web.Html('<span class="whole soft">only reported</span>')
+    return web.Html('<span class="good">ok</span>' if pair.passed else '<span class="whole bad">FAILED</span>')
+
+
+def _compared(comparison: Comparison) -> web.Html:
+    """Who was compared, on what, and what is worth knowing."""
+    notes = [web.paragraph(f"Note: {note}", kind="warn") for note in comparison.notes]
+    runners = {**comparison.runners, "inputs": sample_words(comparison)}
+    return web.section("What was compared", web.facts(runners), *notes, anchor="compared")
+
+
+def _pair(number: int, pair: PairDifference) -> web.Html:
+    """Figures of all outputs of a pair, then pictures of those that are furthest off."""
+    columns = difference_columns(pair)
+    rows = [[_name(d.output), _mark(pair.pair, d), *(column.cell(d) for column in columns)] for d in pair.differences]
+    table = web.table(["output", "", *(column.heading for column in columns)], rows, numeric=range(2, len(columns) + 2))
+    drawn = sorted(filter(has_picture, pair.differences), key=lambda d: excess(pair.pair, d), reverse=True)
+    parts = [web.paragraph(f"{verdict(pair)}."), table]
+    for place, found in enumerate(drawn[:MOST_PICTURED]):
+        parts.append(_output(pair.pair, found, opened=place < 3))
+    equal = len(pair.differences) - len(drawn)
+    told = []
+    if equal:
+        told.append(f"{equal} output(s) without any difference have no pictures.")
+    if len(drawn) > MOST_PICTURED:
+        told.append(
+            f"The {len(drawn) - MOST_PICTURED} outputs with smaller differences have none here: --pictures draws all."
+        )
+    parts += [web.paragraph(words, kind="soft") for words in told]
+    return web.section(f"{pair.pair.result} against {pair.pair.reference}", *parts, anchor=f"pair{number}")
+
+
+def excess(pair: Pair, found: Difference) -> float:
+    """How many times its limit an output is off; its relative difference where it has no limit."""
+    return found.max_rel / (pair.limit(found.output) or 1.0)
+
+
+def _mark(pair: Pair, found: Difference) -> web.Html:
+    word = mark(pair, found)
+    return web.Html(f'<span class="whole {"bad" if word == "FAILED" else "good"}">{word}</span>')
+
+
+def _output(pair: Pair, found: Difference, *, opened: bool) -> web.Html:
+    """The pictures of one output, and where it is furthest off."""
+    names = f"{found.output}: {pair.result} against {pair.reference}"
+    shown = [web.png(histogram_png(pair, found), f"Histogram of the differences of {names}")]
+    heat_map = heat_map_png(pair, found)
+    if heat_map is not None:
+        shown.append(web.png(heat_map, f"Heat map of the differences of {names}"))
+    words = failure(pair, found)
+    told = web.paragraph(words, kind="soft") if words else ""
+    state = " open" if opened else ""
+    return web.Html(
+        f"<details{state}><summary>{web.text(found.output)}: {web.text(size(found.max_rel))}</summary>{told}"
+        f'<div class="pictures">{"".join(shown)}</div></details>'
+    )
+
+
+def _values(comparison: Comparison) -> web.Html:
+    """The values of every runner."""
+    rows = [
+        [_name(s.output), *map(_whole, (s.runner, s.dtype, shape_words(s.shape))), *spread_cells(s)]
+        for s in comparison.spreads
+    ]
+    headings = ["output", "of", "dtype", "shape", "min", "max", "mean", "NaN", "inf"]
+    return web.section("Values", web.table(headings, rows, numeric=range(4, 9)), anchor="values")
+
+
+def _name(output: str) -> web.Html:
+    """The name of an output, in a column that stays wide enough to be read on a phone."""
+    return web.Html(f'<span class="name">{web.text(output)}</span>')
+
+
+def _whole(value: object) -> web.Html:
+    """Text that is not broken into lines."""
+    return web.Html(f'<span class="whole">{web.text(value)}</span>')
