@@ -25,6 +25,11 @@ SHOWN = {
     "tf2onnx": "tf2onnx", "tensorrt-rtx-cu13": "TensorRT-RTX", "tensorrt-rtx": "TensorRT-RTX",
     "tensorrt": "TensorRT", "polygraphy": "polygraphy", "torch": "PyTorch", "jax": "JAX",
 }  # fmt: skip
+#: Where the figures without JSON are from.
+RECORDS = (
+    "**Records**: unless they name a GPU, of 2 shared x86-64 cores, 24 GiB, no GPU, Python 3.11; TensorFlow 2.21; tf2onnx "
+    "1.17; onnx 1.23.2; ONNX Runtime 1.32; TensorRT-RTX 1.7.1.116. Those of a GPU tell the device and its versions."
+)
 #: Lines around what is shown only while there are no figures in JSON.
 RECORD, END = "{{record}}", "{{end}}"
 _MARKER = re.compile(r"\{\{\s*(plot\s+)?([A-Za-z_][\w.]*)\s*\}\}")
@@ -120,13 +125,26 @@ def _summary(text: str, materials: Sequence[Material]) -> str:
         for name, _, _ in references:
             if name not in known:
                 raise PageError(f"{RESULTS / 'summary.md'}: no section is called {name!r} (line {line[:60]!r})")
-        if all(known[name].document is not None for name, _, _ in references):
+        if all(_is_told(known[name], key) for name, _, key in references):
             lines.append(_MARKER.sub(lambda match: _of(known, match), line))
     return "\n".join(lines)
 
 
+def _is_told(material: Material, key: str) -> bool:
+    """Whether a marker of the summary has something to say: figures, or `record` while there are none of this run."""
+    measured = material.document is not None
+    if not key:
+        return True
+    old = not measured or "record" in (material.document or {})
+    return old if key == "record" else measured
+
+
 def _of(known: Mapping[str, Material], match: re.Match[str]) -> str:
     name, _, key = match[2].partition(".")
+    if key == "record":
+        return f"record of {known[name].section.record}"
+    if not key:
+        return f"#{anchor(known[name].title)}"
     return picture(known[name], key) if match[1] else fact(known[name], key)
 
 
@@ -241,7 +259,7 @@ class Machines:
         """The list of all machines that were linked."""
         lines = ["## Machines and versions", ""]
         lines += [f"- **{letter}**: {text}" for text, letter in self._known.items()]
-        return "\n".join(lines if self._known else [*lines, "Nothing has been measured yet."])
+        return "\n".join([*lines, f"- {RECORDS}"])
 
 
 def describe(document: Document) -> str:

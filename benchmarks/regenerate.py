@@ -13,13 +13,14 @@ What lies where:
 
 - `_sections.py` lists the sections in the order of RESULTS.md: name, script, arguments, what it needs.
 - `results/NAME.json` is what the section's script wrote with `--export_metrics_json_path`: `{"environment": ...,
-  "options": ..., ...}`. It alone holds figures.
-- `results/NAME.md` is the section's prose. Its first line is the heading, `## Question?`. The line `{{tables}}` is replaced
-  by the script's tables, `{{plot KEY}}` by a picture, and `{{KEY}}` inside a sentence by a fact; while there is no JSON,
-  lines with such a marker are left out. What stands between the lines `{{record}}` and `{{end}}` is the record of an
-  older run whose JSON was not kept: it is shown, with its date, until the script is run again.
-- `results/summary.md` is the top of the page: `{{NAME.KEY}}` and `{{plot NAME.KEY}}`; a line with a figure that has not
-  been measured is left out.
+  "options": ..., ...}`. It alone holds figures. A key "record" says that they were taken over from an older table.
+- `results/NAME.md` is the section's prose. Its first line is the heading, `## Question?`. The line `{{tables}}` is
+  replaced by the script's tables, `{{plot KEY}}` by a picture, and `{{KEY}}` inside a sentence by a fact; while there
+  is no JSON, lines with such a marker are left out. What stands between the lines `{{record}}` and `{{end}}` is the
+  record of an older run whose JSON was not kept: it is shown, with its date, until the script is run again.
+- `results/summary.md` is the top of the page: `{{NAME}}` is the target of a link to a section, `{{NAME.KEY}}` a fact,
+  `{{plot NAME.KEY}}` a picture. A line with a figure that has not been measured is left out, and one with
+  `{{NAME.record}}` as soon as there are newer figures than those of the record.
 
 What a script of a section has, all three pure and callable without the packages that the script measures (so no
 tensorflow, torch, tensorrt, ... at the top of the module); `document` is the JSON as read back by `json.load`:
