@@ -27,8 +27,9 @@ SHOWN = {
 }  # fmt: skip
 #: Where the figures without JSON are from.
 RECORDS = (
-    "**Records**: unless they name a GPU, of 2 shared x86-64 cores, 24 GiB, no GPU, Python 3.11; TensorFlow 2.21; tf2onnx "
-    "1.17; onnx 1.23.2; ONNX Runtime 1.32; TensorRT-RTX 1.7.1.116. Those of a GPU tell the device and its versions."
+    "**Records**: unless they name a GPU, of 2 shared x86-64 cores, 24 GiB, no GPU, Python 3.11; TensorFlow 2.21; "
+    "tf2onnx 1.17; onnx 1.23.2; ONNX Runtime 1.32; TensorRT-RTX 1.7.1.116. "
+    "Those of a GPU tell the device and its versions."
 )
 #: Lines around what is shown only while there are no figures in JSON.
 RECORD, END = "{{record}}", "{{end}}"
