@@ -10,9 +10,9 @@ from rewriter.by_signature import chosen, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.params import check_callable, check_path, check_switch
 from rewriter.reports.dry_run import DryRun, make_dry_run
-from rewriter.reports.graph_picture import graph_picture
 from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
 from rewriter.reports.operations import check_sizes
+from rewriter.reports.page import Shown, report_page, write_page
 from rewriter.reports.report import Report
 from rewriter.reports.summary import check_line_length, print_with, render_summary
 from rewriter.source import Signature
@@ -168,11 +168,35 @@ class ConversionViews:
             InvalidParameterError: `path` is no path, or `expand_engines` neither True nor False.
             ArtifactError: the file cannot be written.
         """
+        from rewriter.reports.graph_picture import graph_picture  # much to import, and few pictures are drawn
+
         track = self._track("draw", signature_key)
         file = check_path("path", path)
         expand = None if expand_engines is None else check_switch("expand_engines", expand_engines)
         runnable = self._shop.runnable(track)
         graph_picture(runnable.model, self._shop.report(track), expand_engines=expand).write(file)
+
+    def page(self, path: str | Path, *, signature_key: str | None = None) -> None:
+        """Writes the whole report, with a map of the graph to zoom and search, as one HTML file.
+
+        Args:
+            path: file to write; it needs no network and no other file.
+            signature_key: the only one of several signatures to show; default: all.
+
+        Raises:
+            ConverterStateError: `convert()` has not run.
+            InvalidParameterError: `path` is no path, or there is no such signature.
+            ArtifactError: the file cannot be written.
+        """
+        first = self._track("page", signature_key)
+        file = check_path("path", path)
+        tracks = [first] if signature_key is not None else list(self._tracks.values())
+        write_page(file, report_page("Conversion report", [self._shown(track) for track in tracks]))
+
+    def _shown(self, track: Track) -> Shown:
+        part = self._shop.part(track, engines=True)
+        files = tuple(entry for entry, _ in part.engines)
+        return Shown(part.model, self._shop.report(track), part.signature, part.ranges, files)
 
     def _write_requested(self) -> None:
         """What the environment asks for after a conversion: the non-conversion report, a picture."""

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="OUT", help="folder of an artifact")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--short", action="store_true", help="leave out op lists and shapes")
-    parser.add_argument("--signature", metavar="KEY", help="which of the artifact's signatures (default: the first)")
+    parser.add_argument(
+        "--signature", metavar="KEY", help="which of the artifact's signatures (default: the first; --html shows all)"
+    )
     parser.add_argument(
         "--nonconversion",
         nargs="?",
@@ -24,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print which operators TensorRT does not run, why, and how many nodes; with a file, write it as CSV, too",
     )
     parser.add_argument("--picture", metavar="FILE", help="draw the graph: FILE.svg, or for Graphviz FILE.dot")
+    parser.add_argument(
+        "--html",
+        metavar="FILE.html",
+        help="write all of it, with a map of the graph to zoom and search, as one page that needs no network",
+    )
     parser.add_argument(
         "--expand-engines",
         action=argparse.BooleanOptionalAction,
@@ -42,6 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidParameterError("--expand-engines says how --picture draws: give --picture, too")
     if arguments.json and arguments.nonconversion is not None:
         raise InvalidParameterError("--json and --nonconversion both print to the terminal: give one of them")
+    if arguments.html is not None:
+        from rewriter.reports.page import artifact_page, write_page
+
+        write_page(arguments.html, artifact_page(arguments.artifact, arguments.signature))
+        if not (arguments.json or arguments.picture or arguments.nonconversion is not None):
+            return 0
     artifact = load_artifact(arguments.artifact, signature=arguments.signature)
     try:
         report = Report.from_dict(artifact.report)
@@ -55,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_nonconversion(report, arguments.nonconversion)
     if arguments.json:
         print(report.to_json())
-    elif arguments.picture is None and arguments.nonconversion is None:
+    elif arguments.picture is None and arguments.nonconversion is None and arguments.html is None:
         _print_artifact(artifact, report, detailed=not arguments.short)
     return 0
 

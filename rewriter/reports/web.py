@@ -135,7 +135,9 @@ def table(
 
 def facts(mapping: Mapping[str, object]) -> Html:
     """Names and values, a line each."""
-    lines = (f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in mapping.items())
+    # A long name may break behind an underscore.
+    names = (text(name).replace("_", "_<wbr>") for name in mapping)
+    lines = (f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in zip(names, mapping.values(), strict=True))
     return Html(f'<dl class="facts">{"".join(lines)}</dl>')
 
 

@@ -91,16 +91,18 @@ def _file(entry: EngineEntry) -> str:
 
 def native(shown: Shown) -> web.Html:
     """What stays native, by reason; names lead to the map."""
-    rows = []
+    groups = []
     for group in group_by_reason(shown.report.native):
         names = [_link(name, "node", name) for name in group.nodes[:MOST_NAMES]]
         more = len(group.nodes) - len(names)
-        listed = web.Html(" ".join(names) + (f" and {more} more" if more else ""))
-        rows.append((len(group.nodes), counts(group.ops), group.rule, group.reason, listed))
-    if not rows:
-        return web.section("Native nodes, by reason", web.paragraph("No node is native."))
-    heads = ("nodes", "operators", "rule", "reason", "names")
-    return web.section("Native nodes, by reason", web.table(heads, rows, numeric=(0,)))
+        count = f"{len(group.nodes)} node{'s' * (len(group.nodes) != 1)}"
+        groups.append(
+            f"<li><p><b>{count}</b> {web.text(counts(group.ops))} "
+            f'<span class="soft">({web.text(group.rule)})</span></p>'
+            f"<p>{web.text(group.reason)}</p><p>{' '.join(names)}{f' and {more} more' if more else ''}</p></li>"
+        )
+    told = web.Html(f'<ul class="groups">{"".join(groups)}</ul>') if groups else web.paragraph("No node is native.")
+    return web.section("Native nodes, by reason", told)
 
 
 def details(title: object, *parts: str) -> web.Html:

@@ -432,6 +432,13 @@
 
     legend() {
       const legend = this.root.querySelector('.legend'), {engines, drawings, kinds} = this.data;
+      for (const [kind, text] of [[NATIVE, 'native'], [ISLAND, 'TensorFlow']]) {
+        const count = drawings.filter((d) => d.expanded === drawings[0].expanded).flatMap((d) => d.kind).filter((k) => k === kind).length;
+        if (!count) continue;
+        const entry = button('', `${text}: ${count}`, () => this.group((d, i) => d.kind[i] === kind, text));
+        entry.prepend(this.swatch(...kinds[kind]));
+        legend.append(entry);
+      }
       engines.slice(0, ENGINES).forEach((engine, number) => {
         const entry = button(engine[2] ? '' : 'dashed', engine[0], () => this.engine(number));
         entry.title = engine[1];
@@ -439,13 +446,6 @@
         legend.append(entry);
       });
       if (engines.length > ENGINES) legend.append(element('span', 'soft', `and ${engines.length - ENGINES} more engines`));
-      for (const [kind, text] of [[NATIVE, 'native'], [ISLAND, 'TensorFlow']]) {
-        const count = Math.max(...drawings.map((d) => d.kind.filter((k) => k === kind).length));
-        if (!count) continue;
-        const entry = button('', `${text}: ${count}`, () => this.group((d, i) => d.kind[i] === kind, text));
-        entry.prepend(this.swatch(...kinds[kind]));
-        legend.append(entry);
-      }
       if (this.data.dtypes.length < 2) return;
       for (const [name, colour] of this.data.dtypes) {
         const entry = element('span', 'dtype soft', name), line = element('span', 'line');
