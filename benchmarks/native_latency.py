@@ -11,10 +11,10 @@ Five systems run the same model on the same inputs, numpy arrays in and out, eac
     ours          rewriter.load(artifact, execution="native")
 
 Each model has a process of its own, and in it the systems take turns (see `rewriter.timing.interleaved`). A ratio is
-the median over the rounds of the rounds' medians, divided; in brackets its 10th and 90th percentile. "+us" is what ours
-takes more for a call than the ONNX file's session: inputs are checked against the signature, and calls counted. The exit
-status is 1 when a result differs from TensorFlow's; or ours takes more than `--limit` times as long as the ONNX file, by
-more than `--overhead` microseconds, and the second session of that file shows that this can be told.
+the median over the rounds of the rounds' medians, divided; in brackets its 10th and 90th percentile. "+us" is what
+ours takes more for a call than the ONNX file's session: inputs are checked against the signature, calls are counted.
+The exit status is 1 when a result differs from TensorFlow's; or ours takes more than `--limit` times as long as the
+ONNX file, by more than `--overhead` microseconds, and the second session of that file shows that this can be told.
 """
 
 from __future__ import annotations
