@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,11 +121,17 @@ class ConvertModel:
             raise
 
     def _model(self) -> Any:
-        """The source: a loader called, a path or a model as it is."""
+        """The source: a loader called, a path or a model as it is.
+
+        Raises:
+            InvalidParameterError: it is converted already.
+        """
+        from rewriter.artifact import is_artifact
+
         source = self._source
-        if isinstance(source, (str, os.PathLike)) or not _is_loader(source):
-            return source
-        return _typed(source())
+        if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() and is_artifact(Path(source)):
+            raise InvalidParameterError(f"{source} is an artifact, converted already: load it with LoadArtifact")
+        return _typed(source()) if _is_loader(source) else source
 
     def _open_backend(self) -> tuple[Any, str]:
         """The backend for `Converter`, and why it builds nothing ("" for nothing in the way)."""
@@ -165,9 +173,9 @@ class ConvertModel:
 
 
 def _is_loader(source: Any) -> bool:
-    """True for a function without arguments that makes a model; Keras models and tf.functions are called, too."""
-    module = type(source).__module__.split(".")[0]
-    return callable(source) and module not in ("tensorflow", "keras", "tf_keras") and not hasattr(source, "get_config")
+    """True for a function without arguments that makes a model; models themselves can often be called, too."""
+    plain = isinstance(source, (types.FunctionType, types.MethodType, functools.partial))
+    return plain or hasattr(source, "call_impl")  # the latter is a loader of polygraphy
 
 
 def _typed(model: Any) -> Any:

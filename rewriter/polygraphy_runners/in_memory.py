@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rewriter.errors import ConversionError
 from rewriter.polygraphy_runners.talk import inform
 from rewriter.runtime.function import counted
-from rewriter.shapes.sampling import unknown_dimensions
+from rewriter.shapes.sampling import check_shapes, unknown_dimensions
 
 if TYPE_CHECKING:
     from rewriter.converter import Converter
@@ -45,10 +45,14 @@ class InMemoryModel:
         self.signature = next(iter(converter.signatures.values()))
         self.builds = 0
         self._seen: set[Shapes] = set()
+        self._ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._dynamic = converter.params.is_dynamic_op  # else convert() has built already
         self._build = build and self._dynamic
         if self._build and (shapes or not unknown_dimensions(self.signature)):
             self._build_engines(converter.sample_input_fn(shapes) if shapes else None, _told(shapes))
+            for name, given in check_shapes(shapes).items():  # all of one rank, as the line before has found out
+                columns = list(zip(*given, strict=True))
+                self._ranges[name] = tuple(map(min, columns)), tuple(map(max, columns))
         elif execution == "emulate":
             converter.calibrate()
         self._function = converter.function(execution)
@@ -56,13 +60,13 @@ class InMemoryModel:
             self._tell_conversion()
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Builds engines for the shapes of these inputs, if they are new and engines are built at all.
+        """Builds engines for the shapes of these inputs, if engines are built at all and none was built for them.
 
         Raises:
             ConversionError: the model fails on these inputs; or `strict`, and a segment got no engine.
         """
         shapes = _shapes_of(inputs)
-        if not self._build or shapes in self._seen or not unknown_dimensions(self.signature):
+        if not self._build or shapes in self._seen or not unknown_dimensions(self.signature) or self._covers(shapes):
             return
         self._build_engines(lambda: [dict(inputs)], ", ".join(f"{n} {list(s)}" for n, s in shapes))
         self._seen.add(shapes)
@@ -98,6 +102,16 @@ class InMemoryModel:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _covers(self, shapes: Shapes) -> bool:
+        """True when these shapes lie within those that engines were asked for at first."""
+        return bool(self._ranges) and all(
+            len(low) == len(shape)
+            and all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
+            for name, shape in shapes
+            if name in self._ranges
+            for low, high in [self._ranges[name]]
+        )
 
     def _build_engines(self, input_fn: Any, told: str) -> None:
         start = time.perf_counter()

@@ -4,9 +4,9 @@ Rules:
     1. A dimension that is not fixed is None for polygraphy, whatever its name; a shape of unknown rank is None.
     2. bfloat16 and the float8 types are float32 for polygraphy, whose data loader and comparisons work with numpy's
        own dtypes: inputs are rounded to them, outputs are widened.
-    3. Strings: inputs are arrays of objects, which a data loader script must give, for polygraphy makes none up. Outputs
-       are told as their bytes (UTF-8, padded with zeros to the longest), uint8 [..., bytes]: polygraphy compares numbers
-       only, and strings of another length make another shape, which fails as it should.
+    3. Strings: inputs are arrays of objects, which a data loader script must give, for polygraphy makes none up.
+       Outputs are told as their bytes (UTF-8, padded with zeros to the longest), uint8 [..., bytes]: polygraphy
+       compares numbers only, and strings of another length make another shape, which fails as it should.
 """
 
 from __future__ import annotations
