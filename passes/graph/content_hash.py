@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from passes.segments import TensorSpec
 
 #: Changes whenever the canonical form does, so that old hashes never match new ones.
 FORMAT = b"trt-rewriter segment 2"
+
+#: Bytes from which an array is hashed in a thread, and threads.
+_LARGE, _THREADS = 1 << 18, 4
 
 #: What these give differs from node to node, also for equal inputs.
 _RANDOM = (
@@ -51,6 +55,14 @@ class WeightDigests:
             known = (array, _digest(array))
             self._known[id(array)] = known
         return known[1]
+
+    def of_arrays(self, arrays: Iterable[npt.NDArray[np.generic]]) -> None:
+        """Hashes large arrays that are not known yet, a few at a time, so that `of_array` knows them."""
+        new = {id(a): a for a in arrays if a.nbytes >= _LARGE and id(a) not in self._known}
+        if len(new) > 1:
+            with ThreadPoolExecutor(_THREADS) as pool:  # hashing lets other threads run
+                for array, digest in zip(new.values(), pool.map(_digest, new.values()), strict=True):
+                    self._known[id(array)] = (array, digest)
 
 
 def _digest(array: npt.NDArray[np.generic]) -> bytes:
@@ -178,6 +190,7 @@ def content_hash(
     for place, spec in enumerate(sorted(inputs, key=lambda s: s.tensor)):
         known[spec.tensor] = _token("input", place)
         parts.append(_spec(spec, symbols))
+    digests.of_arrays(weights[tensor.name] for tensor in graph.initializer if is_stub(tensor))
     for tensor in graph.initializer:
         if is_stub(tensor):
             digest = digests.of_array(weights[tensor.name])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from passes.graph.editing import label
 from passes.graph.value_types import tensor_type
@@ -28,6 +27,8 @@ _INLINE_BYTES = 1024
 
 def reference_evaluate(proto: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """ONNX's own evaluator in numpy: needs nothing more, but is slow and may differ from others in the last bit."""
+    from onnx.reference import ReferenceEvaluator  # its operators take a while to import, and seldom is it asked
+
     names = [o.name for o in proto.graph.output]
     return dict(zip(names, ReferenceEvaluator(proto).run(names, dict(feeds)), strict=True))
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ RANGES_FILE = "calibration.json"
 ENGINES_DIR = "engines"
 
 _CHUNK = 1 << 20
+#: Files that are hashed at once.
+_THREADS = 4
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 #: Distributions whose versions are worth knowing when an artifact misbehaves later.
 _DISTRIBUTIONS = (
@@ -180,6 +183,12 @@ def hash_file(path: Path) -> FileRecord:
             digest.update(buffer[:count])
             size += count
     return FileRecord(size, digest.hexdigest())
+
+
+def hash_files(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
+    """Sizes and hashes of the files with these names in a folder, a few files at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:  # reading and hashing let other threads run
+        return dict(zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True))
 
 
 def sync_directory(path: Path) -> None:

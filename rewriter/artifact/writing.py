@@ -104,7 +104,7 @@ def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) ->
                 place_engine(scratch, entry, source)
                 placed.add(entry.file)
                 written += [entry.file, manifests.sidecar_file(entry.file)]
-    files = {name: manifests.hash_file(scratch / name) for name in written}
+    files = manifests.hash_files(scratch, written)
     for content in contents:
         for entry, source in content.engines:
             if files[entry.file] != FileRecord(entry.size, entry.sha256):

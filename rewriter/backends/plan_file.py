@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+#: Bytes from which a piece is hashed in a thread of its own while it is written; both let other threads run.
+_LARGE = 1 << 20
 
 
 class PlanFile:
@@ -48,13 +52,20 @@ class PlanFile:
         """Appends a piece (any buffer); returns its bytes, or 0 after an error, which ends a build."""
         piece = memoryview(data).cast("B")
         start = time.perf_counter()
+        hashing = threading.Thread(target=self._digest.update, args=(piece,)) if piece.nbytes >= _LARGE else None
+        if hashing is None:
+            self._digest.update(piece)
+        else:
+            hashing.start()
         try:
             assert self._file is not None, "write outside the with block"  # noqa: S101 - a defect of ours
             self._file.write(piece)
         except OSError as error:
             self.error = error
             return 0
-        self._digest.update(piece)
+        finally:
+            if hashing is not None:
+                hashing.join()
         self.size += piece.nbytes
         self.seconds += time.perf_counter() - start
         return piece.nbytes

@@ -102,7 +102,7 @@ class EngineBuilder:
         """
         lowering = lowering or Lowering()
         failures: dict[Failure, None] = {}
-        extractor = Extractor(model)
+        extractor: Extractor | None = None
         refinements = 0
         profiles = observe(plan.runnable)
         while True:
@@ -124,6 +124,7 @@ class EngineBuilder:
             refinements += 1
             lowering, denials = lowering.absorb(blamed)
             if denials:
+                extractor = extractor or Extractor(model)
                 plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
                 profiles = observe(plan.runnable)
             lowering = lowering.completed(plan.runnable.segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -57,14 +58,22 @@ def title(console: Console, text: str) -> None:
 def import_tensorflow(purpose: str) -> Any:
     """The tensorflow module, started with its C++ start-up notes kept off the screen.
 
+    For a process that runs one command: the million objects of TensorFlow's modules are never walked by the garbage
+    collector, neither while they are made nor later.
+
     Raises:
         MissingDependencyError: it is not installed.
     """
+    from rewriter.frontend.noise import collector_paused
+
+    first = "tensorflow" not in sys.modules
     try:
-        with _quiet_stderr():
+        with _quiet_stderr(), collector_paused():
             import tensorflow as tf
 
             tf.constant(0)
+            if first:
+                gc.freeze()
     except ImportError as error:
         raise import_failure(error, "tensorflow", "TensorFlow", "tf", purpose) from error
     return tf
