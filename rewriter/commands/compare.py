@@ -209,7 +209,7 @@ def _write(
         from rewriter.comparing.pictures import write_pictures
 
         written = write_pictures(comparison, arguments.pictures)
-        console.print(f"{len(written)} pictures in {arguments.pictures} (outputs without any difference have none)")
+        console.print(f"{len(written)} pictures in {arguments.pictures} (equal outputs have none)")
     if arguments.html:
         from rewriter.comparing.page import comparison_page, write_page
 

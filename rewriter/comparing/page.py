@@ -23,12 +23,22 @@ from rewriter.reports import web
 
 #: Outputs of a pair that have pictures on the page; of more those that are furthest off.
 MOST_PICTURED = 12
+_LEGEND = (
+    "max rel is the largest difference of an output over all samples, relative to the largest magnitude of the "
+    "reference; mean rel is the mean difference relative to the mean magnitude. agree is the share of rows with the "
+    "same largest score, or of equal values where they are no scores.",
+    "A histogram counts values by how much they differ, on logarithmic axes; the dashed line is the limit, what lies "
+    "beyond it is red. Equal values, and those that are no numbers, have bars of their own.",
+    "A heat map shows where in the output the differences are: white does not differ, violet is NaN, infinity or "
+    "another text on one side. An item is one row of the batch, counted over all samples.",
+)
 _STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 1rem;align-items:start}
 .pictures figure{margin:.5rem 0}
 .verdict{font-size:1.15rem;font-weight:700}
 .whole{white-space:nowrap}
 .name{display:inline-block;min-width:6.5rem}
+.cause{white-space:pre-wrap}
 details{margin:.5rem 0}
 summary{cursor:pointer;padding:.4rem 0}
 """
@@ -54,11 +64,12 @@ def comparison_page(
     """
     body = [_verdict(comparison)]
     if findings:
-        parts = [web.Html(f"<pre>{web.text(finding.text)}</pre>") for finding in findings]
+        parts = [web.Html(f'<pre class="cause">{web.text(finding.text)}</pre>') for finding in findings]
         body.append(web.section("Where it begins", *parts, anchor="cause"))
     body.append(_compared(comparison))
     body += [_pair(number, pair) for number, pair in enumerate(comparison.pairs)]
     body.append(_values(comparison))
+    body.append(web.section("How to read the figures", *map(web.paragraph, _LEGEND), anchor="legend"))
     if facts:
         body.append(web.section("Made with", web.facts(facts), anchor="facts"))
     return str(web.document(title, body, style=_STYLE))
@@ -92,7 +103,6 @@ def _verdict(comparison: Comparison) -> web.Html:
         "Verdict",
         web.Html(f'<p class="verdict {kind}">{word}</p>'),
         web.table(["pair", "", "max rel", "limit", "in output"], rows, numeric=(2, 3)),
-        web.paragraph("max rel: the largest difference of an output, relative to its largest magnitude", kind="soft"),
         anchor="verdict",
     )
 
@@ -119,10 +129,8 @@ def _pair(number: int, pair: PairDifference) -> web.Html:
     parts = [web.paragraph(f"{verdict(pair)}."), table]
     for place, found in enumerate(drawn[:MOST_PICTURED]):
         parts.append(_output(pair.pair, found, opened=place < 3))
-    equal = len(pair.differences) - len(drawn)
-    told = []
-    if equal:
-        told.append(f"{equal} output(s) without any difference have no pictures.")
+    others = len(pair.differences) - len(drawn)
+    told = [f"{others} output(s) are equal, or of another shape or type, and have no pictures."] if others else []
     if len(drawn) > MOST_PICTURED:
         told.append(
             f"The {len(drawn) - MOST_PICTURED} outputs with smaller differences have none here: --pictures draws all."

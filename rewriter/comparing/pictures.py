@@ -18,7 +18,7 @@ from rewriter.comparing.values import Comparison, Difference, Pair
 from rewriter.errors import InvalidParameterError
 
 #: Dots an inch, and inches.
-_DPI, _WIDTH, _HEIGHT = 130, 6.4, 3.6
+_DPI, _WIDTH, _HEIGHT = 150, 5.4, 3.3
 _BAR, _BEYOND, _EQUAL, _ODD, _GRID = "#4c78a8", "#d64550", "#a9b4c2", "#7b2fbf", "#e3e6ea"
 #: How many times smaller than the largest difference a difference may be to have a colour of its own.
 _COLOURED = 1e5
@@ -171,13 +171,13 @@ def _draw_bars(axes: Any, histogram: Histogram, limit: float) -> list[tuple[floa
     step = max(1, math.ceil((last - first) / 7))
     # A histogram of one bin has a tick at each side.
     ticks: list[tuple[float, str]] = [(float(n), f"1e{n}") for n in range(first, last + 1, step)] if edges else []
-    broad = max(width, (last - first) / 16)
+    broad = max(width, (last - first) / 14)
     if histogram.zeros:
-        axes.bar(first - 1.5 * broad, histogram.zeros, broad, color=_EQUAL)
-        ticks.insert(0, (first - 1.5 * broad, "equal"))
+        axes.bar(first - 1.8 * broad, histogram.zeros, broad, color=_EQUAL)
+        ticks.insert(0, (first - 1.8 * broad, "equal"))
     if histogram.odd:
-        axes.bar(last + 1.5 * broad, histogram.odd, broad, color=_ODD)
-        ticks.append((last + 1.5 * broad, "NaN, inf\nor text"))
+        axes.bar(last + 1.8 * broad, histogram.odd, broad, color=_ODD)
+        ticks.append((last + 1.8 * broad, "NaN, inf\nor text"))
     return ticks
 
 
@@ -202,8 +202,8 @@ def _heat_map_height(heat_map: HeatMap) -> float:
     """Inches: low for a strip, as high as its shape asks for a picture."""
     rows, columns = heat_map.values.shape
     if heat_map.rows.startswith("axis"):
-        return min(max(1.2 + 4.6 * heat_map.extent[0] / heat_map.extent[1], 2.0), 6.4)
-    return min(max(1.5 + 0.12 * rows, 1.8), 4.2) if columns else _HEIGHT
+        return min(max(1.1 + 3.8 * heat_map.extent[0] / heat_map.extent[1], 1.9), 5.4)
+    return min(max(1.5 + 0.12 * rows, 1.8), 3.9) if columns else _HEIGHT
 
 
 def _label_sides(axes: Any, heat_map: HeatMap) -> None:
@@ -235,8 +235,8 @@ def _figure(height: float) -> Any:
 def _title(axes: Any, text: str) -> None:
     """A title of at most two lines; the middle of long names is left out."""
     name, _, rest = text.rpartition(": ")
-    short = name if len(name) <= 48 else f"{name[:22]}...{name[-23:]}"
-    joint = ":\n" if len(short) + len(rest) > 70 else ": "
+    short = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
+    joint = ":\n" if len(short) + len(rest) > 58 else ": "
     axes.set_title(f"{short}{joint}{rest}", fontsize=10, loc="left", parse_math=False)
 
 
