@@ -47,7 +47,9 @@ def test_a_bad_absolute_tolerance():
 
 
 def test_unknown_outputs_are_told_with_those_that_there_are():
-    with pytest.raises(InvalidParameterError, match=r"'logit' \(did you mean 'logits'\?\): the model has logits, boxes"):
+    with pytest.raises(
+        InvalidParameterError, match=r"'logit' \(did you mean 'logits'\?\): the model has logits, boxes"
+    ):
         Tolerances.parse(["logit:1"]).check_outputs(["logits", "boxes"])
 
 
