@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -67,10 +68,8 @@ def blame_pass(subject: Subject, source: SourceModel, failed: Mapping[str, float
                 guilty.append((record.name, max(outputs[name].relative for name in failed)))
                 raise _FoundError
 
-    try:
+    with contextlib.suppress(_FoundError):
         parse_rewriter_config(None).pipeline(evaluate).run(source.model, watch)
-    except _FoundError:
-        pass
     if not guilty:
         note = (
             "cleaned again by this version, the source computes what it should: the artifact was made from another "

@@ -39,10 +39,9 @@ def bisect_emulated(subject: Subject) -> Bisection:
     if place is None:
         note = "every value that both have is within the tolerance up to outputs that do not stem from a node"
         return Bisection(*_PAIR, limit, failed, notes=(note,))
-    own = case.own([place.node])
-    mine = max((own[v].relative for v in subject.index.makes[place.node] if v in own), default=None)
+    mine = case.worst_own(place.node)
     ranking = _Ranking(case, failed)
-    accumulated = mine is not None and mine <= limit
+    accumulated = mine <= limit
     exclusion, notes = _exclude(case, place, ranking, accumulated=accumulated)
     name = subject.index.names[place.node]
     return Bisection(
@@ -63,6 +62,20 @@ def bisect_emulated(subject: Subject) -> Bisection:
         passed=exclusion.trial.passed if exclusion else None,
         notes=(*place_notes(subject, place, accumulated=accumulated), *notes),
     )
+
+
+def own_when_lowered(subject: Subject, node: int) -> float:
+    """How far a node's results are off in emulation when it gets the native values; 0.0 where nothing is lowered.
+
+    Args:
+        subject: what is bisected.
+        node: its number in the index.
+
+    Raises:
+        ArtifactError, ConversionError: as `bisect_emulated` raises them.
+    """
+    case = _Case.of(subject)
+    return case.worst_own(node) if case.recipe.changes else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +105,11 @@ class _Case:
             recipe = Recipe.from_json(data)
         except ValueError as error:
             raise ArtifactError(f"{artifact.path} cannot be emulated: {error}: convert the model again") from error
+        return cls.with_recipe(subject, recipe)
+
+    @classmethod
+    def with_recipe(cls, subject: Subject, recipe: Recipe) -> _Case:
+        """With engines of this arithmetic."""
         emulated = _emulated(subject, recipe)
         shared = frozenset(subject.values).intersection(made(emulated))
         return cls(
@@ -113,10 +131,26 @@ class _Case:
             most=self.subject.most,
         )
 
+    def worst_own(self, node: int) -> float:
+        """The largest of a node's results; 0.0 where none of them could be compared."""
+        return max((item.relative for item in self.own([node]).values()), default=0.0)
+
+    def keeping(self, names: Names) -> Recipe:
+        """The recipe with these nodes kept, exactly as `--keep-nodes` keeps them."""
+        return dataclasses.replace(self.recipe, keep_nodes=(*self.recipe.keep_nodes, *patterns(names)))
+
+    def following(self, names: Names) -> Names:
+        """With these nodes kept, the names of the node that is the first to differ then, if that is its own doing."""
+        case = _Case.with_recipe(self.subject, self.keeping(names))
+        failed = self.subject.beyond(self.subject.outputs(case.native, case.emulated))
+        place, _ = self.subject.find(case.native, case.emulated, case.shared, failed) if failed else (None, {})
+        if place is None or case.worst_own(place.node) <= self.subject.limit(failed):
+            return ()
+        return self.subject.inside(place)
+
     def attempt(self, names: Names) -> Trial:
-        """The outputs with these nodes kept, exactly as `--keep-nodes` would keep them."""
-        recipe = dataclasses.replace(self.recipe, keep_nodes=(*self.recipe.keep_nodes, *patterns(names)))
-        model = _emulated(self.subject, recipe)
+        """The outputs with these nodes kept."""
+        model = _emulated(self.subject, self.keeping(names))
         outputs = self.subject.outputs(self.native, ModelSide(model, "emulated", honest=True))
         judged = [gap.relative for name, gap in outputs.items() if name in self.subject.limits]
         return Trial(max(judged, default=0.0), not self.subject.beyond(outputs))
@@ -167,13 +201,12 @@ def _exclude(
 ) -> tuple[Exclusion | None, tuple[str, ...]]:
     """What to keep out of lower precision, and what to say of it."""
     subject = case.subject
-    inside = [number for number in place.between if subject.index.names[number] in subject.homes]
-    first = tuple(name for number in inside for name in subject.excluded(number))
+    first = subject.inside(place)
     if accumulated or not first:
         if not ranking.nodes:
             return None, ("no node in an engine is off on its own: there is nothing to keep",)
         first = ranking.names()[0]
-    exclusion = find_exclusion(first, ranking.names, case.attempt)
+    exclusion = find_exclusion(first, case.following, ranking.names, case.attempt)
     notes = [f"the option was tried in emulation: {exclusion.runs} run(s) over {len(subject.feeds)} sample(s)"]
     if not exclusion.trial.passed:
         notes.append(

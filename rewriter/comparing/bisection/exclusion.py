@@ -44,45 +44,81 @@ class Exclusion:
     runs: int
 
 
-def find_exclusion(first: Names, ranked: Callable[[], Sequence[Names]], attempt: Callable[[Names], Trial]) -> Exclusion:
+def find_exclusion(
+    first: Names,
+    following: Callable[[Names], Names],
+    ranked: Callable[[], Sequence[Names]],
+    attempt: Callable[[Names], Trial],
+) -> Exclusion:
     """Looks for a small set of nodes that passes.
 
-    1. `first` alone. 2. Where that is not enough, the first 2, 4, 8 ... of `ranked` with it, until it passes; then as
-    few of them as pass. 3. Of few, those are left out that it passes without.
+    1. `first` alone. 2. Where that is not enough, what is first to differ by itself then goes with it, and so on. 3. Where
+    that ends without passing, the first 2, 4, 8 ... of `ranked` go with it, until it passes; then as few of them as pass.
+    4. Of few, those are left out that it passes without.
 
     Args:
         first: the node that was found.
+        following: the names of the next node when these are excluded; () where there is none.
         ranked: further nodes, the most promising first; called only when needed.
         attempt: computes the outputs with some nodes excluded.
     """
     trials: dict[frozenset[str], Trial] = {}
 
     def tried(units: Sequence[Names]) -> Trial:
-        names = tuple(dict.fromkeys(name for unit in units for name in unit))
+        names = _joined(units)
         key = frozenset(names)
         if key not in trials:
             trials[key] = attempt(names)
         return trials[key]
 
     alone = tried([first])
-    if alone.passed:
+    units = _chase([first], following, tried)
+    if not tried(units).passed:
+        units = _widen([_joined(units)], ranked, tried)
+    if not tried(units).passed:
         return Exclusion(first, alone, alone, len(trials))
-    units = [first, *(unit for unit in ranked() if unit != first)][:MOST]
-    low, high = 1, 1  # the first `low` fail, the first `high` are tried
-    while high < len(units):
-        low, high = high, min(2 * high, len(units))
-        if tried(units[:high]).passed:
+    units = _needed(units, tried)
+    return Exclusion(_joined(units), tried(units), alone, len(trials))
+
+
+def _joined(units: Sequence[Names]) -> Names:
+    return tuple(dict.fromkeys(name for unit in units for name in unit))
+
+
+def _chase(
+    units: list[Names], following: Callable[[Names], Names], tried: Callable[[Sequence[Names]], Trial]
+) -> list[Names]:
+    """One node after another, as long as there is a next one and the outputs do not pass."""
+    while len(units) < _FEW and not tried(units).passed:
+        known = _joined(units)
+        new = tuple(name for name in following(known) if name not in known)
+        if not new:
             break
-    if not tried(units[:high]).passed:
-        return Exclusion(first, alone, alone, len(trials))
-    while high - low > 1:
+        units = [*units, new]
+    return units
+
+
+def _widen(
+    units: list[Names], ranked: Callable[[], Sequence[Names]], tried: Callable[[Sequence[Names]], Trial]
+) -> list[Names]:
+    """As few of the ranked nodes as pass; where none do, as many as may be tried."""
+    every = [*units, *(unit for unit in ranked() if not set(unit) <= set(units[0]))][:MOST]
+    low, high = 1, 1  # the first `low` fail, the first `high` are tried
+    while high < len(every):
+        low, high = high, min(2 * high, len(every))
+        if tried(every[:high]).passed:
+            break
+    while high - low > 1 and tried(every[:high]).passed:
         middle = (low + high) // 2
-        low, high = (low, middle) if tried(units[:middle]).passed else (middle, high)
-    chosen = units[:high]
-    if len(chosen) <= _FEW:
-        for unit in list(chosen):
-            fewer = [other for other in chosen if other != unit]
-            if fewer and tried(fewer).passed:
-                chosen = fewer
-    names = tuple(dict.fromkeys(name for unit in chosen for name in unit))
-    return Exclusion(names, tried(chosen), alone, len(trials))
+        low, high = (low, middle) if tried(every[:middle]).passed else (middle, high)
+    return every[:high]
+
+
+def _needed(units: Sequence[Names], tried: Callable[[Sequence[Names]], Trial]) -> list[Names]:
+    """The units without those that it passes without, where these are few."""
+    chosen = list(units)
+    for unit in units if len(units) <= _FEW else ():
+        fewer = [other for other in chosen if other != unit]
+        if fewer and tried(fewer).passed:
+            chosen = fewer
+    return chosen

@@ -17,6 +17,7 @@ from rewriter.comparing.bisection.options import option_line
 from rewriter.comparing.bisection.report import Bisection
 from rewriter.comparing.bisection.sides import Feeds, ModelSide, Run
 from rewriter.comparing.bisection.subject import Subject
+from rewriter.comparing.bisection.walk import Place
 from rewriter.errors import ConversionError, ExportError
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ def place_notes(subject: Subject, place: Place, *, accumulated: bool, engines: b
     node, name = index.nodes[place.node], index.names[place.node]
     notes = []
     if engines and name in subject.holders:
-        engines = ", ".join(subject.holders[name])
-        notes.append(f"{engines} lie(s) in a body of {name!r} ({node.op_type}), and bodies cannot be looked into")
+        inner = ", ".join(subject.holders[name])
+        notes.append(f"{inner} lie(s) in a body of {name!r} ({node.op_type}), and bodies cannot be looked into")
     elif has_bodies(node):
         notes.append(f"{name!r} is a whole {node.op_type}: its bodies cannot be looked into")
     elif engines and name not in subject.homes:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, TensorProto, helper
 
-from passes.graph.editing import filter_initializers
 from passes.graph.value_types import value_types
 from passes.graph_index import GraphIndex
 from passes.model import Model
@@ -67,31 +66,18 @@ def _part(model: Model, index: GraphIndex, known: Collection[str], targets: Sequ
 
     A known value that such a node makes is called otherwise, so that whoever reads it reads the input.
     """
-    members: set[int] = set()
-    stack = [index.producer[name] for name in targets]
-    read: dict[str, None] = {}
-    while stack:
-        number = stack.pop()
-        if number in members:
-            continue
-        members.add(number)
-        for name in index.reads[number]:
-            if name in known:
-                read[name] = None
-            elif name in index.producer:
-                stack.append(index.producer[name])
+    members, read = _members(index, known, targets)
     proto = model.copy_proto()
     source, graph = model.proto.graph, GraphProto(name="own")
     types = value_types(model)
-    for number in sorted(members):
+    for number in members:
         node = graph.node.add()
         node.CopyFrom(index.nodes[number])
         for i, name in enumerate(node.output):
             if name in known:
                 node.output[i] = f"{name}{_OWN}"
-    used = {name for number in members for name in index.reads[number]}
-    graph.initializer.extend(t for t in source.initializer if t.name not in read)
-    filter_initializers(graph, lambda tensor: tensor.name in used)
+    used = {name for number in members for name in index.reads[number]}.difference(read)
+    graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in used)
     for name in read:
         dtype = types[name].dtype if name in types else TensorProto.FLOAT
         graph.input.append(helper.make_tensor_value_info(name, dtype, None))
@@ -102,7 +88,22 @@ def _part(model: Model, index: GraphIndex, known: Collection[str], targets: Sequ
         if name in types:  # else ONNX Runtime finds it out
             output.type.tensor_type.elem_type = types[name].dtype
     proto.graph.CopyFrom(graph)
-    return model.with_proto(proto), list(read)
+    return model.with_proto(proto), read
+
+
+def _members(index: GraphIndex, known: Collection[str], targets: Sequence[str]) -> tuple[list[int], list[str]]:
+    """(numbers of the nodes between known values and the targets, ascending; the known values they read)."""
+    members: set[int] = set()
+    read: dict[str, None] = {}
+    stack = [index.producer[name] for name in targets]
+    while stack:
+        number = stack.pop()
+        if number in members:
+            continue
+        members.add(number)
+        read.update((name, None) for name in index.reads[number] if name in known)
+        stack.extend(index.producer[n] for n in index.reads[number] if n not in known and n in index.producer)
+    return sorted(members), list(read)
 
 
 def _as(array: np.ndarray, dtype: int) -> np.ndarray:

@@ -97,7 +97,8 @@ class Bisection:
             return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
         worst = max(self.outputs, key=lambda name: self.outputs[name])
         lines = [
-            f"Bisection of {pair}, tolerance {self.tolerance:.1e}: output {worst!r} differs by {_figure(self.outputs[worst])}"
+            f"Bisection of {pair}, tolerance {self.tolerance:.1e}: output {worst!r} differs by "
+            f"{_figure(self.outputs[worst])}"
         ]
         lines += self._place()
         lines += self._advice()

@@ -128,6 +128,11 @@ class Subject:
             return tuple(inner for op in self.holders[name] for inner in self.segments[op])
         return names_of(self.index.nodes[node])
 
+    def inside(self, place: Place) -> tuple[str, ...]:
+        """The names that take all nodes of a place out of their engines; () where it has none in an engine."""
+        members = [number for number in place.between if self.index.names[number] in self.homes]
+        return tuple(dict.fromkeys(name for number in members for name in self.excluded(number)))
+
     def outputs(self, reference: Side, result: Side) -> dict[str, Gap]:
         """Public output name -> its gap.
 
