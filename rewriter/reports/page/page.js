@@ -101,12 +101,13 @@
       });
     }
 
-    show(number) {
+    show(number, keep) {
       this.number = number;
       this.drawing = this.data.drawings[number];
       this.choose.value = number;
+      if (keep) this.light();
+      else this.list(null);
       this.select(-1);
-      this.mark(null);
       this.fit();
     }
 
@@ -327,7 +328,7 @@
           const other = drawing.lines[line][end], told = this.words(other);
           const near = button('', told.label, () => this.select(other, true));
           near.title = told.name;
-          row.append(near);
+          row.append(near, ' ');
         }
         if (lines.length > LISTED) row.append(` and ${lines.length - LISTED} more`);
         about.append(row);
@@ -359,71 +360,76 @@
 
     // ---- finding
 
-    mark(numbers, title) {
-      this.marked = numbers && numbers.length ? new Set(numbers) : null;
+    // Lists nodes, [number of the drawing, number of the box] each, and leaves only them bright; null for no list.
+    list(pairs, title) {
+      this.pairs = pairs;
+      this.light();
       this.found.replaceChildren();
-      this.found.hidden = !numbers;
-      if (!numbers) return this.ask();
-      const head = element('p', '', `${title}: ${numbers.length || 'no'} node${numbers.length === 1 ? '' : 's'}`);
-      head.append(button('plain', 'clear', () => { this.find.value = ''; this.mark(null); }));
-      this.found.append(head);
+      this.found.hidden = !pairs;
+      if (!pairs) return;
+      const head = element('p', '', `${title}: ${pairs.length || 'none'} found `);
+      head.append(button('plain', 'clear', () => { this.find.value = ''; this.list(null); }));
       const list = element('ul');
-      for (const i of numbers.slice(0, LISTED)) {
-        const {label, name, notes} = this.words(i), item = element('li');
-        const near = button('', '', () => this.select(i, true));
-        near.append(this.swatch(this.drawing.fill[i], this.drawing.border[i]), element('b', '', label), ' ' + (name === label ? '' : name));
-        near.title = notes.join('\n');
-        item.append(near);
+      for (const pair of pairs.slice(0, LISTED)) {
+        const [number, i] = pair, drawing = this.data.drawings[number], {label, name, notes} = this.words(i, drawing);
+        const item = element('li'), entry = button('', '', () => this.go(pair));
+        const place = number === this.number ? '' : ` (${this.title(drawing)})`;
+        entry.append(this.swatch(drawing.fill[i], drawing.border[i]), element('b', '', label), (name === label ? '' : ' ' + name) + place);
+        entry.title = notes.join('\n');
+        item.append(entry);
         list.append(item);
       }
-      if (numbers.length > LISTED) list.append(element('li', 'soft', `and ${numbers.length - LISTED} more`));
-      this.found.append(list);
+      if (pairs.length > LISTED) list.append(element('li', 'soft', `and ${pairs.length - LISTED} more`));
+      this.found.append(head, list);
+    }
+
+    light() {
+      const here = (this.pairs || []).filter((pair) => pair[0] === this.number).map((pair) => pair[1]);
+      this.marked = here.length ? new Set(here) : null;
       this.ask();
     }
 
-    matches(text) {
-      const wanted = text.trim().toLowerCase();
-      this.small = this.small || this.strings.map((word) => word.toLowerCase());
-      const has = (number) => this.small[number].includes(wanted);
-      return (drawing) => [...drawing.kind.keys()].filter((i) => has(drawing.name[i]) || has(drawing.label[i]) || drawing.results[i].some((r, k) => k % 2 === 0 && has(r)));
+    go([number, i]) {
+      if (number !== this.number) this.show(number, true);
+      this.select(i, true);
+    }
+
+    // Boxes for which test(drawing, i) holds: in this drawing and in those that show as much of the engines; where there
+    // is none, in the others.
+    pairsOf(test) {
+      const {drawings} = this.data;
+      const all = drawings.flatMap((drawing, number) => [...drawing.kind.keys()].filter((i) => test(drawing, i)).map((i) => [number, i]));
+      const alike = all.filter(([number]) => drawings[number].expanded === this.drawing.expanded);
+      return (alike.length ? alike : all).sort((a, b) => (b[0] === this.number) - (a[0] === this.number));
     }
 
     search(text) {
-      if (!text.trim()) return this.mark(null);
-      const match = this.matches(text);
-      let numbers = match(this.drawing);
-      if (!numbers.length) {
-        const other = this.data.drawings.findIndex((drawing) => match(drawing).length);
-        if (other >= 0) this.show(other), numbers = match(this.drawing);
-      }
-      this.mark(numbers, `“${text.trim()}”`);
+      const wanted = text.trim().toLowerCase();
+      if (!wanted) return this.list(null);
+      this.small = this.small || this.strings.map((word) => word.toLowerCase());
+      const has = this.small.map((word) => word.includes(wanted));
+      const test = (d, i) => has[d.name[i]] || has[d.label[i]] || d.results[i].some((result, k) => k % 2 === 0 && has[result]);
+      this.list(this.pairsOf(test), `“${text.trim()}”`);
     }
 
     // Shows one node by its whole name, in whichever drawing has it.
     jump(name) {
-      const is = (drawing) => drawing.name.findIndex((n, i) => this.strings[n] === name && drawing.kind[i] > OUTPUT);
-      const order = [this.number, ...this.data.drawings.keys()];
-      const number = order.find((k) => is(this.data.drawings[k]) >= 0);
-      if (number === undefined) return this.search(name);
-      if (number !== this.number) this.show(number);
-      this.select(is(this.drawing), true);
+      const [pair] = this.pairsOf((d, i) => this.strings[d.name[i]] === name && d.kind[i] > OUTPUT);
+      if (pair) this.go(pair);
+      else this.search(name);
     }
 
     group(test, title) {
-      let drawing = this.drawing;
-      if (!drawing.kind.some((_, i) => test(drawing, i))) {
-        const other = this.data.drawings.findIndex((d) => d.kind.some((_, i) => test(d, i)));
-        if (other >= 0) this.show(other);
-      }
-      drawing = this.drawing;
-      const numbers = [...drawing.kind.keys()].filter((i) => test(drawing, i));
+      const pairs = this.pairsOf(test);
+      if (pairs.length && pairs[0][0] !== this.number) this.show(pairs[0][0]);
       this.select(-1);
-      this.mark(numbers, title);
-      if (!numbers.length) return;
-      const side = (k, more) => numbers.map((i) => drawing.box[4 * i + k] + (more === undefined ? 0 : drawing.box[4 * i + more]));
-      const [left, top] = [side(0), side(1)].map((all) => all.reduce((a, b) => Math.min(a, b)) - 40);
-      const [right, bottom] = [side(0, 2), side(1, 3)].map((all) => all.reduce((a, b) => Math.max(a, b)) + 40);
-      this.fit([left, top, right, bottom]);
+      this.list(pairs, title);
+      if (!this.marked) return;
+      const {box} = this.drawing, [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity].map((start, side) => {
+        const better = side < 2 ? Math.min : Math.max;
+        return [...this.marked].reduce((best, i) => better(best, box[4 * i + (side % 2)] + (side < 2 ? 0 : box[4 * i + side])), start);
+      });
+      this.fit([left - 40, top - 40, right + 40, bottom + 40]);
     }
 
     engine(number) {
@@ -469,7 +475,7 @@
       root.addEventListener('keydown', (event) => { if (event.key === 'Escape') this.full(false); });
       this.find.addEventListener('input', () => this.search(this.find.value));
       this.find.addEventListener('keydown', (event) => {
-        if (event.key === 'Enter' && this.marked) this.select(this.marked.values().next().value, true);
+        if (event.key === 'Enter' && this.pairs && this.pairs.length) this.go(this.pairs[0]);
       });
       this.choose.addEventListener('change', () => this.show(Number(this.choose.value)));
       const acts = {in: () => this.zoom(1.5), out: () => this.zoom(1 / 1.5), fit: () => this.fit(), full: () => this.full()};

@@ -73,7 +73,7 @@ def residual(blocks):
 
 def shown(model, bad=("Sin", "If"), *, name="serving_default", source="model <x>", ranges=None):
     """What a conversion with mock verdicts would show; every third engine is not built."""
-    reason = "TensorRT does not support {} & says \"no\" <here>"
+    reason = 'TensorRT does not support {} & says "no" <here>'
     verdicts = SupportMap.of(
         Verdict(n.name, n.op_type, n.op_type not in bad, reason=reason.format(n.op_type))
         for _, graph in iter_scopes(model.proto)
