@@ -33,8 +33,8 @@ CONVERSION_OPTIONS = (
     "precision", "minimum_segment_size", "max_workspace_size", "num_build_batches", "num_calib_batches",
     "use_dynamic_shape", "allow_build_at_runtime", "no_tf32", "detailed_conversion_summary",
 )  # fmt: skip
-#: What is no option of the measurement itself: where results go, and how a script calls itself.
-_NOT_RECORDED = ("json", "csv", "worker", "child", "work")
+#: What is no option of the measurement itself: where results and other files go, and how a script calls itself.
+_NOT_RECORDED = ("json", "csv", "worker", "child", "work", "folder", "cache", "python")
 
 
 def add_metrics_options(parser: argparse.ArgumentParser) -> None:
