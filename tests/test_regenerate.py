@@ -98,6 +98,10 @@ def test_kept_figures_tell_their_machine_and_options(sections):
             document = json.loads(section.json.read_text(encoding="utf-8"))
             assert document["environment"]["date"], section.name
             assert "options" in document or "record" in document, section.name
+            places = re.findall(
+                r'"/\w+/[^"]*|/(?:home|root|tmp|work)/[^"\s]*', section.json.read_text(encoding="utf-8")
+            )
+            assert places == [], f"{section.name} tells folders of the machine"
 
 
 def test_links_of_the_page_lead_somewhere(pages):
