@@ -84,7 +84,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("precision_table", PRECISION, "precision_table", needs="long", record="2026-11-22", minutes=30),
     Section("lowering_node_tests", PRECISION, "lowering_node_tests", needs="long", record="2026-11-22", minutes=7),
     Section("calibration_memory", PRECISION, "calibration_memory", needs="long", record="2026-11-22", minutes=9),
-    Section("rivals", GPU, "rivals", needs="gpu", minutes=10),
+    Section("rivals", GPU, "rivals", ("{bundle}/rivals",), needs="gpu", minutes=10),
     Section("gpu_runs", GPU, needs="record", record="2026-11-22 and 2026-11-23"),
     Section("engine_run", GPU, "engine_run", ("{bundle}/engines",), needs="gpu", record="2026-11-22", minutes=2),
     Section("runtime_gpu", GPU, "runtime_gpu", ("{bundle}/runtime",), needs="gpu", record="2026-11-23", minutes=9),
