@@ -119,11 +119,11 @@ def graph(number: int) -> web.Html:
             '<input type="search" placeholder="Find a node, an operator or a value" aria-label="Find in the graph" '
             'autocomplete="off" spellcheck="false">'
             f'<label><select aria-label="What is drawn"></select></label>{tools}</div>'
+            '<div class="found" role="status" hidden></div>'
             '<div class="legend" role="group" aria-label="Show only"></div>'
             '<div class="view"><canvas tabindex="0" role="application" aria-label="Map of the graph: '
             'arrow keys move it, plus and minus zoom, 0 shows all; the field above finds nodes"></canvas>'
-            '<div class="tip" hidden></div></div>'
-            '<div class="found" hidden></div><div class="about" aria-live="polite"></div>'
+            '<div class="tip" hidden></div><div class="about" aria-live="polite"></div></div>'
             '<p class="hint soft">Drag to move. Pinch to zoom, or click the map and turn the wheel. '
             "Tap a box for what it is and why it runs there.</p>"
             "<noscript><p>The map needs JavaScript.</p></noscript></div>"

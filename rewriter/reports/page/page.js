@@ -225,6 +225,10 @@
       return boxes[b] < right && boxes[b] + boxes[b + 2] > left && boxes[b + 1] < bottom && boxes[b + 1] + boxes[b + 3] > top;
     }
 
+    dimmed(i) {
+      return this.marked && i !== this.selected && !this.marked.has(i);
+    }
+
     // From afar a box is a spot, in the stronger of its colours and at least one pixel large.
     drawFar(c, drawing) {
       const boxes = drawing.box, least = 1.5 / this.scale;
@@ -232,7 +236,7 @@
       for (const i of drawing.order) {
         const b = 4 * i;
         if (!this.seen(b)) continue;
-        c.globalAlpha = this.marked && !this.marked.has(i) ? 0.2 : 1;
+        c.globalAlpha = this.dimmed(i) ? 0.2 : 1;
         const colour = this.strong(drawing, i);
         if (colour !== last) c.fillStyle = last = colour;
         c.fillRect(boxes[b], boxes[b + 1], Math.max(boxes[b + 2], least), Math.max(boxes[b + 3], least));
@@ -254,7 +258,7 @@
         if (!this.seen(b)) continue;
         const [x, y, w, h] = [boxes[b], boxes[b + 1], boxes[b + 2], boxes[b + 3]];
         const engine = this.data.engines[drawing.engine[i]];
-        c.globalAlpha = this.marked && !this.marked.has(i) ? 0.25 : 1;
+        c.globalAlpha = this.dimmed(i) ? 0.25 : 1;
         c.fillStyle = drawing.fill[i], c.strokeStyle = drawing.border[i];
         c.lineWidth = kind === ENGINE ? 2 : kind === NATIVE ? 1.8 : 1.2;
         c.setLineDash(engine && !engine[2] ? [5, 3] : []);
@@ -302,7 +306,9 @@
       if (i >= 0 && center) {
         const [x, y, w, h] = this.drawing.box.slice(4 * i, 4 * i + 4);
         this.scale = Math.max(this.scale, 0.9);
-        this.x = this.width / 2 - (x + w / 2) * this.scale, this.y = this.height / 2 - (y + h / 2) * this.scale;
+        // On a narrow screen what is told covers the lower part of the map.
+        const covered = this.about.offsetWidth > 0.6 * this.width ? this.about.offsetHeight : 0;
+        this.x = this.width / 2 - (x + w / 2) * this.scale, this.y = (this.height - covered) / 2 - (y + h / 2) * this.scale;
       }
       this.ask();
     }
@@ -311,7 +317,10 @@
       const {drawing, about} = this, {label, name, notes} = this.words(i);
       const heading = element('h3', '', label);
       heading.prepend(this.swatch(drawing.fill[i], drawing.border[i]));
-      about.append(heading);
+      const close = button('close', '\u00d7', () => { this.select(-1); this.canvas.focus({preventScroll: true}); });
+      close.setAttribute('aria-label', 'Close');
+      about.append(close, heading);
+      about.scrollTop = 0;
       if (name !== label) about.append(element('p', 'code', name));
       for (const note of notes) about.append(element('p', drawing.kind[i] === NATIVE ? 'reason' : '', note));
       const results = drawing.results[i];
