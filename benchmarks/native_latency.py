@@ -167,7 +167,7 @@ def time_systems(
     systems: Mapping[str, Callable[[], Mapping[str, Any]]], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Results compared with TensorFlow's, then medians, trimmed means and ratios."""
-    from rewriter.timing import interleaved, ratio_of
+    from rewriter.timing import interleaved, measure, ratio_of
     from rewriter.timing.interleaving import joined
 
     reference = systems[TENSORFLOW]()
@@ -177,13 +177,9 @@ def time_systems(
         for found in [systems[system]()]
         for name, expected in reference.items()
     )
-    rounds = interleaved(
-        systems,
-        rounds=arguments.rounds,
-        iterations=max(1, arguments.num_iterations // arguments.rounds),
-        warmup=arguments.num_warmup_iterations,
-        settle=2,
-    )
+    longest = max(measure(call, iterations=1, warmup=1).mean for call in systems.values())
+    iterations, warmup = amounts(longest, arguments)
+    rounds = interleaved(systems, rounds=arguments.rounds, iterations=iterations, warmup=warmup)
     figures: dict[str, Any] = {"max rel diff": worst}
     for system, turns in rounds.items():
         found = joined(turns)
@@ -198,6 +194,18 @@ def time_systems(
     ):
         figures[label] = ratio_of(rounds[system], rounds[other]).to_dict()
     return {**figures, "status": judge(figures, arguments.limit, arguments.overhead)}
+
+
+def amounts(longest: float, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Timed calls of a turn, and calls of the warm-up, such that no system takes much longer than `--seconds`.
+
+    Args:
+        longest: seconds of a call of the slowest system.
+        arguments: num_iterations and num_warmup_iterations are the most that are made.
+    """
+    most = arguments.seconds / max(longest, 1e-9)
+    iterations = min(arguments.num_iterations, max(most, 0)) / arguments.rounds
+    return max(1, int(iterations)), max(1, min(arguments.num_warmup_iterations, int(most / 4)))
 
 
 def judge(figures: Mapping[str, Any], limit: float, overhead: float) -> str:
@@ -273,6 +281,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=1.05, help="most that ours may take over ONNX (default 1.05)")
     parser.add_argument(
         "--overhead", type=float, default=50.0, metavar="US", help="what a call may cost in any case (default 50)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, metavar="S", help="for each system and batch, about (default 6)"
     )
     add_timing_options(parser, batch_size=(1, 8), num_iterations=96, num_warmup_iterations=10)
     add_conversion_options(parser, ("minimum_segment_size", "detailed_conversion_summary"))
