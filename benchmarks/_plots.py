@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Raised when the look changes, so that kept pictures count as old.
-LOOK = 2
+LOOK = 3
 #: Colours of series in order (Okabe and Ito's palette without black and yellow), then greys.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0")
 MARKERS = "osD^vPX*<"
@@ -172,12 +172,17 @@ def _bars(axes: Any, chart: Bars) -> None:
 
 def _logarithmic(axis: Any) -> None:
     """A logarithmic axis whose ticks say 0.01, 10 or 10 000 as people write it; 1e-05 and the like outside of that."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
 
     def told(value: float, _: object) -> str:
         return f"{value:,.0f}".replace(",", " ") if 10 <= value < 1e7 else f"{value:g}"
 
+    largest, least = axis.get_data_interval()[1], axis.get_minpos()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if largest < 60 * least else (1.0,)))
     axis.set_major_formatter(told)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _figures(axes: Any, ends: Sequence[tuple[float, float]], places: int) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from _common import add_project_to_path, format_table
 from _options import add_metrics_options, export_metrics, parse
-from _plots import Chart, Lines
+from _plots import Bars, Chart
 
 add_project_to_path()
 
@@ -82,13 +82,14 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """Peak memory over the number of batches."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(document["rows"], key=lambda row: row["way"] != "ours"):
-        series.setdefault(f"{row['method']}, {row['way']}", []).append((row["batches"], row["peak GB"]))
+    """Peak memory of each way and number of batches."""
+    peaks = {(row["way"], row["batches"], row["method"]): row["peak GB"] for row in document["rows"]}
+    cases = sorted({(way, batches) for way, batches, _ in peaks}, key=lambda case: (case[0] != "ours", case))
+    methods = dict.fromkeys(row["method"] for row in document["rows"])
+    series = {method: [peaks.get((*case, method)) for case in cases] for method in methods}
     title = "Peak memory of calibrating ResNet50, batches of 8 images"
-    dashed = [name for name in series if name.endswith("one shot")]
-    return {"peak": Lines(title, "batches", "GB resident", series, log_x=True, log_y=True, dashed=dashed)}
+    groups = [f"{way}, {batches} batches" for way, batches in cases]
+    return {"peak": Bars(title, "GB resident", groups, series, places=2)}
 
 
 def _measure(way: str, method: str, batches: int, arguments: argparse.Namespace) -> dict[str, Any]:
