@@ -75,7 +75,7 @@ def test_the_generated_script_does_the_same(command, model, tmp_path):
     for argument in ("execution='emulate'", "precision_mode='FP16'", "backend='none'", "op_denylist=['Softmax']"):
         assert argument in line
     assert line.count("=") == 5  # what has its default value is not there
-    exec(compile(text, str(script), "exec"), {"__name__": "__main__"})  # raises when a comparison fails
+    exec(compile(text, str(script), "exec"), {"__name__": "__main__"})  # noqa: S102 - raises when a comparison fails
 
 
 def test_marked_outputs_of_the_onnx_model(command, model):
