@@ -35,6 +35,12 @@ tensorflow, torch, tensorrt, ... at the top of the module); `document` is the JS
         are drawn to images/NAME_KEY.svg.
 
 The same JSON gives the same bytes, so `git diff` shows what a new run changed.
+
+Sections of a GPU need what only a machine with TensorFlow can make; it travels in the folder that --bundle names:
+
+    python benchmarks/_rivals_models.py DIR/rivals      python benchmarks/runtime_models.py DIR/runtime
+    python benchmarks/engine_bundle.py DIR/engines      python benchmarks/runtime_artifact.py DIR/artifacts --make
+    python benchmarks/precision_bundle.py DIR/precision
 """
 
 from __future__ import annotations
@@ -71,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         old = outdated() if options.check else write()
     except PageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        told = f"{error}: pip install 'trt-rewriter[compare]', then regenerate.py --render; new figures are kept"
+        print(f"error: {told}", file=sys.stderr)
         return 1
     for path in old:
         print(f"{'out of date' if options.check else 'written'}: {path.relative_to(BENCHMARKS.parent)}")

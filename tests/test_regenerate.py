@@ -332,6 +332,15 @@ def test_pictures_of_charts_that_are_gone_go(regenerate, plots, folder, monkeypa
     assert regenerate.write() == []
 
 
+def test_without_matplotlib_the_figures_are_kept_and_the_way_is_told(regenerate, capsys, monkeypatch):
+    def write():
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr(regenerate, "write", write)
+    assert regenerate.main(["--render"]) == 1
+    assert "pip install 'trt-rewriter[compare]', then regenerate.py --render" in capsys.readouterr().err
+
+
 def test_list_tells_every_section(regenerate, sections, capsys):
     assert regenerate.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
