@@ -52,8 +52,10 @@ def find_exclusion(
 ) -> Exclusion:
     """Looks for a small set of nodes that passes.
 
-    1. `first` alone. 2. Where that is not enough, what is first to differ by itself then goes with it, and so on. 3. Where
-    that ends without passing, the first 2, 4, 8 ... of `ranked` go with it, until it passes; then as few of them as pass.
+    1. `first` alone.
+    2. Where that is not enough, what is the first to differ by itself then goes with it, and so on.
+    3. Where that ends without passing, the first 2, 4, 8 ... of `ranked` go with it, until it passes; then as few of
+       them as pass.
     4. Of few, those are left out that it passes without.
 
     Args:

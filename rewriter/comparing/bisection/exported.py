@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passes.pipeline import default_pipeline
 from rewriter.comparing.bisection.gaps import Gap, gap
 from rewriter.comparing.bisection.notes import place_notes
 from rewriter.comparing.bisection.options import option_line
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _PAIR = ("source", "native")
 #: Operators that are tried, at most: each is an export.
-_TRIALS = 6
+_TRIALS = 8
 _TENSOR = re.compile(r"(.+):(\d+)")
 
 
@@ -67,7 +68,7 @@ def bisect_export(subject: Subject, callee: Callee, native: ModelSide, failed: M
             f"its operator is TensorFlow's; {len(gaps)} tensors have the same name in ONNX and were compared",
         ),
     )
-    return _advised(subject, specialized, side, found, _Attempt(max(failed.values()), place, gaps))
+    return _advised(subject, specialized, side, found, _Attempt(max(failed.values()), False, place, gaps))
 
 
 def _specialized(subject: Subject, callee: Callee) -> Callee:
@@ -227,12 +228,14 @@ class _Trials:
 
     def __init__(self, subject: Subject, callee: Callee, side: FrozenSide, folder: str) -> None:
         self._subject, self._callee, self._side, self._folder = subject, callee, side, Path(folder)
+        self._wanted = _wanted(subject, callee)
         self.exports = 0
         self.notes: list[str] = []
 
     def attempt(self, operators: tuple[str, ...]) -> _Attempt | None:
         """The export with these operators kept; None, and a note, where it cannot be made or run."""
         from rewriter.frontend.tensorflow import Clock, Options, convert
+        from rewriter.runtime.native import evaluate
 
         self.exports += 1
         options = Options(
@@ -240,19 +243,40 @@ class _Trials:
         )
         try:
             source = convert(self._callee, options, Clock())
-            artifact = dataclasses.replace(self._subject.artifact, model=source.model, signature=source.signature)
+            model, _ = default_pipeline(evaluate).run(source.model)
+            artifact = dataclasses.replace(self._subject.artifact, model=model, signature=source.signature)
             subject = Subject.of(artifact, self._subject.samples, self._subject.limits, self._subject.most)
             native = ModelSide(subject.native, "exported")
             side = self._side.published(subject)
-            outputs = subject.outputs(side, native)
+            outputs = self._outputs(subject, native)
             failed = subject.beyond(outputs)
             worst = max((outputs[name].relative for name in subject.limits), default=0.0)
             if not failed:
-                return _Attempt(worst, None, {})
-            return _Attempt(worst, *find_export(subject, side, native, failed))
+                return _Attempt(worst, True, None, {})
+            return _Attempt(worst, False, *find_export(subject, side, native, failed))
         except ConversionError as error:
             self.notes.append(f"keeping {', '.join(operators)} in TensorFlow could not be tried: {error}")
             return None
+
+    def _outputs(self, subject: Subject, native: ModelSide) -> dict[str, Gap]:
+        """Public output name -> gap from what TensorFlow computed."""
+        tensors = {spec.name: spec.tensor for spec in subject.signature.outputs}
+        run = native.open(list(tensors.values()))
+        found = dict.fromkeys(tensors, Gap())
+        for feeds, wanted in zip(subject.feeds, self._wanted, strict=True):
+            values = run(feeds)
+            for name, tensor in tensors.items():
+                found[name] |= gap(wanted[name], values[tensor])
+        return found
+
+
+def _wanted(subject: Subject, callee: Callee) -> list[Mapping[str, np.ndarray]]:
+    """What TensorFlow itself computes, per sample."""
+    from rewriter.frontend.noise import quiet
+    from rewriter.frontend.samples import given_runs
+
+    with quiet():
+        return [given_runs(callee, [dict(sample)])[0].outputs for sample in subject.samples]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,11 +285,13 @@ class _Attempt:
 
     Attributes:
         worst: largest difference of an output.
-        place: where it is beyond the tolerance by then; None where it is not.
+        passed: all outputs are within their tolerances.
+        place: where it is beyond the tolerance by then; None where it is not, or no shared tensor shows it.
         gaps: what was measured.
     """
 
     worst: float
+    passed: bool
     place: Place | None
     gaps: Mapping[str, Gap]
 
@@ -310,6 +336,6 @@ def _advised(subject: Subject, callee: Callee, side: FrozenSide, found: Bisectio
         option=option_line("--keep-in-tensorflow", [",".join((*before, *kept))]),
         excluded=kept,
         verified=state.worst if state else None,
-        passed=state.place is None if state else None,
+        passed=state.passed if state else None,
         notes=(*found.notes, *trials.notes),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 REFERENCES = ("native", "source")
 RESULTS = ("emulated", "native", "tensorrt")
+_TOGETHER = "where the two together are beyond it, a stricter tolerance shows the larger part"
 
 
 def bisect(
@@ -77,6 +79,13 @@ def bisect(
         found = bisect_source(subject, source)
         if result == "native" or found.outputs:
             return found
+    found = _from_native(subject, result, engines)
+    if reference == "source" and not found.outputs:
+        return dataclasses.replace(found, notes=(*found.notes, f"the source and its native run are, too; {_TOGETHER}"))
+    return found
+
+
+def _from_native(subject: Subject, result: str, engines: EngineRunner | None) -> Bisection:
     if result == "emulated":
         from rewriter.comparing.bisection.emulated import bisect_emulated
 

@@ -33,8 +33,12 @@ def name_nodes(graph):
 
 def make_artifact(proto, folder, precision, *cuts, ranges=None, **recipe):
     """An artifact with one engine node for each of `cuts`: names of nodes, or (scope, names)."""
-    signature = signature_of(proto)
-    model = InferShapes().run(Canonicalize().run(models.from_proto(proto)).model).model
+    return artifact_of(models.from_proto(proto), signature_of(proto), folder, precision, *cuts, ranges=ranges, **recipe)
+
+
+def artifact_of(model, signature, folder, precision, *cuts, ranges=None, **recipe):
+    """The same for a model and its signature."""
+    model = InferShapes().run(Canonicalize().run(model).model).model
     extractor = Extractor(model)
     parts = []
     for number, cut in enumerate(cuts):
