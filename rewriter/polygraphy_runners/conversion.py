@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewriter.errors import InvalidParameterError, SourceError
-from rewriter.polygraphy_runners.execution import resolve_execution
+from rewriter.polygraphy_runners.execution import BUILD_RULES, resolve_execution
 from rewriter.polygraphy_runners.keywords import check_parameters, converter_keywords
 from rewriter.polygraphy_runners.metadata import tensor_metadata
 from rewriter.polygraphy_runners.standin import NO_TENSORRT, TakesAll
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rewriter.polygraphy_runners.in_memory import InMemoryModel
     from rewriter.source import Signature
 
-#: When engines are built: where they would run, in any case, never.
-BUILD_RULES = ("auto", "always", "never")
 _NO_TENSORRT_HINT = (
     f"{NO_TENSORRT}, so nothing says which nodes it takes: all of them are taken to be in engines; "
     "pip install 'trt-rewriter[rtx]' asks the real parser"

@@ -8,6 +8,8 @@ from rewriter.runtime import device
 
 EXECUTIONS = ("auto", "native", "emulate")
 PROVIDERS = ("auto", "cpu", "cuda")
+#: When engines are built: where they would run, in any case, never.
+BUILD_RULES = ("auto", "always", "never")
 
 
 def resolve_execution(execution: str, provider: str, strict: bool | None = None, obstacle: str = "") -> str:

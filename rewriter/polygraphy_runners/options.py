@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
-from rewriter.polygraphy_runners.execution import EXECUTIONS, PROVIDERS
+from rewriter.polygraphy_runners.execution import BUILD_RULES, EXECUTIONS, PROVIDERS
 
 PREFIX = "trt-rewriter"
 #: Builds at run time belong to artifacts: here engines are built before the runs.
@@ -77,7 +77,6 @@ def runner_options() -> tuple[Option, ...]:
     from rewriter.commands.options import add_conversion_options
     from rewriter.commands.precision_options import add_accuracy_options
     from rewriter.commands.source_options import add_source_options
-    from rewriter.polygraphy_runners.conversion import BUILD_RULES
 
     collector = _Collector()
     add = collector.add_argument
