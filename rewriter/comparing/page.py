@@ -127,6 +127,7 @@ def _pair(number: int, pair: PairDifference) -> web.Html:
     table = web.table(["output", "", *(column.heading for column in columns)], rows, numeric=range(2, len(columns) + 2))
     drawn = sorted(filter(has_picture, pair.differences), key=lambda d: excess(pair.pair, d), reverse=True)
     parts = [web.paragraph(f"{verdict(pair)}."), table]
+    parts += [web.paragraph(failure(pair.pair, d), kind="bad") for d in pair.failed if not has_picture(d)]
     for place, found in enumerate(drawn[:MOST_PICTURED]):
         parts.append(_output(pair.pair, found, opened=place < 3))
     others = len(pair.differences) - len(drawn)

@@ -1,6 +1,7 @@
 """`trt-rewriter compare`, in process: exit status, table, JSON, and one-line errors."""
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -94,6 +95,78 @@ def test_a_lowered_artifact_is_emulated(source, half, capsys):
     assert "FAILED: emulated differs from native by" in capsys.readouterr().out
 
 
+def test_all_results_are_written(source, half, tmp_path, capsys):
+    files = ["--json", str(tmp_path / "f.json"), "--html", str(tmp_path / "f.html"), "--pictures", str(tmp_path / "p")]
+    assert main(["compare", source, half, "--shapes", "x:3x8", "--top-k", "3,1", *files]) == 0
+    text = capsys.readouterr().out
+    assert f"page: {tmp_path / 'f.html'}" in text
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert names[:2] == ["native-emulated.logits.heatmap.png", "native-emulated.logits.histogram.png"]
+    assert f"{len(names)} pictures in {tmp_path / 'p'}" in text
+    page = (tmp_path / "f.html").read_text("utf-8")
+    assert "half compared with model.onnx" in page
+    assert "PASSED" in page
+    data = json.loads((tmp_path / "f.json").read_text())
+    (native, emulated, _) = data["pairs"]
+    assert native["differences"][0]["top_k"] == {"1": 1.0, "3": 1.0}
+    assert sum(emulated["differences"][0]["histogram"]["counts"]) > 0
+    assert emulated["differences"][0]["place"]["sample"] == 0
+    assert data["bisections"] == []
+
+
+def test_tolerances_of_single_outputs_and_an_absolute_one(source, half, capsys):
+    assert main(["compare", source, half, "--tolerance", "logits:1e-6"]) == 1
+    assert "(limit 1.0e-06)" in capsys.readouterr().out
+    assert main(["compare", source, half, "--tolerance", "1e-6", "--tolerance", "logits:1e-2"]) == 0
+    assert main(["compare", source, half, "--tolerance", "1e-6", "--absolute-tolerance", "0.1"]) == 0
+
+
+def test_only_some_runners(source, half, capsys):
+    assert main(["compare", source, half, "--runners", "native,emulated"]) == 0
+    text = capsys.readouterr().out
+    assert "Differences of emulated from native" in text
+    assert "source:" not in text
+
+
+def test_a_data_script_is_run(source, artifact, tmp_path, capsys):
+    script = tmp_path / "data.py"
+    script.write_text(
+        "import numpy as np\ndef rows():\n    for n in (2, 5):\n        yield {'x': np.ones((n, 8), np.float32)}\n"
+    )
+    assert main(["compare", source, artifact, "--data-script", f"{script}:rows"]) == 0
+    assert "2 sample(s): x 2x8; x 5x8" in capsys.readouterr().out
+
+
+def test_files_are_cut_into_batches(source, artifact, tmp_path, capsys):
+    np.savez(tmp_path / "many.npz", x=np.ones((5, 8), np.float32))
+    assert main(["compare", source, artifact, "--inputs", str(tmp_path / "many.npz"), "--batch-size", "2"]) == 0
+    assert "3 sample(s): x 2x8; x 1x8" in capsys.readouterr().out
+
+
+def test_inputs_that_polygraphy_saved(source, artifact, tmp_path, capsys):
+    pytest.importorskip("polygraphy")
+    from polygraphy.json import save_json
+
+    save_json([{"x": np.ones((7, 8), np.float32)}], str(tmp_path / "inputs.json"))
+    assert main(["compare", source, artifact, "--inputs", str(tmp_path / "inputs.json")]) == 0
+    assert "1 sample(s): x 7x8" in capsys.readouterr().out
+
+
+def test_bisect_says_where_it_begins_in_text_json_and_page(source, half, tmp_path, capsys):
+    files = ["--json", str(tmp_path / "f.json"), "--html", str(tmp_path / "f.html")]
+    assert main(["compare", source, half, "--tolerance", "1e-6", "--bisect", *files]) == 1
+    text = capsys.readouterr().out
+    assert text.index("Note: tensorrt") < text.index("first segment: TRTEngineOp_000") < text.index("FAILED: ")
+    (found,) = json.loads((tmp_path / "f.json").read_text())["bisections"]
+    assert (found["reference"], found["result"], found["segment"]) == ("native", "emulated", "TRTEngineOp_000")
+    assert "Where it begins" in (tmp_path / "f.html").read_text("utf-8")
+
+
+def test_bisect_has_nothing_to_do_where_all_passes(source, half, capsys):
+    assert main(["compare", source, half, "--bisect"]) == 0
+    assert "first segment" not in capsys.readouterr().out
+
+
 def test_given_inputs_are_used(source, artifact, tmp_path, capsys):
     files = []
     for rows in (2, 4):
@@ -138,6 +211,20 @@ def test_models_with_other_names_are_told_apart(artifact, tmp_path, capsys):
         (["SRC", "OUT", "--shapes", "z:1x8"], "'z'"),
         (["SRC", "OUT", "--json", "GONE/figures.json"], "there is no such folder"),
         (["SRC", "OUT", "--tags", "serve"], "the source is none"),
+        (["SRC", "OUT", "--tolerance", "1e-3", "--tolerance", "1e-2"], "given twice"),
+        (["SRC", "OUT", "--tolerance", "logit:1e-3"], "did you mean 'logits'?"),
+        (["SRC", "OUT", "--absolute-tolerance", "0"], "--absolute-tolerance must be a positive number"),
+        (["SRC", "OUT", "--top-k", "1,0"], "write numbers of at least 1"),
+        (["SRC", "OUT", "--top-k", "five"], "write numbers of at least 1"),
+        (["SRC", "OUT", "--runners", "native,tensorrt"], "tensorrt, which cannot run here: no GPU"),
+        (["SRC", "OUT", "--runners", "all"], "choose from source, native, emulated, tensorrt"),
+        (["SRC", "OUT", "--data-script", "GONE.py"], "there is no data script 'GONE.py'"),
+        (["SRC", "OUT", "--data-script", "GONE.py", "--inputs", "WIDE"], "--inputs and --data-script both say"),
+        (["SRC", "OUT", "--inputs", "GONE.json"], "there is no file 'GONE.json'"),
+        (["SRC", "OUT", "--batch-size", "2"], "--batch-size is the number of rows"),
+        (["SRC", "OUT", "--inputs", "WIDE", "--batch-size", "0"], "--batch-size is the number of rows"),
+        (["SRC", "OUT", "--html", "GONE/page.html"], "there is no such folder"),
+        (["SRC", "OUT", "--pictures", "SRC"], "is a file: name a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, source, artifact, tmp_path, capsys, monkeypatch):
@@ -146,6 +233,12 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, source, artifact
     places = {"SRC": source, "OUT": artifact, "WIDE": str(tmp_path / "wide.npz")}
     assert main(["compare", *(places.get(a, a) for a in arguments)]) == 2
     assert message in one_line_error(capsys)
+
+
+def test_pictures_need_matplotlib_before_anything_is_run(source, artifact, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["compare", source, artifact, "--html", str(tmp_path / "page.html")]) == 2
+    assert "pip install 'trt-rewriter[compare]'" in one_line_error(capsys)
 
 
 @pytest.mark.rtx
