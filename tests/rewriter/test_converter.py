@@ -339,6 +339,8 @@ def test_arguments_of_the_views_are_checked(backend, tmp_path):
         for call, message in (
             (lambda: converter.draw(5), "path must be a path .*, not int"),
             (lambda: converter.draw(""), "path is empty"),
+            (lambda: converter.page(5), "path must be a path .*, not int"),
+            (lambda: converter.page("a.html", signature_key="a"), "the signature 'a' is not converted"),
             (lambda: converter.draw("a.svg", signature_key=["a"]), r"the signature \['a'\] is not converted"),
             (lambda: converter.draw(tmp_path / "a.svg", expand_engines=2), "expand_engines must be True or False"),
             (lambda: converter.nonconversion_report(5), "path must be a path .*, not int"),
@@ -353,6 +355,8 @@ def test_arguments_of_the_views_are_checked(backend, tmp_path):
                 call()
         assert list(tmp_path.iterdir()) == []
         converter.draw(str(tmp_path / "a.dot"), expand_engines=np.False_)
+        converter.page(str(tmp_path / "a.html"))
+        assert "Conversion report" in (tmp_path / "a.html").read_text("utf-8")
 
 
 def test_names_may_come_out_of_sets_and_generators(backend):

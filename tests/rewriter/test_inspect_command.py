@@ -9,7 +9,7 @@ from passes.partition import PartitionOptions, propose
 from passes.segments import TensorSpec
 from passes.splice import EngineAttributes, splice
 from passes.support import SupportMap, Verdict
-from rewriter.artifact import ArtifactPart, save_artifact
+from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 from rewriter.cli import main
 from rewriter.reports.report import EngineReport, Report
 from rewriter.source import Signature
@@ -47,6 +47,33 @@ def test_pictures_are_written_and_nothing_is_printed(artifact, tmp_path, capsys)
     assert ">Relu<" not in (tmp_path / "g.svg").read_text("utf-8")
 
 
+def test_the_page_is_written_and_nothing_is_printed(artifact, tmp_path, capsys):
+    path = tmp_path / "report.html"
+    assert main(["inspect", artifact, "--html", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+    page = path.read_text("utf-8")
+    assert "Conversion of out" in page
+    assert "no Sin" in page
+    assert main(["inspect", artifact, "--html", str(path), "--signature", "serving_default", "--json"]) == 0
+    assert capsys.readouterr().out.startswith("{")
+    assert path.read_text("utf-8") == page
+
+
+def test_the_page_shows_all_signatures_or_the_one_asked_for(artifact, tmp_path):
+    first = load_artifact(artifact)
+    parts = [
+        ArtifactPart(first.model, Signature(first.signature.inputs, first.signature.outputs, name), {}, first.report)
+        for name in ("one", "two", "three")
+    ]
+    out = str(save_artifact(tmp_path / "three", *parts))
+    path = tmp_path / "report.html"
+    for options, count in (([], 3), (["--signature", "two"], 1)):
+        assert main(["inspect", out, "--html", str(path), *options]) == 0
+        page = path.read_text("utf-8")
+        assert page.count('class="signature"') == count
+        assert (">two</button>" in page) == (count == 3)
+
+
 def test_the_nonconversion_report_is_printed_and_written(artifact, tmp_path, capsys):
     assert main(["inspect", artifact, "--nonconversion"]) == 0
     printed = capsys.readouterr().out
@@ -60,6 +87,8 @@ def test_the_nonconversion_report_is_printed_and_written(artifact, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--html", "/none/at/all.html"], "cannot be written to /none/at/all.html"),
+        (["--html", "a.html", "--signature", "other"], "other"),
         (["--picture", "/none/at/all.svg"], "cannot be written to /none/at/all.svg"),
         (["--nonconversion", "/none/at/all.csv"], "cannot be written to /none/at/all.csv"),
         (["--expand-engines"], "give --picture"),

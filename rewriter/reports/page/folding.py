@@ -131,8 +131,8 @@ def _straightened(found: Layout, sizes: Sequence[Point]) -> Layout:
     shifts: list[float] = []
     now = total[1]
     for layer in range(count):
-        first, last = max(layer - _NEIGHBOURS, 0), min(layer + _NEIGHBOURS + 1, count)
-        mean = (total[last] - total[first]) / (last - first)
+        reach = min(layer, count - 1 - layer, _NEIGHBOURS)
+        mean = (total[layer + reach + 1] - total[layer - reach]) / (2 * reach + 1)
         if abs(mean - now) > _STEP:
             now = mean
         shifts.append(now)

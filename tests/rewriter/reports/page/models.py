@@ -80,9 +80,9 @@ def shown(model, bad=("Sin", "If"), *, name="serving_default", source="model <x>
         for n in graph.node
     )
     found = propose(model, verdicts, PartitionOptions(1))
-    engines = []
+    engines, extractor = [], Extractor(model)
     for number, segment in enumerate(found.segments):
-        extracted = Extractor(model).extract(segment)
+        extracted = extractor.extract(segment)
         nodes = extracted.model.proto.graph.node
         counts = {op: sum(n.op_type == op for n in nodes) for op in dict.fromkeys(n.op_type for n in nodes)}
         why = "" if number % 3 != 2 else "unsupported: it failed"
