@@ -54,6 +54,8 @@ TENSORFLOW, PLAIN, AGAIN, SPLICED, OURS = SYSTEMS = ("TensorFlow", "ONNX", "ONNX
 TOLERANCE = 1e-4
 #: Milliseconds from which on a call is long: what ours adds to it is lost in it.
 LONG = 1.0
+#: Turns that each system has however long they take: fewer say nothing of the spread.
+LEAST_ROUNDS = 5
 #: Seconds for one model.
 TIMEOUT = 600
 
@@ -178,11 +180,11 @@ def time_systems(
         for name, expected in reference.items()
     )
     longest = max(measure(call, iterations=1, warmup=1).mean for call in systems.values())
-    iterations, warmup = amounts(longest, arguments)
-    rounds = interleaved(systems, rounds=arguments.rounds, iterations=iterations, warmup=warmup)
+    turns, iterations, warmup = amounts(longest, arguments)
+    rounds = interleaved(systems, rounds=turns, iterations=iterations, warmup=warmup)
     figures: dict[str, Any] = {"max rel diff": worst}
-    for system, turns in rounds.items():
-        found = joined(turns)
+    for system, parts in rounds.items():
+        found = joined(parts)
         figures[f"{_key(system)}_ms"] = 1e3 * found.median
         figures[_key(system)] = found.to_dict(arguments.trim_mean_percentage)
     figures["overhead_us"] = 1e3 * (figures["ours_ms"] - figures["onnx_ms"])
@@ -196,16 +198,17 @@ def time_systems(
     return {**figures, "status": judge(figures, arguments.limit, arguments.overhead)}
 
 
-def amounts(longest: float, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Timed calls of a turn, and calls of the warm-up, such that no system takes much longer than `--seconds`.
+def amounts(longest: float, arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """Rounds, timed calls of a turn, and calls of the warm-up, such that no system takes much more than `--seconds`.
 
     Args:
         longest: seconds of a call of the slowest system.
-        arguments: num_iterations and num_warmup_iterations are the most that are made.
+        arguments: rounds, num_iterations and num_warmup_iterations are the most that are made.
     """
-    most = arguments.seconds / max(longest, 1e-9)
-    iterations = min(arguments.num_iterations, max(most, 0)) / arguments.rounds
-    return max(1, int(iterations)), max(1, min(arguments.num_warmup_iterations, int(most / 4)))
+    most = min(arguments.seconds / max(longest, 1e-9), 1e9)
+    rounds = max(min(LEAST_ROUNDS, arguments.rounds), min(arguments.rounds, int(most / 2)))
+    iterations = max(1, int(min(arguments.num_iterations, most) / rounds))
+    return rounds, iterations, max(1, min(arguments.num_warmup_iterations, int(most / 4)))
 
 
 def judge(figures: Mapping[str, Any], limit: float, overhead: float) -> str:

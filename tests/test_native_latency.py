@@ -77,7 +77,9 @@ def test_verdicts(latency, figures, words):
     assert words in latency.judge({**row(), **figures}, 1.05, 50)
 
 
-@pytest.mark.parametrize(("longest", "expected"), [(1e-4, (8, 10)), (0.1, (5, 10)), (3.0, (1, 1)), (0.0, (8, 10))])
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(1e-4, (12, 8, 10)), (0.1, (12, 5, 10)), (3.0, (5, 1, 1)), (0.0, (12, 8, 10))]
+)
 def test_how_much_is_timed(latency, longest, expected):
     arguments = SimpleNamespace(seconds=6.0, num_iterations=96, num_warmup_iterations=10, rounds=12)
     assert latency.amounts(longest, arguments) == expected
