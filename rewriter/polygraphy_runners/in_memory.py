@@ -56,22 +56,31 @@ class InMemoryModel:
         elif execution == "emulate":
             converter.calibrate()
         self._function = converter.function(execution)
+        self._cold = True
         if not self._build or not self.builds:
             self._tell_conversion()
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Builds engines for the shapes of these inputs, if engines are built at all and none was built for them.
+        """Makes everything ready that the time of a run is not to include.
+
+        Builds engines for the shapes of these inputs, if engines are built at all and none was built for them, and
+        runs a new function once: its sessions are made with the first run.
 
         Raises:
+            InputError: the inputs do not fit the signature.
             ConversionError: the model fails on these inputs; or `strict`, and a segment got no engine.
         """
         shapes = _shapes_of(inputs)
-        if not self._build or shapes in self._seen or not unknown_dimensions(self.signature) or self._covers(shapes):
-            return
-        self._build_engines(lambda: [dict(inputs)], ", ".join(f"{n} {list(s)}" for n, s in shapes))
-        self._seen.add(shapes)
-        self._function.close()
-        self._function = self._converter.function(self._execution)
+        new = self._build and shapes not in self._seen and not self._covers(shapes)
+        if new and unknown_dimensions(self.signature):
+            self._build_engines(lambda: [dict(inputs)], ", ".join(f"{n} {list(s)}" for n, s in shapes))
+            self._seen.add(shapes)
+            self._function.close()
+            self._function = self._converter.function(self._execution)
+            self._cold = True
+        if self._cold:
+            self._function.warmup(samples=[dict(inputs)])
+            self._cold = False
 
     def run(self, inputs: Any) -> dict[str, Any]:
         """Public output name -> array, for arrays by public input name.

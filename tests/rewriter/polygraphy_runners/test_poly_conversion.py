@@ -229,6 +229,9 @@ class FakeFunction:
     def run(self, inputs):
         return {"y": inputs["x"]}
 
+    def warmup(self, *, samples):
+        self.log.append("warmup")
+
     def stats(self):
         return {"fallbacks": {"no engine fits": 1}}
 
@@ -272,26 +275,26 @@ def test_on_a_gpu_a_new_shape_means_a_new_function():
     with in_memory(converter) as model:
         for _ in range(2):
             model.prepare({"x": X})
-    built = ["auto", [(2, 8)], "close function", "auto"]
+    built = ["auto", [(2, 8)], "close function", "auto", "warmup"]
     assert converter.log == [*built, "close function", "close converter"]
 
 
 def test_fixed_shapes_are_built_when_the_runner_is_activated():
     converter = FakeConverter(shape=(2, 8))
     in_memory(converter).prepare({"x": X})
-    assert converter.log == ["build", "auto"]
+    assert converter.log == ["build", "auto", "warmup"]
 
 
 def test_static_engines_are_there_already():
     converter = FakeConverter(dynamic=False)
     in_memory(converter).prepare({"x": X})
-    assert converter.log == ["auto"]
+    assert converter.log == ["auto", "warmup"]
 
 
 def test_emulation_needs_ranges_but_no_engines():
     converter = FakeConverter()
     in_memory(converter, "emulate", build=False).prepare({"x": X})
-    assert converter.log == ["calibrate", "emulate"]
+    assert converter.log == ["calibrate", "emulate", "warmup"]
 
 
 def test_strict_raises_where_an_engine_is_missing_or_not_used(messages):
