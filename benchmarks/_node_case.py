@@ -61,12 +61,13 @@ class CaseResult:
 
 
 def brief(results: Sequence[Any]) -> list[dict[str, Any]]:
-    """Results as plain mappings without the values that every case has anyway (the defaults)."""
+    """Results as short plain mappings: without what every case has anyway (the defaults), and without the operators."""
     defaults = {field.name: field.default for field in dataclasses.fields(CaseResult)}
-    return [
-        {name: value for name, value in dataclasses.asdict(result).items() if value != defaults.get(name)}
-        for result in results
-    ]
+    entries = []
+    for result in results:
+        told = dataclasses.asdict(dataclasses.replace(result, ops=(), seconds=round(result.seconds, 3)))
+        entries.append({name: value for name, value in told.items() if value != defaults.get(name)})
+    return entries
 
 
 def from_brief(entries: Sequence[Mapping[str, Any]]) -> list[CaseResult]:
@@ -75,7 +76,6 @@ def from_brief(entries: Sequence[Mapping[str, Any]]) -> list[CaseResult]:
         CaseResult(
             **{
                 **entry,
-                "ops": tuple(entry.get("ops", ())),
                 "denials": tuple(tuple(denial) for denial in entry.get("denials", ())),
                 "without_reason": tuple(entry.get("without_reason", ())),
             }

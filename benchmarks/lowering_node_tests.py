@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(results) % 100 == 0 or bad:
             print(f"{len(results)}/{len(names)} {result.name} {' | '.join(bad)}", file=sys.stderr, flush=True)
     results.sort(key=lambda r: r.name)
-    figures = {"seconds": time.perf_counter() - started, "cases": [dataclasses.asdict(r) for r in results]}
+    figures = {"seconds": time.perf_counter() - started, "cases": [_brief(dataclasses.asdict(r)) for r in results]}
     print(render(figures))
     export_metrics(options, outcomes(results), **figures)
     return 0 if all(share(results, kind) >= WANTED for kind in TYPES) else 1
@@ -270,8 +270,13 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _from_json(entry: Mapping[str, Any]) -> CaseResult:
     types = {kind: Lowered(**told) for kind, told in entry.get("types", {}).items()}
-    names = ("name", "outcome", "detail")
-    return CaseResult(**{name: entry[name] for name in names}, ops=tuple(entry["ops"]), types=types)
+    return CaseResult(entry["name"], entry["outcome"], entry.get("detail", ""), types=types)
+
+
+def _brief(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without its operators and without what is empty."""
+    plain = {name: _brief(value) if isinstance(value, Mapping) else value for name, value in entry.items()}
+    return {name: value for name, value in plain.items() if name != "ops" and value not in ("", None, {}, ())}
 
 
 def render(document: Mapping[str, Any]) -> str:
