@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TensorFlowModel:
     """A TensorFlow model that is called with arrays by name, as a graph and on the CPU.
 
-    As a graph, which is what is exported. It is traced once for each set of input shapes, by `prepare`.
+    As a graph, which is what is exported. It is traced, and run once, for each set of input shapes, by `prepare`.
 
     Args:
         callee: the model.
@@ -58,7 +58,9 @@ class TensorFlowModel:
             with self._tf.device("/CPU:0"), quiet():
                 tensors = [self._tf.constant(arrays[a.name], dtype=a.dtype) for a in self._callee.inputs]
                 if shapes not in self._traced:
-                    self._traced[shapes] = self._function.get_concrete_function(*tensors)
+                    traced = self._function.get_concrete_function(*tensors)
+                    traced(*tensors)  # the first run optimises the graph, which is no time of inference
+                    self._traced[shapes] = traced
         except tensorflow_errors() as error:
             raise InputError(f"TensorFlow refused the inputs of {self._callee.origin}: {one_line(error)}") from error
         return self._traced[shapes], tensors

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rewriter.cli import main
 from rewriter.polygraphy_runners.conversion import ConvertModel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.rtx, pytest.mark.usefixtures("polygraphy")]
@@ -20,7 +21,7 @@ def test_engines_run_for_every_shape(model):
         assert converted.builds == 2
 
 
-def test_the_command_runs_engines(command, model, artifact, batches):
+def test_the_command_runs_engines(command, model, batches, tmp_path):
     options = ("--data-loader-script", batches, "--atol", "1e-2")
     status, text = command(
         *(model, "--onnxrt", "--trt-rewriter", "--trt-rewriter-precision", "FP16", "--trt-rewriter-strict", *options)
@@ -28,5 +29,9 @@ def test_the_command_runs_engines(command, model, artifact, batches):
     assert status == 0, text
     assert text.count("built 1 engine for x") == 3
     assert "emulated" not in text
-    status, text = command(model, "--onnxrt", "--trt-rewriter", "--trt-rewriter-artifact", artifact, *options)
+    out = str(tmp_path / "out")
+    assert main(["convert", model, "-o", out, "--precision-mode", "FP16", "--shapes", "x:1x8,2x8,5x8"]) == 0
+    status, text = command(
+        *(model, "--onnxrt", "--trt-rewriter", "--trt-rewriter-artifact", out, "--trt-rewriter-strict", *options)
+    )
     assert status == 0, text
