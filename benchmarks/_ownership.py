@@ -50,7 +50,7 @@ THEIRS = ("TensorFlow", "tf2onnx", TENSORRT)
 #: Stages beside the converter's own.
 PROCESS, IMPORTS, BETWEEN = "process start and end", "imports", "between stages"
 #: Seconds between two looks at the stack.
-INTERVAL = 0.002
+INTERVAL = 0.004
 
 _ROOT = str(Path(__file__).resolve().parent.parent) + "/"
 
