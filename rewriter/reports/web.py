@@ -118,7 +118,8 @@ def table(
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
     """
-    lines = ['<div class="scroll" tabindex="0" role="group"><table>']
+    # It can have the focus, so that keys scroll it.
+    lines = [f'<div class="scroll" tabindex="0" role="group" aria-label="{text(caption or "Table")}"><table>']
     if caption:
         lines.append(f"<caption>{text(caption)}</caption>")
     kinds = [' class="number"' if number in numeric else "" for number in range(len(headers))]

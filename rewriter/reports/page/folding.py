@@ -13,7 +13,7 @@ from rewriter.reports.graph_picture.layout import Edge, Layout, Point
 #: Width over height that a drawing shall have.
 ASPECT = 1.5
 #: A column may be so much shorter or longer than the mean, where fewer edges are cut there.
-_SLACK = 0.2
+_SLACK = 0.12
 _MARGIN = 20.0
 #: Drawings that are not higher stay as they are: they fit a screen.
 _HIGH = 900.0

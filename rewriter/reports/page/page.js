@@ -263,7 +263,7 @@
         c.lineWidth = kind === ENGINE ? 2 : kind === NATIVE ? 1.8 : 1.2;
         c.setLineDash(engine && !engine[2] ? [5, 3] : []);
         c.beginPath();
-        c.roundRect(x, y, w, h, kind < NATIVE ? h / 2 : kind === ENGINE || kind === ISLAND ? 10 : 5);
+        (c.roundRect || c.rect).call(c, x, y, w, h, kind < NATIVE ? h / 2 : kind === ENGINE || kind === ISLAND ? 10 : 5);
         c.fill(), c.stroke();
         if (!words) continue;
         const label = shorter(this.strings[drawing.label[i]], 32), detail = shorter(this.detail(drawing, i), 28);

@@ -15,6 +15,8 @@ from rewriter.reports.summary import precision_lines
 
 #: Ranges in the table, the largest first.
 MOST_RANGES = 200
+#: So many are shown without a click.
+_FEW = 20
 #: Reasons and nodes in the list of what was kept out of the asked precision.
 MOST_KEPT = 200
 #: The largest finite value of a float16.
@@ -61,10 +63,11 @@ def _ranges(table: RangeTable, order: Sequence[str]) -> web.Html:
     shown = by_size[:MOST_RANGES]
     rows = [(name, f"{ranges[name].minimum:.4g}", f"{ranges[name].maximum:.4g}") for name in shown]
     words = "the largest first" if len(shown) == len(by_size) else f"the {len(shown)} largest of {len(by_size)}"
+    listed = web.table(("tensor", "from", "to"), rows, numeric=(1, 2))
     return web.Html(
         f"<h3>{len(ranges)} ranges by {web.text(table.method)}, {table.samples} sample(s)</h3>"
         + _dots([ranges[name] for name in ordered])
-        + details(f"Ranges, {words}", web.table(("tensor", "from", "to"), rows, numeric=(1, 2)))
+        + (details(f"Ranges, {words}", listed) if len(rows) > _FEW else listed)
     )
 
 
