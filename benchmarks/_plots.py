@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Raised when the look changes, so that kept pictures count as old.
-LOOK = 3
-#: Colours of series in order (Okabe and Ito's palette without black and yellow), then greys.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0")
-MARKERS = "osD^vPX*<"
+LOOK = 5
+#: Colours of series in order: Okabe and Ito's palette without black and yellow, greys, dark ones.
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0", "#882255",
+    "#999933", "#332288",
+)  # fmt: skip
+MARKERS = "osD^vPX*<>hp"
 TEXT, GRID = "#24292F", "#D0D7DE"
 #: Inches.
 WIDTH, BAR, MARGIN = 8.6, 0.21, 1.15
@@ -136,6 +139,11 @@ def draw(chart: Chart) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
+def _of(choices: Sequence[str], number: int) -> str:
+    """The look of a series; after the last one they begin again."""
+    return choices[number % len(choices)]
+
+
 def _rows(chart: Bars) -> float:
     """Bars and gaps from top to bottom."""
     return len(chart.groups) * (1.45 if chart.stacked or len(chart.series) == 1 else len(chart.series) + 0.9)
@@ -150,7 +158,7 @@ def _bars(axes: Any, chart: Bars) -> None:
         offset = 0.0 if stacked else (number - (len(chart.series) - 1) / 2) * thick
         places = [index + offset for index in range(len(chart.groups))]
         left = ends if chart.stacked else None
-        axes.barh(places, known, thick * (1 if stacked else 0.92), left, color=COLOURS[number % 9], label=name)
+        axes.barh(places, known, thick * (1 if stacked else 0.92), left, color=_of(COLOURS, number), label=name)
         ends = [a + b for a, b in zip(ends, known, strict=True)] if chart.stacked else ends
         if not chart.stacked and chart.places is not None:
             told = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
@@ -162,6 +170,7 @@ def _bars(axes: Any, chart: Bars) -> None:
     axes.set_ylim(len(chart.groups) - 0.45, -0.55)
     if chart.log:
         _logarithmic(axes.xaxis)
+        axes.set_xlim(axes.xaxis.get_minpos() / 2.5, axes.xaxis.get_data_interval()[1] * 1.7)
     axes.margins(x=0.09)
     axes.set_xlabel(chart.unit)
     axes.grid(axis="x", linewidth=0.7)
@@ -196,7 +205,7 @@ def _figures(axes: Any, ends: Sequence[tuple[float, float]], places: int) -> Non
 
 def _curves(axes: Any, chart: Lines | Points) -> None:
     for number, (name, points) in enumerate(chart.series.items()):
-        colour, marker = COLOURS[number % 9], MARKERS[number % 9]
+        colour, marker = _of(COLOURS, number), _of(MARKERS, number)
         x, y = [point[0] for point in points], [point[1] for point in points]
         if isinstance(chart, Lines):
             style = "--" if name in chart.dashed else "-"
