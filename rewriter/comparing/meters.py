@@ -11,6 +11,7 @@ import numpy as np
 from rewriter.comparing.heat_maps import HeatMapMeter
 from rewriter.comparing.histograms import HistogramMeter
 from rewriter.comparing.ranking import shared_top
+from rewriter.comparing.sums import PIECE, Gaps
 from rewriter.comparing.values import Difference, Place, Spread
 
 
@@ -33,17 +34,25 @@ class SpreadMeter:
             self._dtype, self._shape = "string" if is_text(array) else array.dtype.name, tuple(array.shape)
         if is_text(array):
             return
-        values = wide(array).reshape(-1)
-        finite = values[np.isfinite(values)]
-        nans = int(np.isnan(values).sum())
-        self._nans += nans
-        self._infinities += int(values.size - finite.size - nans)
-        if finite.size and self._numbers:
-            self._finite += finite.size
-            self._minimum = min(self._minimum, float(finite.min()))
-            self._maximum = max(self._maximum, float(finite.max()))
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            self._add_piece(wide(flat[start : start + PIECE]))
+
+    def _add_piece(self, values: np.ndarray) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(np.abs(values).sum())
+        if not math.isfinite(total):
+            finite = values[np.isfinite(values)]
+            nans = int(np.isnan(values).sum())
+            self._nans += nans
+            self._infinities += values.size - finite.size - nans
+            values = finite
+        if values.size and self._numbers:
+            self._finite += values.size
+            self._minimum = min(self._minimum, float(values.min()))
+            self._maximum = max(self._maximum, float(values.max()))
             with np.errstate(over="ignore"):
-                self._sum += float(finite.sum())
+                self._sum += float(values.sum())
 
     def spread(self) -> Spread:
         """What was measured so far."""
@@ -69,14 +78,12 @@ class DifferenceMeter:
     ) -> None:
         self._output = output
         self._elements = self._samples = 0
-        self._fault, self._other_places, self._other_texts = "", 0, 0
+        self._fault, self._other_texts = "", 0
         self._place: Place | None = None
         self._misplaced = False
-        self._gaps = _Gaps()
-        self._sample_scale = 0.0  # the largest magnitude of the reference in the latest sample
-        self._cosine = _Cosine()
+        self._gaps = Gaps()
         self._agreement = _Agreement()
-        self._floating, self._text = False, False
+        self._floating = False
         self._top = {k: [0, 0] for k in top_k}
         self._histogram = HistogramMeter() if histogram else None
         self._heat_map = HeatMapMeter() if heat_map else None
@@ -94,17 +101,12 @@ class DifferenceMeter:
         if fault:
             self._fault = self._fault or fault
             return math.inf
-        self._floating |= is_floating(left.dtype)
         self._agreement.add(left, right)
-        gaps = self._add_text(left, right) if is_text(left) else self._add_numbers(left, right)
-        for meter in (self._histogram, self._heat_map):
-            if meter is not None:
-                meter.add(gaps)
-        return _ratio(float(gaps.max(initial=0.0)), self._sample_scale)
+        return self._add_text(left, right) if is_text(left) else self._add_numbers(left, right)
 
     def difference(self) -> Difference:
         """What was measured so far."""
-        far = bool(self._fault or self._other_places or self._other_texts)
+        far = bool(self._fault or self._gaps.misplaced or self._other_texts)
         gaps = self._gaps
         mean_abs = gaps.total / gaps.count if gaps.count else 0.0
         broken = bool(self._fault) or bool(self._other_texts)  # there is no number for how far off it is
@@ -114,7 +116,7 @@ class DifferenceMeter:
             math.inf if broken else gaps.largest,
             math.inf if far else _ratio(gaps.largest, gaps.reference),
             math.inf if broken else mean_abs,
-            self._cosine.value() if self._floating and not self._fault else None,
+            gaps.cosine.value() if self._floating and not self._fault else None,
             None if self._fault else self._agreement.share(),
             self._elements,
             self._words(),
@@ -130,106 +132,64 @@ class DifferenceMeter:
             return self._fault
         if self._other_texts:
             return f"has {self._other_texts} other texts"
-        return f"has NaN or infinity in {self._other_places} other place(s)" if self._other_places else ""
+        odd = self._gaps.misplaced
+        return f"has NaN or infinity in {odd} other place(s)" if odd else ""
 
-    def _add_text(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Counts other texts; an array of 0 for equal ones and infinity for others."""
+    def _add_text(self, left: np.ndarray, right: np.ndarray) -> float:
+        """Counts other texts; infinite where there are some."""
         texts = _text(left), _text(right)
         gaps = np.where(texts[0] != texts[1], np.inf, 0.0)
-        self._other_texts += int(np.count_nonzero(gaps))
-        if np.any(gaps) and not self._misplaced:
+        wrong = int(np.count_nonzero(gaps))
+        self._other_texts += wrong
+        if wrong and not self._misplaced:
             self._misplaced = True
             at = int(gaps.reshape(-1).argmax())
             self._set_place(at, left.shape, texts[0].reshape(-1)[at], texts[1].reshape(-1)[at])
-        return gaps
+        for meter in (self._histogram, self._heat_map):
+            if meter is not None:
+                meter.add(gaps)
+        return math.inf if wrong else 0.0
 
-    def _add_numbers(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Adds all figures of numbers; their differences, infinite where one is no number."""
-        shape = left.shape
+    def _add_numbers(self, left: np.ndarray, right: np.ndarray) -> float:
+        """Adds all figures of numbers, a piece at a time; the sample's own largest relative difference."""
+        self._floating |= is_floating(left.dtype)
         if self._top:
             self._add_top(left, right)
-        a, b = wide(left).reshape(-1), wide(right).reshape(-1)
-        finite = np.isfinite(a) & np.isfinite(b)
-        with np.errstate(invalid="ignore", over="ignore"):
-            gaps = np.abs(b - a)
-            misplaced = ~finite & ~((a == b) | (np.isnan(a) & np.isnan(b)))
-        gaps[~finite] = 0.0
-        previous = self._gaps.largest
-        self._sample_scale = self._gaps.add(gaps, a, finite)
-        if self._floating:
-            self._cosine.add(a[finite], b[finite])
-        wrong = int(np.count_nonzero(misplaced))
-        self._other_places += wrong
-        if wrong and not self._misplaced:
-            self._misplaced = True
-            at = int(misplaced.argmax())
-            self._set_place(at, shape, a[at].item(), b[at].item())
-        elif gaps.size and not self._misplaced and self._gaps.largest > previous:
-            at = int(gaps.argmax())
-            self._set_place(at, shape, a[at].item(), b[at].item())
-        gaps[misplaced] = np.inf
-        found: np.ndarray = gaps.reshape(shape)
-        return found
+        a, b = left.reshape(-1), right.reshape(-1)
+        mapped = np.empty(a.size, np.float32) if self._heat_map is not None else None
+        largest = scale = 0.0
+        for start in range(0, a.size, PIECE):
+            piece = slice(start, start + PIECE)
+            before = self._gaps.largest
+            sides = wide(a[piece]), wide(b[piece])
+            gaps, own_scale = self._gaps.add(*sides)
+            top, scale = float(gaps.max()), max(scale, own_scale)
+            if top > before and not self._misplaced:
+                self._misplaced = self._gaps.misplaced > 0
+                at = int(gaps.argmax())
+                self._set_place(start + at, left.shape, sides[0][at].item(), sides[1][at].item())
+            largest = max(largest, top)
+            if self._histogram is not None:
+                self._histogram.add(gaps)
+            if mapped is not None:
+                with np.errstate(over="ignore"):
+                    mapped[piece] = gaps
+        if self._heat_map is not None and mapped is not None:
+            self._heat_map.add(mapped.reshape(left.shape))
+        return _ratio(largest, scale)
 
     def _add_top(self, left: np.ndarray, right: np.ndarray) -> None:
         if not is_floating(left.dtype) or left.dtype.kind == "c" or left.ndim < 2 or not left.size:
             return
         for k, counts in self._top.items():
             if k < left.shape[-1]:
-                for place, number in enumerate(shared_top(wide(left), wide(right), k)):
+                for place, number in enumerate(shared_top(comparable(left), comparable(right), k)):
                     counts[place] += number
 
     def _set_place(self, at: int, shape: tuple[int, ...], *values: float | complex | str) -> None:
         index = tuple(int(i) for i in np.unravel_index(at, shape))
         said = [str(v) if isinstance(v, (complex, str)) else float(v) for v in values]
         self._place = Place(self._samples - 1, index, *said)
-
-
-class _Gaps:
-    """Sums and largest values of differences and of the finite values that they are relative to."""
-
-    def __init__(self) -> None:
-        self.largest = self.total = self.reference = self.reference_total = 0.0
-        self.count = 0
-
-    def add(self, gaps: np.ndarray, reference: np.ndarray, finite: np.ndarray) -> float:
-        """Adds those of one sample; returns the largest magnitude of its reference."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            sizes = np.abs(np.where(finite, reference, 0.0))
-            self.largest = max(self.largest, float(gaps.max(initial=0.0)))
-            largest = float(sizes.max(initial=0.0))
-            self.reference = max(self.reference, largest)
-            self.total += float(gaps.sum())
-            self.reference_total += float(sizes.sum())
-        self.count += int(np.count_nonzero(finite))
-        return largest
-
-
-class _Cosine:
-    """The angle between two long vectors. What is kept is scaled, for the squares of large values would overflow."""
-
-    def __init__(self) -> None:
-        self._scales = (0.0, 0.0)
-        self._squares = (0.0, 0.0)
-        self._dot = 0.0
-
-    def add(self, left: np.ndarray, right: np.ndarray) -> None:
-        old = self._scales
-        new = tuple(max(s, float(np.abs(v).max(initial=0.0))) for s, v in zip(old, (left, right), strict=True))
-        shrink = [o / n if n else 1.0 for o, n in zip(old, new, strict=True)]
-        a, b = left / (new[0] or 1.0), right / (new[1] or 1.0)
-        self._squares = (
-            self._squares[0] * shrink[0] ** 2 + float(np.real(np.vdot(a, a))),
-            self._squares[1] * shrink[1] ** 2 + float(np.real(np.vdot(b, b))),
-        )
-        self._dot = self._dot * shrink[0] * shrink[1] + float(np.real(np.vdot(a, b)))
-        self._scales = (new[0], new[1])
-
-    def value(self) -> float | None:
-        if not all(self._scales):
-            return None
-        cosine = self._dot / (math.sqrt(self._squares[0]) * math.sqrt(self._squares[1]))
-        return max(-1.0, min(1.0, cosine))
 
 
 class _Agreement:
@@ -246,7 +206,7 @@ class _Agreement:
             if left.ndim != 2 or left.shape[1] < 2 or left.dtype.kind == "c":
                 self._possible = False
                 return
-            left, right = wide(left).argmax(-1), wide(right).argmax(-1)
+            left, right = comparable(left).argmax(-1), comparable(right).argmax(-1)
         self._counted += left.size
         self._equal += int(np.sum(left == right))
 
@@ -257,6 +217,11 @@ class _Agreement:
 def wide(array: np.ndarray) -> np.ndarray:
     """A copy in double precision, complex where it is."""
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def comparable(array: np.ndarray) -> np.ndarray:
+    """The array in a type of numpy's own; as it is where it has one."""
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewriter.comparing.heat_maps import MAX_CELLS, HeatMapMeter, nearest_axes
@@ -93,6 +93,7 @@ def test_nan_is_infinite_and_a_narrower_sample_leaves_cells_without_a_value():
     assert np.isnan(found[1]).tolist() == [False, True, False, True]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 2 * MAX_CELLS + 1), min_size=1, max_size=4), st.integers(1, 300))
 def test_the_largest_difference_is_always_there_and_no_side_grows(counts, columns):
     random = np.random.default_rng(sum(counts))
