@@ -81,14 +81,17 @@ def fixed(proto: ModelProto, shapes: Mapping[str, Sequence[int]]) -> ModelProto:
     for value in model.graph.input:
         if value.name in shapes:
             value.type.tensor_type.CopyFrom(
-                helper.make_tensor_type_proto(
-                    value.type.tensor_type.elem_type, list(shapes[value.name])
-                ).tensor_type
+                helper.make_tensor_type_proto(value.type.tensor_type.elem_type, list(shapes[value.name])).tensor_type
             )
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    passes = (Canonicalize(), *(InferShapes(), FoldConstants()) * 3, Canonicalize(), InferShapes())
-    done, _ = Pipeline(passes, canonical=True).run(from_proto(model))
+    done, before = from_proto(model), 0
+    done, _ = Pipeline((Canonicalize(), InferShapes()), canonical=True).run(done)
+    # Each round makes more shapes known, whose arithmetic the next one folds.
+    while len(done.proto.graph.node) != before:
+        before = len(done.proto.graph.node)
+        done, _ = Pipeline((FoldConstants(), InferShapes()), canonical=True).run(done)
+    done, _ = Pipeline((Canonicalize(), InferShapes()), canonical=True).run(done)
     return to_proto(done)
 
 
@@ -155,120 +158,141 @@ def _step(node: NodeProto, weights: Mapping[str, np.ndarray], shapes: Mapping[st
         return Step("Reshape", inputs, output, {"shape": shapes[output]})
     if node.op_type not in _MAKERS:
         raise UnknownOperatorError(f"Error: there is no step for {node.op_type} ({node.name!r})")
-    read, arguments = _MAKERS[node.op_type](inputs, output, attributes, weights, shapes)
+    read, arguments = _MAKERS[node.op_type](_Given(inputs, output, attributes, weights, shapes))
     return Step(node.op_type, read, output, arguments)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A node, and the constants and shapes around it."""
+
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any]
+    weights: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def constant(self, place: int) -> np.ndarray | None:
+        """The operand at a place, which must be constant; None for one that is left out."""
+        return self.weights[self.inputs[place]] if len(self.inputs) > place and self.inputs[place] else None
+
+    def integers(self, place: int) -> list[int] | None:
+        found = self.constant(place)
+        return None if found is None else [int(n) for n in found.reshape(-1)]
+
+    def shape(self, place: int = 0) -> tuple[int, ...]:
+        return self.shapes[self.inputs[place]]
+
+
+#: (operands that stay operands, arguments).
 _Made = tuple[tuple[str, ...], dict[str, Any]]
 
 
-def _expand(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs[:1], {"shape": shapes[output]}
+def _expand(given: _Given) -> _Made:
+    return given.inputs[:1], {"shape": given.shapes[given.output]}
 
 
-def _transpose(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs, {"perm": tuple(attributes.get("perm") or reversed(range(len(shapes[inputs[0]]))))}
+def _transpose(given: _Given) -> _Made:
+    return given.inputs, {"perm": tuple(given.attributes.get("perm") or reversed(range(len(given.shape()))))}
 
 
-def _concat(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs, {"axis": attributes["axis"]}
+def _concat(given: _Given) -> _Made:
+    return given.inputs, {"axis": given.attributes["axis"]}
 
 
-def _slice(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    starts, ends = ([int(n) for n in weights[name]] for name in inputs[1:3])
-    rank = len(shapes[inputs[0]])
-    axes = [int(n) % rank for n in weights[inputs[3]]] if len(inputs) > 3 and inputs[3] else range(len(starts))
-    steps = [int(n) for n in weights[inputs[4]]] if len(inputs) > 4 and inputs[4] else [1] * len(starts)
-    cuts: list[slice] = [slice(None)] * rank
+def _slice(given: _Given) -> _Made:
+    shape = given.shape()
+    starts, ends = given.integers(1) or [], given.integers(2) or []
+    axes = given.integers(3) or list(range(len(starts)))
+    steps = given.integers(4) or [1] * len(starts)
+    cuts: list[slice] = [slice(None)] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 1:
-            raise UnknownOperatorError(f"Error: there is no step for a Slice backwards ({output!r})")
-        cuts[axis] = slice(*slice(start, end, step).indices(shapes[inputs[0]][axis]))
-    return inputs[:1], {"cuts": tuple(cuts)}
+            raise UnknownOperatorError(f"Error: there is no step for a Slice backwards ({given.output!r})")
+        cuts[axis] = slice(*slice(start, end, step).indices(shape[axis]))
+    return given.inputs[:1], {"cuts": tuple(cuts)}
 
 
-def _gather(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs, {"axis": attributes.get("axis", 0) % len(shapes[inputs[0]])}
+def _gather(given: _Given) -> _Made:
+    return given.inputs, {"axis": given.attributes.get("axis", 0) % len(given.shape())}
 
 
-def _cast(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs, {"to": str(helper.tensor_dtype_to_np_dtype(attributes["to"]))}
+def _cast(given: _Given) -> _Made:
+    return given.inputs, {"to": str(helper.tensor_dtype_to_np_dtype(given.attributes["to"]))}
 
 
-def _clip(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    low, high = (
-        float(weights[inputs[place]]) if len(inputs) > place and inputs[place] else limit
-        for place, limit in ((1, -np.inf), (2, np.inf))
-    )
-    return inputs[:1], {"low": low, "high": high}
+def _clip(given: _Given) -> _Made:
+    low, high = given.constant(1), given.constant(2)
+    limits = {"low": -np.inf if low is None else low, "high": np.inf if high is None else high}
+    return given.inputs[:1], {name: float(value) for name, value in limits.items()}
 
 
-def _pad(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    pads = [int(n) for n in weights[inputs[1]]]
-    half = len(pads) // 2
-    value = float(weights[inputs[2]]) if len(inputs) > 2 and inputs[2] else 0.0
-    return inputs[:1], {"pads": tuple(zip(pads[:half], pads[half:], strict=True)), "value": value}
+def _pad(given: _Given) -> _Made:
+    pads = given.integers(1) or []
+    pairs = tuple(zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True))
+    value = given.constant(2)
+    return given.inputs[:1], {"pads": pairs, "value": 0.0 if value is None else float(value)}
 
 
-def _softmax(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    return inputs, {"axis": attributes.get("axis", -1)}
+def _softmax(given: _Given) -> _Made:
+    return given.inputs, {"axis": given.attributes.get("axis", -1)}
 
 
-def _reduce_mean(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    axes = weights[inputs[1]].tolist() if len(inputs) > 1 and inputs[1] else attributes.get("axes")
-    rank = len(shapes[inputs[0]])
-    axes = tuple(axis % rank for axis in axes) if axes else tuple(range(rank))
-    return inputs[:1], {"axes": axes, "keepdims": bool(attributes.get("keepdims", 1))}
+def _reduce_mean(given: _Given) -> _Made:
+    rank = len(given.shape())
+    axes = given.integers(1) or given.attributes.get("axes") or range(rank)
+    keepdims = bool(given.attributes.get("keepdims", 1))
+    return given.inputs[:1], {"axes": tuple(axis % rank for axis in axes), "keepdims": keepdims}
 
 
-def _gemm(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
+def _gemm(given: _Given) -> _Made:
     wanted = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    return inputs, {name: attributes.get(name, value) for name, value in wanted.items()}
+    return given.inputs, {name: given.attributes.get(name, value) for name, value in wanted.items()}
 
 
-def _window(inputs: Any, attributes: Any, kernel: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
+def _window(attributes: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
     """Strides, dilations and written-out padding, (before, after) for each spatial axis."""
     rank = len(kernel)
     strides = tuple(attributes.get("strides") or [1] * rank)
     dilations = tuple(attributes.get("dilations") or [1] * rank)
     pads = attributes.get("pads") or [0] * 2 * rank
-    pairs = tuple(zip(pads[:rank], pads[rank:], strict=True))
+    pairs = list(zip(pads[:rank], pads[rank:], strict=True))
     word = attributes.get("auto_pad", b"NOTSET")
-    if word in (b"SAME_UPPER", b"SAME_LOWER"):
-        found = []
+    if word == b"VALID":
+        pairs = [(0, 0)] * rank
+    elif word in (b"SAME_UPPER", b"SAME_LOWER"):
+        pairs = []
         for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
             total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            found.append((total // 2, total - total // 2) if word == b"SAME_UPPER" else (total - total // 2, total // 2))
-        pairs = tuple(found)
-    elif word == b"VALID":
-        pairs = ((0, 0),) * rank
-    return {"strides": strides, "dilations": dilations, "pads": pairs}
+            less, more = total // 2, total - total // 2
+            pairs.append((less, more) if word == b"SAME_UPPER" else (more, less))
+    return {"strides": strides, "dilations": dilations, "pads": tuple(pairs)}
 
 
-def _conv(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    kernel = shapes[inputs[1]][2:]
-    return inputs, {**_window(inputs, attributes, kernel, shapes[inputs[0]][2:]), "group": attributes.get("group", 1)}
+def _conv(given: _Given) -> _Made:
+    window = _window(given.attributes, given.shape(1)[2:], given.shape()[2:])
+    return given.inputs, {**window, "group": given.attributes.get("group", 1)}
 
 
-def _conv_transpose(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    kernel, sizes = shapes[inputs[1]][2:], (shapes[inputs[0]][2:], shapes[output][2:])
-    rank = len(kernel)
-    strides = tuple(attributes.get("strides") or [1] * rank)
-    plain = all(out == n * s for n, out, s in zip(*sizes, strides, strict=True)) and tuple(kernel) == strides
+def _conv_transpose(given: _Given) -> _Made:
+    kernel, attributes = given.shape(1)[2:], given.attributes
+    strides = tuple(attributes.get("strides") or [1] * len(kernel))
+    grown = tuple(n * s for n, s in zip(given.shape()[2:], strides, strict=True))
+    plain = grown == given.shapes[given.output][2:] and kernel == strides
     if not plain or attributes.get("group", 1) != 1 or any(n != 1 for n in attributes.get("dilations") or ()):
-        raise UnknownOperatorError(f"Error: there is no step for a ConvTranspose whose windows overlap ({output!r})")
-    return inputs, {"strides": strides}
+        raise UnknownOperatorError(f"Error: no step for a ConvTranspose whose windows overlap ({given.output!r})")
+    return given.inputs, {"strides": strides}
 
 
-def _max_pool(inputs: Any, output: Any, attributes: Any, weights: Any, shapes: Any) -> _Made:
-    kernel = tuple(attributes["kernel_shape"])
-    window = _window(inputs, attributes, kernel, shapes[inputs[0]][2:])
-    if attributes.get("ceil_mode") or any(n != 1 for n in window["dilations"]):
-        raise UnknownOperatorError(f"Error: there is no step for a MaxPool with ceil_mode or dilations ({output!r})")
-    return inputs, {"kernel": kernel, "strides": window["strides"], "pads": window["pads"]}
+def _max_pool(given: _Given) -> _Made:
+    kernel = tuple(given.attributes["kernel_shape"])
+    window = _window(given.attributes, kernel, given.shape()[2:])
+    if given.attributes.get("ceil_mode") or any(n != 1 for n in window["dilations"]):
+        raise UnknownOperatorError(f"Error: no step for a MaxPool with ceil_mode or dilations ({given.output!r})")
+    return given.inputs, {"kernel": kernel, "strides": window["strides"], "pads": window["pads"]}
 
 
-_MAKERS: dict[str, Callable[[Any, Any, Any, Any, Any], _Made]] = {
+_MAKERS: dict[str, Callable[[_Given], _Made]] = {
     "Expand": _expand, "Transpose": _transpose, "Concat": _concat, "Slice": _slice, "Gather": _gather, "Cast": _cast,
     "Clip": _clip, "Pad": _pad, "Softmax": _softmax, "ReduceMean": _reduce_mean, "Gemm": _gemm, "Conv": _conv,
     "ConvTranspose": _conv_transpose, "MaxPool": _max_pool,

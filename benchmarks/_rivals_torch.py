@@ -28,7 +28,7 @@ def module_of(program: Program, precision: str, device: str, *, channels_last: b
     values: dict[str, Any] = {}
     for name in program.inputs:
         values[name] = torch.fx.Proxy(graph.placeholder(f"in_{_plain(name)}"), tracer)
-    for number, (name, array) in enumerate(program.weights.items()):
+    for number, array in enumerate(program.weights.values()):
         root.register_buffer(f"w{number}", _tensor(array, kind, device, channels_last=channels_last))
     for name in program.inputs:
         values[name] = _cast_float(values[name], kind)
@@ -99,8 +99,8 @@ def operations(kind: Any) -> dict[str, Callable[..., Any]]:
         "Slice": lambda x, cuts: x[cuts],
         "Gather": lambda x, at, axis: x[(slice(None),) * axis + (at,)],
         "Cast": lambda x, to: x.to(kind if to == "float32" else getattr(torch, to)),
-        "Clip": lambda x, low, high: torch.clamp(x, low, high),
-        "Softmax": lambda x, axis: torch.softmax(x, axis),
+        "Clip": lambda x, low, high: torch.clamp(x, min=low, max=high),
+        "Softmax": lambda x, axis: torch.softmax(x, dim=axis),
         "ReduceMean": lambda x, axes, keepdims: torch.mean(x, axes, keepdim=keepdims),
         "ConvTranspose": lambda x, w, b=None, *, strides: functional.conv_transpose2d(x, w, b, strides),
     }  # fmt: skip

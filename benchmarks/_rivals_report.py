@@ -1,0 +1,248 @@
+"""The tables, facts and charts of `rivals.py`, from its JSON alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from _common import format_table
+from _plots import Bars, Chart
+
+Row = Mapping[str, Any]
+#: Systems in the order of the tables.
+SYSTEMS = (
+    "ours", "torch compile", "torch compile, max-autotune", "torch eager, graph", "torch eager", "JAX",
+    "ORT NHWC, graph", "ORT, graph", "ORT NHWC", "ORT",
+)  # fmt: skip
+PRECISIONS = ("TF32", "FP16", "BF16", "INT8", "FP8")
+#: One bar a system in the charts.
+CHARTED = ("ours", "torch compile", "torch eager, graph", "JAX", "ORT, graph", "ORT")
+#: What the hybrid of 7 steps may take of one ONNX Runtime session's time.
+CHAIN_LIMIT = 0.5
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """All tables as Markdown, with a heading for each."""
+    rows = document["rows"]
+    parts = [*_speed(document), *_ratios(rows), *_conversions(rows), *_transposes(rows), *_chain(rows), *_smoke(rows)]
+    return "\n\n".join([*parts, *_failures(rows)])
+
+
+def facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Figures for sentences: `fp16_faster`, `fp16_cells`: cells of the ratio table in which ours is the fastest; ..."""
+    cells = list(ratios(document["rows"], "FP16"))
+    found: dict[str, str] = {}
+    if cells:
+        values = [cell["ratio"] for cell in cells]
+        found = {
+            "fp16_cells": str(len(values)),
+            "fp16_faster": str(sum(value > 1 for value in values)),
+            "fp16_median": f"{statistics.median(values):.2f}",
+            "fp16_least": f"{min(values):.2f}",
+            "fp16_most": f"{max(values):.2f}",
+        }
+    chain = {row["system"]: row["us"] for row in _of(document["rows"], "chain") if "us" in row}
+    if {"ours, 7 steps, graph", "ORT, eager"} <= chain.keys():
+        found["chain_ratio"] = f"{chain['ours, 7 steps, graph'] / chain['ORT, eager']:.2f}"
+    gains = [row["without us"] / row["with us"] for row in _of(document["rows"], "transposes") if "with us" in row]
+    if gains:
+        found["transposes_median"] = f"{statistics.median(gains):.3f}"
+    return found
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """For each batch size a chart of FP16, by key "fp16_batch8": microseconds of one call, a group a model."""
+    rows = [row for row in _of(document["rows"], "speed") if row["precision"] == "FP16" and "us" in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    charts: dict[str, Chart] = {}
+    for batch in sorted({row["batch"] for row in rows}):
+        times = {(row["model"], row["system"]): row["us"] for row in rows if row["batch"] == batch}
+        series = {name: [times.get((model, name)) for model in models] for name in CHARTED}
+        series = {name: values for name, values in series.items() if any(value is not None for value in values)}
+        title = f"One call in FP16 at batch {batch}, device-resident (less is better)"
+        charts[f"fp16_batch{batch}"] = Bars(title, "microseconds (logarithmic)", models, series, log=True, places=0)
+    return charts
+
+
+def ratios(rows: Sequence[Row], precision: str) -> Iterable[dict[str, Any]]:
+    """For each model and batch: ours in this precision against the quickest other system in it, one call."""
+    times: dict[tuple[str, int], dict[str, float]] = {}
+    for row in _of(rows, "speed"):
+        if row["precision"] == precision and "us" in row:
+            times.setdefault((row["model"], row["batch"]), {})[row["system"]] = row["us"]
+    for (model, batch), found in times.items():
+        others = {name: value for name, value in found.items() if name != "ours"}
+        if "ours" in found and others:
+            best = min(others, key=lambda name: others[name])
+            yield {
+                "model": model, "batch": batch, "ours us": found["ours"], "quickest other": best,
+                "its us": others[best], "ratio": others[best] / found["ours"], "all": found,
+            }  # fmt: skip
+
+
+def _of(rows: Iterable[Row], part: str) -> list[Row]:
+    return [row for row in rows if row.get("part") == part]
+
+
+def _speed(document: Mapping[str, Any]) -> Iterable[str]:
+    """A table for each model: a line for each precision and system."""
+    rows = _of(document["rows"], "speed")
+    cold = _compile_seconds(document["rows"])
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        batches = sorted({row["batch"] for row in own})
+        lines = []
+        for precision in PRECISIONS:
+            for system in SYSTEMS:
+                found = {r["batch"]: r for r in own if (r["precision"], r.get("system")) == (precision, system)}
+                if any("us" in row for row in found.values()):
+                    lines.append(_line(precision, system, found, batches, cold.get((model, precision, system))))
+        if lines:
+            yield f"### {document['models'].get(model, model)}"
+            yield format_table(lines)
+
+
+def _line(
+    precision: str, system: str, found: Mapping[int, Row], batches: Sequence[int], cold: float | None
+) -> dict[str, Any]:
+    line: dict[str, Any] = {"precision": precision, "system": system}
+    for word, key in (("us", "us"), ("in a row", "in a row")):
+        for batch in batches:
+            value = found.get(batch, {}).get(key)
+            line[f"{word}, {batch}"] = None if value is None else round(value)
+    last = found.get(batches[-1], {})
+    if "us" in last:
+        line[f"p10 .. p90, {batches[-1]}"] = f"{last['p10']:.0f} .. {last['p90']:.0f}"
+    else:
+        line[f"p10 .. p90, {batches[-1]}"] = ""
+    line["items/s"] = round(batches[-1] * 1e6 / last["in a row"]) if "in a row" in last else None
+    worst = [row["difference"] for row in found.values() if "difference" in row]
+    line["difference"] = f"{max(worst):.1e}" if worst else ""
+    line["compiled s"] = None if cold is None else round(cold, 1)
+    return line
+
+
+def _compile_seconds(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
+    """(model, precision, system) -> seconds until every batch size had answered once, without anything kept."""
+    seconds: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        if row.get("part") == "convert" and "seconds" in row and not row.get("cancel"):
+            precision = "TF32" if row["precision"] == "FP32" else row["precision"]
+            seconds[row["model"], precision, "ours"] = row["seconds"]
+        elif row.get("part") == "compile" and "first call s" in row:
+            key = (row["model"], row["precision"], row["system"])
+            seconds[key] = seconds.get(key, 0.0) + row["first call s"]
+    for row in _of(rows, "speed"):
+        key = (row["model"], row["precision"], row.get("system", ""))
+        if row.get("system", "").startswith(("ORT", "torch eager")) and "prepare s" in row:
+            seconds[key] = seconds.get(key, 0.0) + row["prepare s"] + row.get("first call s", 0.0)
+    return seconds
+
+
+def _ratios(rows: Sequence[Row]) -> Iterable[str]:
+    """Ours against each of the others, by precision."""
+    for precision in ("TF32", "FP16"):
+        lines = []
+        for cell in ratios(rows, precision):
+            line = {"model": cell["model"], "batch": cell["batch"], "ours, us": round(cell["ours us"])}
+            line |= {
+                name: f"{cell['all'][name] / cell['ours us']:.2f}" if name in cell["all"] else ""
+                for name in SYSTEMS[1:]
+            }
+            lines.append({**line, "quickest other": f"{cell['quickest other']}: {cell['ratio']:.2f}"})
+        if lines:
+            yield f"### Times of ours in {precision}, one call"
+            yield format_table(lines)
+
+
+def _conversions(rows: Sequence[Row]) -> Iterable[str]:
+    lines = [
+        {
+            "model": row["model"],
+            "precision": row["precision"],
+            "cancel_transposes": "on" if row.get("cancel") else "off",
+            "seconds": round(row["seconds"], 1),
+            "engines": f"{row['engines']} of {row['segments']}",
+            "in engines": f"{100 * row['coverage']:.1f} %",
+            "nodes in": ", ".join(f"{kind} {count}" for kind, count in row.get("arithmetic", {}).items()),
+        }
+        for row in _of(rows, "convert")
+        if "seconds" in row
+    ]
+    if lines:
+        yield "### Conversions"
+        yield format_table(lines)
+
+
+def _transposes(rows: Sequence[Row]) -> Iterable[str]:
+    lines = [
+        {
+            "model": row["model"], "precision": row["precision"], "batch": row["batch"],
+            "Transposes": f"{row['transposes without']} -> {row['transposes with']}",
+            "without, us": round(row["without us"]), "with, us": round(row["with us"]),
+            "ratio": f"{row['without us'] / row['with us']:.3f}",
+            "without, in a row": round(row["without, in a row"]), "with, in a row": round(row["with, in a row"]),
+            "ratio in a row": f"{row['without, in a row'] / row['with, in a row']:.3f}",
+        }
+        for row in _of(rows, "transposes") if "with us" in row
+    ]  # fmt: skip
+    if lines:
+        yield "### Does cancel_transposes pay?"
+        yield format_table(lines)
+
+
+def _chain(rows: Sequence[Row]) -> Iterable[str]:
+    lines = [row for row in _of(rows, "chain") if "us" in row]
+    if not lines:
+        return
+    yield "### 48 convolutions in alternating steps, exact profiles"
+    shown = [{key: _whole(row[key]) for key in ("system", "us", "p10", "p90", "in a row")} for row in lines]
+    yield format_table(shown)
+    times = {row["system"]: row["us"] for row in lines}
+    seven = times.get("ours, 7 steps, graph")
+    verdicts = []
+    for other, limit in (("ORT, eager", CHAIN_LIMIT), ("ORT, graph", None), ("ours, 1 step, graph", None)):
+        if seven is not None and other in times:
+            ratio = seven / times[other]
+            word = "told" if limit is None else "PASS" if ratio <= limit else "MISS"
+            wanted = "" if limit is None else f" (wanted <= {limit:g})"
+            verdicts.append(f"{word}: 7 steps in a graph take {ratio:.3f} of the time of {other}{wanted}")
+    if verdicts:
+        yield "\n".join(f"- {line}" for line in verdicts)
+
+
+def _whole(value: Any) -> Any:
+    return round(value) if isinstance(value, float) else value
+
+
+def _smoke(rows: Sequence[Row]) -> Iterable[str]:
+    lines = [
+        {
+            "command": " ".join(["trt-rewriter", *row["command"]]), "exit status": row["status"],
+            "seconds": round(row["seconds"], 1), "last line": row["said"],
+        }
+        for row in _of(rows, "smoke") if "status" in row
+    ]  # fmt: skip
+    if lines:
+        yield "### Commands on the GPU"
+        yield format_table(lines)
+
+
+def _failures(rows: Sequence[Row]) -> Iterable[str]:
+    """What has no figures, and why; ways of one case with the same reason in one line."""
+    reasons: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in rows:
+        reason = row.get("failed") or (f"fell back: {row['note']}" if row.get("note") else "")
+        if reason:
+            key = (row["part"], row.get("model", ""), str(row.get("precision", "")), row.get("system", ""))
+            reasons.setdefault((*key[:1], f"{key[1]} {key[2]} {key[3]}".strip(), "", reason), []).append(
+                str(row.get("batch", ""))
+            )
+    if reasons:
+        lines = [
+            {"part": part, "what": what, "batch": ", ".join(batches), "why": reason}
+            for (part, what, _, reason), batches in reasons.items()
+        ]
+        yield "### Without figures, or with a reservation"
+        yield format_table(lines)
