@@ -157,13 +157,21 @@ def _compare(
             samples(),
             make_pairs(precisions, tolerances, list(side_by_side.runners)),
             words=side_by_side.words,
-            notes=[*input_notes(precisions, made_up=made_up), *side_by_side.notes],
+            notes=[*_signature_note(artifact), *input_notes(precisions, made_up=made_up), *side_by_side.notes],
             top_k=compare_options.parse_top_k(arguments.top_k),
             histograms=pictured or bool(arguments.json),
             heat_maps=pictured,
             on_sample=lambda number: on_step(f"sample {number}"),
         )
         return dataclasses.replace(comparison, notes=(*comparison.notes, *side_by_side.late_notes()))
+
+
+def _signature_note(artifact: Artifact) -> list[str]:
+    """What of an artifact with several signatures was not compared."""
+    name = artifact.signature.name
+    others = [key for key in artifact.signatures if key != name]
+    words = f"only the signature {name!r} is compared; for another one give --signature: {', '.join(others)}"
+    return [words] if others else []
 
 
 def _find(

@@ -235,6 +235,17 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, source, artifact
     assert message in one_line_error(capsys)
 
 
+def test_the_other_signatures_of_an_artifact_are_told():
+    from types import SimpleNamespace
+
+    from rewriter.commands.compare import _signature_note
+
+    artifact = SimpleNamespace(signature=SimpleNamespace(name="a"), signatures=("a", "b", "c"))
+    assert _signature_note(artifact) == ["only the signature 'a' is compared; for another one give --signature: b, c"]
+    artifact.signatures = ("a",)
+    assert _signature_note(artifact) == []
+
+
 def test_pictures_need_matplotlib_before_anything_is_run(source, artifact, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["compare", source, artifact, "--html", str(tmp_path / "page.html")]) == 2

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewriter.comparing.histograms import Histogram, HistogramMeter
@@ -43,12 +43,14 @@ def test_the_ends_of_double_precision(gap):
     assert found.edges[0] <= gap <= found.edges[1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0) | st.just(math.nan), max_size=30), st.integers(0, 30))
 def test_parts_add_up_to_the_whole(gaps, cut):
     assert counted(gaps[:cut], gaps[cut:]) == counted(gaps)
     assert counted(gaps).total == len(gaps)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=30), st.floats(0, 1))
 def test_a_quantile_is_a_bound_as_fine_as_the_bins(gaps, share):
     found = counted(gaps).quantile(share)

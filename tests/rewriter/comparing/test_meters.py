@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,6 +16,7 @@ from rewriter.comparing.meters import DifferenceMeter
 FLOATS = hnp.arrays(np.float32, st.integers(1, 12), elements=st.floats(-1e6, 1e6, width=32))
 
 
+@settings(deadline=None)
 @given(FLOATS, FLOATS, st.integers(0, 12))
 def test_samples_add_up_to_what_they_are_as_one(left, right, cut):
     right = np.resize(right, left.shape)

@@ -1,7 +1,7 @@
 """Classes on top of two outputs."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -34,6 +34,7 @@ def test_nan_is_on_top_as_for_argmax():
     assert shared_top(np.float64([[1, 5, 2]]), np.float64([[np.nan, 5, 2]]), 1) == (0, 1)
 
 
+@settings(deadline=None)
 @given(SCORES, st.integers(1, 2))
 def test_so_many_are_marked_and_none_of_the_others_is_larger(scores, k):
     marked = top(scores, k)
