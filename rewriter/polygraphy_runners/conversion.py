@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rewriter.polygraphy_runners.in_memory import InMemoryModel
     from rewriter.source import Signature
 
-_NO_TENSORRT_HINT = (
-    f"{NO_TENSORRT}, so nothing says which nodes it takes: all of them are taken to be in engines; "
+_HINT = (
+    "so nothing says which nodes it takes: all of them are taken to be in engines; "
     "pip install 'trt-rewriter[rtx]' asks the real parser"
 )
 
@@ -41,7 +41,8 @@ class ConvertModel:
             ONNX models are).
         execution: "auto" (engines where there is a GPU, else emulation), "native" or "emulate".
         provider: "auto", "cpu" (no engine) or "cuda".
-        strict: True raises where a segment gets no engine, or an engine is not used.
+        strict: True raises where a segment gets no engine, or an engine is not used. With execution "native" or
+            "emulate" it goes with `build="always"` only, for there it can only be about building.
         build: "auto" builds engines where they run; "always" on any machine with TensorRT, to see that they can be
             built; "never" leaves that to the calls, as `allow_build_at_runtime` says.
         shapes: input name -> the shapes that engines must cover; see `Converter.sample_input_fn`.
@@ -73,6 +74,8 @@ class ConvertModel:
         check_parameters(parameters)
         if build not in BUILD_RULES:
             raise InvalidParameterError(f"build must be one of {', '.join(BUILD_RULES)}, not {build!r}")
+        if strict and execution != "auto" and build != "always":
+            raise InvalidParameterError(f"execution={execution!r} uses no engines: leave strict out, or build='always'")
         self._source = source
         self._execution = execution
         self._provider = provider
@@ -133,15 +136,17 @@ class ConvertModel:
 
     def _open_backend(self) -> tuple[Any, str]:
         """The backend for `Converter`, and why it builds nothing ("" for nothing in the way)."""
-        from rewriter.backends import installed_backends
+        from rewriter.backends import has_gpu, installed_backends
 
         name = self._backend
         if name == "none":
             return TakesAll(), "backend 'none' was asked for"
-        if name != "auto" or installed_backends():
+        installed = installed_backends()
+        if name != "auto" or "tensorrt_rtx" in installed or ("tensorrt" in installed and has_gpu()):
             return name, ""
-        warn(_NO_TENSORRT_HINT)
-        return TakesAll(), NO_TENSORRT
+        why = "tensorrt works only where there is a GPU" if installed else NO_TENSORRT
+        warn(f"{why}, {_HINT}")
+        return TakesAll(), why
 
     def _calibration_input_fn(self, signature: Callable[[], Signature]) -> Callable[[], Iterator[Any]] | None:
         """What `Converter.convert` takes; `signature` is asked when the inputs are wanted."""

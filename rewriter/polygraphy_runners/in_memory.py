@@ -130,7 +130,7 @@ class InMemoryModel:
         built = [engine for engine in report.engines if engine.built]
         inform(
             f"built {counted(len(built), 'engine')} for {told or 'the shapes of the model'} in "
-            f"{time.perf_counter() - start:.1f} s (build {self.builds}, {report.coverage:.0%} of the nodes)"
+            f"{time.perf_counter() - start:.1f} s (build {self.builds}, {report.built_coverage:.0%} of the nodes)"
         )
         for engine in report.engines:
             if not engine.built and self._strict:

@@ -77,6 +77,7 @@ def test_a_template_may_be_a_file(tmp_path):
         ({"precison_mode": "FP16"}, "did you mean 'precision_mode'"),
         ({"zzz": 1}, "it takes abort_builds, accuracy"),
         ({"build": "sometimes"}, "build must be one of auto, always, never"),
+        ({"strict": True, "execution": "native"}, "leave strict out, or build='always'"),
     ],
 )
 def test_unknown_words_are_told_at_once(keywords, words):
@@ -135,6 +136,22 @@ def test_without_any_tensorrt_all_is_taken_and_emulated(model, monkeypatch, mess
     assert messages[2] == "converted: 1 segment, 100% of the nodes"
     native = outputs_of(ConvertModel(model, precision_mode="FP16", execution="native"))
     assert 0 < np.abs(half["logits"] - native["logits"]).max() < 1e-2
+
+
+def test_a_tensorrt_that_needs_a_gpu_is_none_without_one(model, monkeypatch, messages):
+    monkeypatch.setattr("rewriter.backends.installed_backends", lambda: ("tensorrt",))
+    monkeypatch.setattr("rewriter.backends.has_gpu", lambda: False)
+    outputs_of(ConvertModel(model, precision_mode="FP16"))
+    assert "tensorrt works only where there is a GPU, so nothing says" in messages[0]
+
+
+@pytest.mark.rtx
+def test_strict_finds_out_whether_everything_can_be_built(model):
+    loader = ConvertModel(model, precision_mode="FP16", execution="emulate", build="always", strict=True)
+    assert outputs_of(loader)["logits"].shape == (2, 5)
+    loader = ConvertModel(model, execution="emulate", build="always", strict=True, backend="none")
+    with pytest.raises(ConversionError, match="there is no engine TRTEngineOp_000: gpu: no TensorRT"):
+        outputs_of(loader)
 
 
 def test_a_model_proto_and_a_loader_of_one_are_sources(model):
@@ -247,7 +264,7 @@ class FakeConverter:
         self.signatures = {"s": Signature((TensorSpec("x", 1, shape),), (TensorSpec("y", 1, shape),), "s")}
         self.params = ConversionParams(is_dynamic_op=dynamic)
         engine = types.SimpleNamespace(name="TRTEngineOp_000", built=built, reason="" if built else "too large")
-        self.report = types.SimpleNamespace(engines=(engine,), coverage=1.0)
+        self.report = types.SimpleNamespace(engines=(engine,), coverage=1.0, built_coverage=1.0)
 
     def build(self, input_fn=None):
         self.log.append("build" if input_fn is None else [feed["x"].shape for feed in input_fn()])

@@ -4,6 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 import rewriter
@@ -188,3 +190,9 @@ def test_strings_are_told_as_their_bytes():
     assert np.array_equal(found["texts"], widened({"texts": texts.astype(str)})["texts"])
     assert found["numbers"].dtype.kind == "i"
     assert widened({"none": np.array([], dtype=object)})["none"].shape[0] == 0
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6), min_size=1, max_size=5))
+def test_strings_can_be_read_back_from_their_bytes(texts):
+    found = widened({"t": np.array(texts, dtype=object)})["t"]
+    assert [bytes(row).rstrip(b"\0").decode() for row in found] == texts
