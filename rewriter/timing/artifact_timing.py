@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rewriter.timing.on_gpu import GpuStream
 
 _LOG = logging.getLogger(__name__)
+#: Calls that are enqueued before their end is waited for.
+MOST_ENQUEUED = 100
 #: Counters of `stats()` whose growth tells how the timed calls were computed.
 COUNTERS = ("calls", "engine_calls", "native_calls", "graph_launches", "discoveries", "memory_retries")
 
@@ -240,7 +242,9 @@ def _time_sample(
     in_a_row = Throughput(latency.calls, latency.total)
     device = None
     if finish is not None:
-        in_a_row = measure_in_a_row(call, finish=finish, **much)
+        # A few waits in the time that was asked for, whatever a call takes; and bounds for what is enqueued at once.
+        chunk = min(MOST_ENQUEUED, int(options.duration / 4 / max(latency.median, 1e-6))) or 1
+        in_a_row = measure_in_a_row(call, finish=finish, chunk=chunk if options.duration else MOST_ENQUEUED, **much)
     if gpu is not None:
         gpu.measure(lambda: function.run(on_device, device_outputs=True), max(options.warmup_iterations, 1))
         device = gpu.measure(lambda: function.run(on_device, device_outputs=True), latency.calls)
