@@ -196,7 +196,8 @@
       const [left, top, right, bottom] = this.view, {bounds, lines} = drawing;
       c.globalAlpha = this.marked ? 0.25 : this.scale < 0.3 ? 0.55 : 0.85;
       c.lineWidth = Math.max(1.4, 0.8 / this.scale);
-      const curved = this.scale >= 0.2;
+      // From afar lines that are hardly longer than a pixel are left out: there are thousands.
+      const curved = this.scale >= 0.2, shortest = 3 / this.scale;
       drawing.byType.forEach((members, type) => {
         const colour = this.data.dtypes[type][1];
         c.strokeStyle = dark.matches ? mixed(colour, 0.4) : colour;
@@ -204,6 +205,7 @@
         for (const i of members) {
           const b = 4 * i;
           if (bounds[b] > right || bounds[b + 2] < left || bounds[b + 1] > bottom || bounds[b + 3] < top) continue;
+          if (!curved && bounds[b + 2] - bounds[b] + bounds[b + 3] - bounds[b + 1] < shortest) continue;
           this.trace(c, lines[i], curved);
         }
         c.stroke();
