@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import mmap
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -45,6 +46,13 @@ _INTEGERS = {
     TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
     TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
 }  # fmt: skip
+
+
+class Digest(Protocol):
+    """A hash of the standard library."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Takes in more bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +165,16 @@ def save(model: Model, path: str | Path, data_name: str | None = None) -> None:
     save_all({path.name: model}, path.parent, data_name or f"{path.name}.data")
 
 
-def save_all(models: Mapping[str, Model], folder: Path, data_name: str) -> None:
+def save_all(models: Mapping[str, Model], folder: Path, data_name: str) -> dict[str, str]:
     """Writes models that share one data file, in which equal weights lie once.
 
     Args:
         models: file name -> model.
         folder: where to.
         data_name: name of the data file; not written when no model has large weights.
+
+    Returns:
+        The data file's name -> its sha256 (hex); empty where none was written.
     """
     several = len(models) > 1
     stored: dict[object, np.ndarray] = {}
@@ -172,7 +183,8 @@ def save_all(models: Mapping[str, Model], folder: Path, data_name: str) -> None:
         for name, array in model.weights.items():
             key = keys[file, name] = _content(array) if several else name
             stored.setdefault(key, array)
-    places = write_weights(stored, folder / data_name) if stored else {}
+    digest = hashlib.sha256()
+    places = write_weights(stored, folder / data_name, digest) if stored else {}
     for file, model in models.items():
         proto = model.copy_proto()
         for tensor in proto.graph.initializer:
@@ -182,6 +194,7 @@ def save_all(models: Mapping[str, Model], folder: Path, data_name: str) -> None:
                 for key, value in (("location", data_name), ("offset", str(offset)), ("length", str(length))):
                     tensor.external_data.add(key=key, value=value)
         (folder / file).write_bytes(proto.SerializeToString())
+    return {data_name: digest.hexdigest()} if stored else {}
 
 
 def _content(array: np.ndarray) -> tuple[int, bytes]:
@@ -190,14 +203,29 @@ def _content(array: np.ndarray) -> tuple[int, bytes]:
     return len(data), hashlib.sha256(data).digest()
 
 
-def write_weights(weights: Mapping[_Key, np.ndarray], path: Path) -> dict[_Key, tuple[int, int]]:
-    """Streams arrays to one file; returns name -> (offset, length) in bytes, offsets on `ALIGNMENT`."""
+def write_weights(
+    weights: Mapping[_Key, np.ndarray], path: Path, digest: Digest | None = None
+) -> dict[_Key, tuple[int, int]]:
+    """Streams arrays to one file; returns name -> (offset, length) in bytes, offsets on `ALIGNMENT`.
+
+    Args:
+        weights: the arrays.
+        path: the file.
+        digest: is fed all that is written, in a thread of its own (hashing and writing let other threads run).
+    """
     places: dict[_Key, tuple[int, int]] = {}
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+
+        def put(data: bytes | memoryview) -> None:
+            hashing = pool.submit(digest.update, data) if digest is not None else None
+            file.write(data)
+            if hashing is not None:
+                hashing.result()
+
         for name, array in weights.items():
-            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            put(b"\0" * (-file.tell() % ALIGNMENT))
             start = file.tell()
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            put(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             places[name] = (start, file.tell() - start)
     return places
 

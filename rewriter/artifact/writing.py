@@ -89,8 +89,8 @@ def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) ->
     for number, (part, content) in enumerate(parts):
         spliced[part.model], files_of_islands = copy_islands(content.model, scratch, islands_folder(number))
         written += files_of_islands
-    models.save_all(spliced, scratch, manifests.WEIGHTS_FILE)
-    written += [manifests.WEIGHTS_FILE] if any(content.model.weights for content in contents) else []
+    hashed = models.save_all(spliced, scratch, manifests.WEIGHTS_FILE)
+    written += hashed
     for part, content in parts:
         write_json(scratch / part.report, manifests.plain(content.report, "report"))
         written.append(part.report)
@@ -104,7 +104,7 @@ def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) ->
                 place_engine(scratch, entry, source)
                 placed.add(entry.file)
                 written += [entry.file, manifests.sidecar_file(entry.file)]
-    files = manifests.hash_files(scratch, written)
+    files = manifests.hash_files(scratch, written, hashed)
     for content in contents:
         for entry, source in content.engines:
             if files[entry.file] != FileRecord(entry.size, entry.sha256):

@@ -1,5 +1,7 @@
 """Weights beside the graph: detaching, files, stubs."""
 
+import hashlib
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,7 @@ from passes.model import (
     load,
     make_stub,
     save,
+    save_all,
     spool,
     stow,
     stubs_as_inputs,
@@ -190,3 +193,10 @@ def test_without_weights_is_what_their_stubs_give():
     proto = proto_with(w=BIG, small=np.ones(2, np.float32), shape=np.arange(300), half=BIG.astype(np.float16))
     assert without_weights(proto) == stubs_as_inputs(from_proto(proto))
     assert without_weights(from_proto(proto).proto) == stubs_as_inputs(from_proto(proto))
+
+
+def test_save_all_tells_the_hash_of_the_data_file(tmp_path):
+    model = from_proto(proto_with(w=BIG, v=BIG[::2, ::2] + 1))
+    told = save_all({"a.onnx": model, "b.onnx": model}, tmp_path, "weights")
+    assert told == {"weights": hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()}
+    assert save_all({"c.onnx": from_proto(proto_with())}, tmp_path, "none") == {}
