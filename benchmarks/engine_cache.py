@@ -70,13 +70,15 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def facts(document: Mapping[str, Any]) -> dict[str, str]:
-    """The least and the largest speed-up of the stage, and whether every warm engine was a hit."""
+    """The least and the largest speed-up of the stage, who reaches the limit, and whether every warm engine was a hit."""
     lines = [_row(model, results) for model, results in _by_model(document).items()]
     ratios = [line["stage speed-up"] for line in lines]
     warm = [row for row in document["rows"] if row["conversion"] == "warm"]
     return {
         "least": f"{min(ratios):.1f}",
         "largest": f"{max(ratios):.0f}",
+        "limit": f"{document['options']['limit']:g}",
+        "reached": f"{sum(ratio >= document['options']['limit'] for ratio in ratios)} of {len(ratios)}",
         "hits": f"{sum(row['hits'] for row in warm)} of {sum(row['engines'] for row in warm)}",
     }
 

@@ -83,10 +83,12 @@ def test_engine_cache(script):
     seconds = [("no cache", 3.0), ("cold", 4.0), ("warm", 0.5), ("warm", 0.2), ("warm", 0.4)]
     rows = [{**row, "conversion": kind, "build_seconds": s, "engine_seconds": s / 2} for kind, s in seconds]
     rows[0]["hits"] = rows[1]["hits"] = 0
-    (line,) = cells(cache.render({"rows": rows}), "net")
+    document = {"options": {"limit": 10.0}, "rows": rows}
+    (line,) = cells(cache.render(document), "net")
     assert line == ["net", "2", "1", "3 of 3", "4", "0.4", "0.2 .. 0.5", "10", "10"]
-    assert cache.facts({"rows": rows}) == {"least": "10.0", "largest": "10", "hits": "6 of 6"}
-    assert cache.plots({"rows": rows})["stage"].series == {"cold": [4.0], "warm (median)": [0.4]}
+    found = {"least": "10.0", "largest": "10", "limit": "10", "reached": "1 of 1", "hits": "6 of 6"}
+    assert cache.facts(document) == found
+    assert cache.plots(document)["stage"].series == {"cold": [4.0], "warm (median)": [0.4]}
 
 
 def test_export_speed(script):
