@@ -20,6 +20,8 @@ from rewriter.comparing.bisection.walk import Place, ancestors
 from rewriter.errors import ArtifactError, ConversionError
 
 _PAIR = ("native", "emulated")
+#: A node that is off by more than so many times the tolerance, and by more than rounding explains, is broken.
+_BROKEN, _ROUNDED = 10, 0.05
 
 
 def bisect_emulated(subject: Subject) -> Bisection:
@@ -140,11 +142,14 @@ class _Case:
         return dataclasses.replace(self.recipe, keep_nodes=(*self.recipe.keep_nodes, *patterns(names)))
 
     def following(self, names: Names) -> Names:
-        """With these nodes kept, the names of the node that is the first to differ then, if that is its own doing."""
+        """With these nodes kept, the names of the first node that is broken then: far beyond the tolerance by itself.
+
+        What rounds a little is left to the ranking.
+        """
         case = _Case.with_recipe(self.subject, self.keeping(names))
         failed = self.subject.beyond(self.subject.outputs(case.native, case.emulated))
         place, _ = self.subject.find(case.native, case.emulated, case.shared, failed) if failed else (None, {})
-        if place is None or case.worst_own(place.node) <= self.subject.limit(failed):
+        if place is None or case.worst_own(place.node) <= max(_BROKEN * self.subject.limit(failed), _ROUNDED):
             return ()
         return self.subject.inside(place)
 

@@ -37,6 +37,11 @@ class EngineRunner(Protocol):
         """The artifact with its engines; gives the values of the spliced main graph."""
         ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be known of the engines that ran so far; one line each."""
+        ...
+
     def engine(self, op: str) -> Run:
         """The artifact's own engine of an engine node, by itself: takes its data inputs, gives its outputs.
 
@@ -68,6 +73,11 @@ def bisect_engines(subject: Subject, runner: EngineRunner) -> Bisection:
     Raises:
         ConversionError: the model or its engines cannot be run.
     """
+    found = _bisect(subject, runner)
+    return dataclasses.replace(found, notes=(*found.notes, *runner.notes))
+
+
+def _bisect(subject: Subject, runner: EngineRunner) -> Bisection:
     native = ModelSide(subject.native, "native")
     failed = subject.beyond(subject.outputs(native, runner.values))
     limit = subject.limit(failed)
@@ -90,10 +100,10 @@ def bisect_engines(subject: Subject, runner: EngineRunner) -> Bisection:
         difference=gaps[place.value].relative,
         before=place.before,
     )
-    own = search.own(segment) if segment else Gap()
-    if segment and own.relative > limit:
-        return search.inside(found, segment, [place.value], own.relative, limit)
-    return search.accumulated(found, place, own.relative if segment else None)
+    own = search.own(segment) if segment else None
+    if segment and own is not None and own > limit:
+        return search.inside(found, segment, [place.value], own, limit)
+    return search.accumulated(found, place, own)
 
 
 class _Search:
@@ -109,11 +119,16 @@ class _Search:
         self._subject, self._native, self._runner = subject, native, runner
         self._extractor = Extractor(subject.native)
         self._problems: list[str] = []
+        self._notes: list[str] = []
 
-    def own(self, op: str) -> Gap:
-        """How far the results of an engine are off when it is fed with native values: the worst of them."""
+    def own(self, op: str) -> float | None:
+        """How far the results of an engine are off when it is fed with native values; None where it does not run."""
         segment = self._extract(self._subject.segments[op], op)
-        return _worst(self._gaps(segment, self._runner.engine(op)))
+        try:
+            return _worst(self._gaps(segment, self._runner.engine(op))).relative
+        except ConversionError as error:
+            self._notes.append(f"{op} cannot be run by itself: {error}")
+            return None
 
     def inside(self, found: Bisection, op: str, values: Sequence[str], own: float, limit: float) -> Bisection:
         """With the node of engine `op`, some of whose results (`values`) differ by themselves."""
@@ -157,10 +172,11 @@ class _Search:
         subject = self._subject
         above = ancestors(subject.units, subject.tensors(found.outputs))
         ops = [op for op in (subject.units.nodes[number].op_type for number in sorted(above)) if op in subject.segments]
-        ranked = sorted(((self.own(op).relative, op) for op in ops), key=lambda entry: (-entry[0], entry[1]))
+        measured = [(self.own(op), op) for op in ops]
+        ranked = sorted(((own, op) for own, op in measured if own), key=lambda entry: (-entry[0], entry[1]))
         notes = () if found.segment else place_notes(subject, place, accumulated=True)
-        found = dataclasses.replace(found, own=own, notes=(*found.notes, *notes))
-        if not ranked or ranked[0][0] == 0:
+        found = dataclasses.replace(found, own=own, notes=(*found.notes, *notes, *dict.fromkeys(self._notes)))
+        if not ranked:
             return dataclasses.replace(found, notes=(*found.notes, "no engine is off on its own"))
         worst, op = ranked[0]
         # Half of what the engine is off: the node at which most of it has come about.

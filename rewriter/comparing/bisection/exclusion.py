@@ -53,14 +53,15 @@ def find_exclusion(
     """Looks for a small set of nodes that passes.
 
     1. `first` alone.
-    2. Where that is not enough, what is the first to differ by itself then goes with it, and so on.
-    3. Where that ends without passing, the first 2, 4, 8 ... of `ranked` go with it, until it passes; then as few of
-       them as pass.
+    2. Where that is not enough, what breaks in its place goes with it, and so on (the reader of a value that is
+       beyond float16, for example).
+    3. Where that ends without passing, as few of the first of `ranked` go with it as pass; the first `MOST` of them are
+       tried first, for where these are not enough nothing is.
     4. Of few, those are left out that it passes without.
 
     Args:
         first: the node that was found.
-        following: the names of the next node when these are excluded; () where there is none.
+        following: the names of what breaks when these are excluded; () for nothing.
         ranked: further nodes, the most promising first; called only when needed.
         attempt: computes the outputs with some nodes excluded.
     """
@@ -103,14 +104,12 @@ def _chase(
 def _widen(
     units: list[Names], ranked: Callable[[], Sequence[Names]], tried: Callable[[Sequence[Names]], Trial]
 ) -> list[Names]:
-    """As few of the ranked nodes as pass; where none do, as many as may be tried."""
+    """As few of the ranked nodes as pass; where all of them do not, these."""
     every = [*units, *(unit for unit in ranked() if not set(unit) <= set(units[0]))][:MOST]
-    low, high = 1, 1  # the first `low` fail, the first `high` are tried
-    while high < len(every):
-        low, high = high, min(2 * high, len(every))
-        if tried(every[:high]).passed:
-            break
-    while high - low > 1 and tried(every[:high]).passed:
+    low, high = 1, len(every)  # the first `low` fail
+    if high == low or not tried(every).passed:
+        return every
+    while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if tried(every[:middle]).passed else (middle, high)
     return every[:high]

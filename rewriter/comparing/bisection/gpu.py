@@ -20,6 +20,7 @@ from rewriter.backends.base import BuildFailure
 from rewriter.comparing.bisection.sides import Feeds, Run, Side, with_outputs
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.errors import ArtifactError, ConversionError
+from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import make_function
 from rewriter.runtime.opening import Runnable
 from rewriter.runtime.options import RuntimeOptions
@@ -28,17 +29,22 @@ from rewriter.runtime.slots import StoredEngine
 from rewriter.shapes.harvest import InputSet
 from rewriter.source import Signature
 
-#: Strict: an engine that does not run is an error, never a native run that looks like one. Eager: every call differs.
-STRICT = RuntimeOptions(strict=True, cuda_graph=False, allow_build_at_runtime=False)
+#: Eager, for hardly any call comes twice. An error where there is no GPU; what falls back natively there is told.
+WHOLE = RuntimeOptions(provider="cuda", cuda_graph=False, allow_build_at_runtime=False)
+#: For engines by themselves: a native run would look like an engine that computes everything right.
+ALONE = dataclasses.replace(WHOLE, strict=True)
 
 
 @contextlib.contextmanager
-def open_gpu_runner(subject: Subject, options: RuntimeOptions = STRICT) -> Iterator[GpuRunner]:
+def open_gpu_runner(
+    subject: Subject, whole: RuntimeOptions = WHOLE, alone: RuntimeOptions = ALONE
+) -> Iterator[GpuRunner]:
     """A runner for an artifact; its functions and its builder are closed at the end of the block.
 
     Args:
         subject: what is bisected.
-        options: how engines are run.
+        whole: how the model is run.
+        alone: how engines are run by themselves.
 
     Raises:
         ArtifactError: the artifact does not hold the recipe of its engines.
@@ -54,7 +60,7 @@ def open_gpu_runner(subject: Subject, options: RuntimeOptions = STRICT) -> Itera
             recipe=recipe, ranges=subject.artifact.ranges, params=subject.artifact.params, backend=backend
         )
         stack.callback(builder.close)
-        yield GpuRunner(subject, recipe, builder, options, stack)
+        yield GpuRunner(subject, recipe, builder, (whole, alone), stack)
 
 
 class GpuRunner:
@@ -64,7 +70,7 @@ class GpuRunner:
         subject: what is bisected.
         recipe: the arithmetic of its engines.
         builder: builds engines of parts.
-        options: how engines are run.
+        options: how the model is run, and engines by themselves.
         stack: closes what is opened.
     """
 
@@ -73,15 +79,22 @@ class GpuRunner:
         subject: Subject,
         recipe: Recipe,
         builder: RuntimeBuilder,
-        options: RuntimeOptions,
+        options: tuple[RuntimeOptions, RuntimeOptions],
         stack: contextlib.ExitStack,
     ) -> None:
         artifact = subject.artifact
         self._subject, self._builder, self._options, self._stack = subject, builder, options, stack
+        self._functions: list[ConvertedFunction] = []
         engines = tuple(StoredEngine(entry, artifact.engine_path(entry)) for entry in artifact.engines)
         self._base = Runnable(
             artifact.model, artifact.signature, engines, artifact.params, recipe, artifact.ranges, artifact.path
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The engines of the model that ran natively, by reason."""
+        reasons = dict.fromkeys(reason for function in self._functions for reason in function.stats()["fallbacks"])
+        return tuple(f"some engine node ran natively, so its engine was not looked at: {reason}" for reason in reasons)
 
     @property
     def values(self) -> Side:
@@ -125,7 +138,7 @@ class GpuRunner:
             attributes[part.segment.name] = _attributes(part)
         segmentation = Segmentation(tuple(cut.segment for cut in cuts), (), 0)
         model = splice(self._subject.native, segmentation, attributes)
-        return self._side(dataclasses.replace(self._base, model=model, engines=tuple(engines)))
+        return self._side(dataclasses.replace(self._base, model=model, engines=tuple(engines), artifact=None))
 
     def _side(self, runnable: Runnable) -> Side:
         return _FunctionSide(self, runnable, value_types(self._subject.native))
@@ -144,16 +157,24 @@ class GpuRunner:
             {part.segment.name: _attributes(part)},
         )
         signature = Signature(part.inputs, part.outputs)
-        return self.open(dataclasses.replace(self._base, model=model, signature=signature, engines=tuple(engines)))
+        whole = dataclasses.replace(self._base, model=model, signature=signature, engines=tuple(engines))
+        # Without the folder: kernels of parts have no place in the cache of the artifact.
+        return self.open(dataclasses.replace(whole, artifact=None), alone=True)
 
-    def open(self, runnable: Runnable) -> Run:
+    def open(self, runnable: Runnable, *, alone: bool = False) -> Run:
         """A function that is closed with the runner; it takes and gives ONNX names.
+
+        Args:
+            runnable: what it runs.
+            alone: it is one engine by itself.
 
         Raises:
             ConversionError: it cannot be run on the GPU.
         """
-        function = make_function(runnable, self._options)
+        function = make_function(runnable, self._options[alone])
         self._stack.callback(function.close)
+        if not alone:
+            self._functions.append(function)
 
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
             found: Mapping[str, Any] = function({spec.name: feeds[spec.tensor] for spec in runnable.signature.inputs})

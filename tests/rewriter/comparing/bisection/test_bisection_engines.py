@@ -29,6 +29,8 @@ class FakeRunner:
     refused: tuple = ()
     builds: list = dataclasses.field(default_factory=list)
 
+    notes = ()
+
     @property
     def values(self):
         inside = {name for names in self.subject.segments.values() for name in names}
@@ -172,24 +174,40 @@ NATIVELY = RuntimeOptions(provider="cpu", strict=False, allow_build_at_runtime=F
 def test_the_runner_of_the_gpu_gives_the_values_of_all_boundaries(tmp_path):
     artifact = make_artifact(parse(CHAIN), tmp_path / "out", "FP32", *CUTS)
     subject = Subject.of(artifact, [X], 1e-3)
-    with open_gpu_runner(subject, NATIVELY) as runner:
+    with open_gpu_runner(subject, NATIVELY, NATIVELY) as runner:
         found = runner.values.open(["e", "n", "y"])({"x": X})
         assert set(found) == {"e", "n", "y"}
         again = runner.engine("TRTEngineOp_001")({"n": found["n"]})
         np.testing.assert_allclose(again["y"], found["y"], rtol=1e-6)
-    assert not bisect_with(subject, NATIVELY).outputs
+    found = bisect_with(subject, NATIVELY)
+    assert not found.outputs
+    assert any("ran natively, so its engine was not looked at" in note for note in found.notes)
 
 
 def bisect_with(subject, options):
     from rewriter.comparing.bisection.engines import bisect_engines
 
-    with open_gpu_runner(subject, options) as runner:
+    with open_gpu_runner(subject, options, options) as runner:
         return bisect_engines(subject, runner)
 
 
-def test_an_engine_that_cannot_run_is_an_error_not_a_native_run(tmp_path):
+def test_an_engine_that_cannot_run_by_itself_is_told(tmp_path):
     artifact = make_artifact(parse(CHAIN), tmp_path / "out", "FP32", *CUTS)
-    with pytest.raises(ConversionError, match="strict"):
+
+    class Refusing(FakeRunner):
+        def engine(self, op):
+            raise ConversionError("its shapes are outside")
+
+    found = bisect(
+        artifact, [X], 1e-3, result="tensorrt", engines=Refusing(Subject.of(artifact, [X], 1e-3), {"n_b": 1})
+    )
+    assert (found.segment, found.node, found.own, found.option) == ("TRTEngineOp_000", "", None, "")
+    assert "TRTEngineOp_000 cannot be run by itself: its shapes are outside" in found.notes
+
+
+def test_without_a_gpu_there_is_no_search(tmp_path):
+    artifact = make_artifact(parse(CHAIN), tmp_path / "out", "FP32", *CUTS)
+    with pytest.raises(ConversionError, match="provider 'cuda' cannot be used"):
         bisect(artifact, [X], 1e-3, result="tensorrt")
 
 
@@ -199,7 +217,7 @@ def test_parts_are_built_by_tensorrt(tmp_path):
 
     artifact = make_artifact(parse(CHAIN), tmp_path / "out", "FP16", *CUTS)
     subject = Subject.of(artifact, [X, X[:2]], 1e-3)
-    with open_gpu_runner(subject, NATIVELY) as runner:
+    with open_gpu_runner(subject, NATIVELY, NATIVELY) as runner:
         search = _Search(subject, ModelSide(subject.native, "native"), runner)
         part = search._extract(["n_a", "n_b"], "TRTEngineOp_prefix")
         made = runner._built(part, search._sets(part))
