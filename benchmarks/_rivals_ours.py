@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from _common import add_project_to_path
 from _rivals_models import feeds_of, filled
-from _rivals_workers import Measure, Row, inputs_of, judged, timed, timing_of
+from _rivals_workers import Measure, Row, gpu_turn, inputs_of, judged, timed, timing_of
 from _runtime_bench import interleaved
 
 add_project_to_path()
@@ -190,11 +190,12 @@ def ours(told: Mapping[str, Any]) -> Measure:
         call()
         loaded.finish()
         row["first call s"] = time.perf_counter() - started
-        row |= timed(call, loaded.finish, timing_of(told))
+        with gpu_turn(told):
+            row |= timed(call, loaded.finish, timing_of(told))
         row |= judged(loaded.arrays(call()), told, case["batch"])
         stats = loaded.function.stats()
         notes = [*stats["fallbacks"], *_no_graph(stats)]
-        return [{**row, "note": "; ".join(notes), "nodes in": facts["arithmetic"], "stats": stats}]
+        return [{**row, "note": "; ".join(notes), "nodes in": facts["arithmetic"]}]
 
     return measure
 
@@ -208,7 +209,7 @@ def _amount(told: Mapping[str, Any]) -> dict[str, int]:
     """Turns, and calls a turn, of systems that are timed in turns; hardly any on the CPU, where scripts are tried."""
     if told["device"] != "cuda":
         return {"rounds": 1, "runs": 1}
-    return {"rounds": 5, "runs": max(min(told["timing"]["calls"] // 5, 40), 2)}
+    return {"rounds": 5, "runs": max(min(told["timing"]["calls"] // 5, 25), 2)}
 
 
 def transposes(told: Mapping[str, Any]) -> Measure:
@@ -225,7 +226,9 @@ def transposes(told: Mapping[str, Any]) -> Measure:
             row[f"transposes {word}"] = _ready(path)["transposes"]
             loaded[word] = Loaded(told, path, stream)
             systems[word] = loaded[word].call(feeds)
-        for word, found in interleaved(systems, loaded["with"].finish, **_amount(told)).items():
+        with gpu_turn(told):
+            times = interleaved(systems, loaded["with"].finish, **_amount(told))
+        for word, found in times.items():
             row |= {f"{word} us": found["us"], f"{word}, in a row": found["stream us"], f"{word} p10": found["p10"]}
             row |= judged(loaded[word].arrays(systems[word]()), told, case["batch"])
         for each in loaded.values():
@@ -257,7 +260,8 @@ def chain(told: Mapping[str, Any]) -> Measure:
             for word, graph in (("ORT, eager", False), ("ORT, graph", True)):
                 systems[word] = onnxruntime_call(model, feeds, cuda_graph=graph)[0]
         finish = next(iter(loaded.values())).finish
-        found = interleaved(systems, finish, **_amount(told))
+        with gpu_turn(told):
+            found = interleaved(systems, finish, **_amount(told))
         rows: list[Row] = []
         for name, times in found.items():
             row: Row = {

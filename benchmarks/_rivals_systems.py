@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from _rivals_workers import Measure, Row, fixed_file, inputs_of, judged, timed, timing_of, told_of
+from _rivals_workers import Measure, Row, fixed_file, gpu_turn, inputs_of, judged, timed, timing_of, told_of
 
 #: Models whose time goes into convolutions.
 CONVOLUTIONS = ("ResNet50", "MobileNetV3Small", "unet")
@@ -128,7 +128,8 @@ def torch_compile(told: Mapping[str, Any]) -> Measure:
             for _ in range(3):  # the first calls record the CUDA graphs
                 call()
             row |= _judged_torch(call(), program, told, case)
-            return [{**row, **timed(call, finish, timing_of(told))}]
+            with gpu_turn(told):
+                return [{**row, **timed(call, finish, timing_of(told))}]
 
     return measure
 
@@ -161,7 +162,8 @@ def jax(told: Mapping[str, Any]) -> Measure:
         row: Row = {"first call s": time.perf_counter() - started}
         found = {name: np.asarray(value) for name, value in zip(program.outputs, last[0], strict=True)}
         row |= judged(found, told, case["batch"])
-        return [{**row, **timed(call, lambda: library.block_until_ready(last[0]), timing_of(told))}]
+        with gpu_turn(told):
+            return [{**row, **timed(call, lambda: library.block_until_ready(last[0]), timing_of(told))}]
 
     return measure
 
@@ -172,8 +174,6 @@ def onnxruntime(told: Mapping[str, Any]) -> Measure:
     import onnxruntime as ort
 
     if told["device"] == "cuda":
-        import torch
-
         ort.preload_dlls()
 
     def measure(case: Mapping[str, Any]) -> list[Row]:
@@ -182,39 +182,59 @@ def onnxruntime(told: Mapping[str, Any]) -> Measure:
         proto = onnx.load(str(fixed_file(told, case["batch"])))
         model = (as_half(proto) if case["precision"] == "FP16" else proto).SerializeToString()
         started = time.perf_counter()
-        session = _session(ort, model, told["device"], nhwc=case["nhwc"])
+        session, ungraphed = _session(ort, model, told["device"], nhwc=case["nhwc"])
         prepared = time.perf_counter() - started
-        run, arrays = _bound(ort, session, told, case)
-        name = "ORT NHWC" if case["nhwc"] else "ORT"
         rows = []
-        for system, graph in ((name, False), (f"{name}, graph", True))[: 2 if told["device"] == "cuda" else 1]:
-            call = functools.partial(run, graph)
-            try:
-                started = time.perf_counter()
-                call()
-                row = {"prepare s": prepared, "first call s": time.perf_counter() - started}
-                finish = torch.cuda.synchronize if told["device"] == "cuda" else (lambda: None)
-                row |= timed(call, finish, timing_of(told))
-                rows.append({"system": system, **row, **judged(arrays(), told, case["batch"])})
-            except Exception as error:  # noqa: BLE001 - costs this row alone
-                rows.append({"system": system, "failed": told_of(error)})
+        with gpu_turn(told):
+            run, arrays = _bound(ort, session, told, case)
+            for word, graph in (("", False), (", graph", True))[: 2 if told["device"] == "cuda" else 1]:
+                system = f"{case['system']}{word}"
+                try:
+                    if graph and ungraphed:
+                        raise RuntimeError(ungraphed)
+                    row = {"system": system, "prepare s": prepared}
+                    rows.append(row | _called(functools.partial(run, graph), arrays, told, case))
+                except Exception as error:  # noqa: BLE001 - costs this row alone
+                    rows.append({"system": system, "failed": told_of(error)})
         return rows
 
     return measure
 
 
-def _session(ort: Any, model: bytes, device: str, *, nhwc: bool) -> Any:
+def _called(
+    call: Callable[[], None],
+    arrays: Callable[[], dict[str, np.ndarray]],
+    told: Mapping[str, Any],
+    case: Mapping[str, Any],
+) -> Row:
+    """First call, times, difference; ONNX Runtime waits for the end of each call by itself."""
+    started = time.perf_counter()
+    call()
+    row = {"first call s": time.perf_counter() - started}
+    return {**row, **timed(call, lambda: None, timing_of(told)), **judged(arrays(), told, case["batch"])}
+
+
+def _session(ort: Any, model: bytes, device: str, *, nhwc: bool) -> tuple[Any, str]:
+    """(session, why it can have no CUDA graph or "")."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if device == "cpu":
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    cuda = {"device_id": "0", "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1", "enable_cuda_graph": "1"}
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), ""
+    cuda = {"device_id": "0", "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"}
     if nhwc:
         cuda["prefer_nhwc"] = "1"
-    session = ort.InferenceSession(model, options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("ONNX Runtime has no CUDA provider here")
-    return session
+
+    def start(**more: str) -> Any:
+        providers = [("CUDAExecutionProvider", {**cuda, **more}), "CPUExecutionProvider"]
+        session = ort.InferenceSession(model, options, providers=providers)
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            raise RuntimeError("ONNX Runtime has no CUDA provider here")
+        return session
+
+    try:
+        return start(enable_cuda_graph="1"), ""
+    except Exception as error:  # noqa: BLE001 - of several kinds: nodes that must run on the CPU
+        return start(), told_of(error)
 
 
 def _bound(

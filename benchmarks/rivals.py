@@ -9,7 +9,7 @@ fails or crashes costs its own rows, which say why; every process is one of its 
 
     prepare  nothing is timed: models are filled, cleaned for each batch size and answered by ONNX Runtime on the CPU;
              ours are converted and built, several at a time; torch.compile and XLA compile, and keep what they made.
-    time     one process at a time has the GPU; others read their models meanwhile.
+    time     one process at a time is timed; others read their models and load what was compiled meanwhile.
 
 Parts: "ours" (FP32, which is TF32 here, FP16, BF16; INT8 and FP8 where matrix products dominate, for TensorRT-RTX 1.4
 has no 8-bit convolutions), "onnxruntime" (eager and by its own CUDA graph; NHWC too for convolutions), "compile"
@@ -51,7 +51,7 @@ EIGHT_BITS = ("INT8", "FP8")
 RIVAL_PRECISIONS = ("TF32", "FP16")
 BATCHES = (1, 8, 32)
 CHAIN_BATCH = 8
-CASE_SECONDS = {"convert": 400.0, "fixed": 120.0, "smoke": 150.0, "compile": 240.0}
+CASE_SECONDS = {"convert": 400.0, "fixed": 120.0, "smoke": 100.0, "compile": 240.0}
 #: Seconds that must be left for a process to be begun.
 LEAST = 5.0
 Group = dict[str, Any]
@@ -93,6 +93,7 @@ class Kept:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._lock = options, threading.Lock()
         self._path = options.folder / "rivals.json"
+        self._told = {name: value for name, value in recorded(options).items() if name != "folder"}
         self._rows: list[Row] = []
         if self._path.is_file():
             self._rows = json.loads(self._path.read_text(encoding="utf-8"))["rows"]
@@ -116,7 +117,7 @@ class Kept:
         order = {name: place for place, name in enumerate(MODELS)}
         rows = sorted(self._rows, key=lambda row: (order.get(row.get("model", ""), len(order)), row.get("place", 0)))
         return {
-            "question": QUESTION, "experiment_name": self._options.experiment_name, "options": recorded(self._options),
+            "question": QUESTION, "experiment_name": self._options.experiment_name, "options": self._told,
             "versions": versions(), "models": dict(ABOUT), "rows": rows,
         }  # fmt: skip
 
@@ -272,7 +273,8 @@ def timed_groups(options: argparse.Namespace) -> list[Group]:
         if work in parts:
             groups += [_group(options, "speed", work, model, cases_of(options, model)) for model in options.models]
     if "smoke" in parts:
-        groups.append(_group(options, "smoke", "smoke", options.models[0], [{"command": words} for words in SMOKE]))
+        small = "unet" if "unet" in options.models else options.models[0]  # bisecting builds prefixes of its engine
+        groups.append(_group(options, "smoke", "smoke", small, [{"command": words} for words in SMOKE]))
     if "max_autotune" in parts:
         case = {"system": "torch compile, max-autotune", "precision": "FP16", "batch": 8, "mode": "max-autotune"}
         groups += [_group(options, "speed", "compile", model, [case]) for model in options.models]
@@ -281,7 +283,7 @@ def timed_groups(options: argparse.Namespace) -> list[Group]:
 
 #: Commands that must run on a GPU; "{artifact}" is ours in FP16.
 SMOKE = (
-    ("bench", "{artifact}", "--device-inputs", "--device-outputs"),
+    ("bench", "{artifact}", "--duration", "1", "--device-inputs", "--device-outputs"),
     ("compare", "{source}", "{artifact}", "--bisect", "--tolerance", "1e-6"),
 )
 
@@ -329,10 +331,10 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--parts", nargs="+", choices=PARTS, default=default, metavar="PART", help=", ".join(PARTS))
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
     add("--budget", type=float, default=540.0, metavar="SECONDS", help="for all (default %(default)s)")
-    add("--case_time", type=float, default=0.7, metavar="SECONDS", help="timed calls of a case (default %(default)s)")
+    add("--case_time", type=float, default=0.5, metavar="SECONDS", help="timed calls of a case (default %(default)s)")
     add("--jobs", type=int, default=10, help="conversions at a time (default %(default)s)")
     add("--gpu_jobs", type=int, default=4, help="compilers on the GPU at a time (default %(default)s)")
-    add("--waiting", type=int, default=3, help="processes of which one is timed, the others load (default %(default)s)")
+    add("--waiting", type=int, default=4, help="processes of which one is timed, the others load (default %(default)s)")
     add("--worker", help=argparse.SUPPRESS)
     add_timing_options(parser, batch_size=BATCHES, num_iterations=200, num_warmup_iterations=20)
     add_metrics_options(parser)
