@@ -123,6 +123,7 @@ class DifferenceMeter:
             math.inf if far else _ratio(gaps.total, gaps.reference_total),
             tops if not self._fault else {},
             self._place,
+            gaps.reference,
             self._histogram.histogram() if self._histogram else None,
             self._heat_map.heat_map() if self._heat_map else None,
         )

@@ -145,7 +145,7 @@ def _open_tensorrt(artifact: Artifact, options: RunnerOptions) -> tuple[Converte
     try:
         # Engines that are still being built would compare the native run with itself.
         gpu = {"provider": "cuda", "device": options.device, "wait_for_builds": True}
-        return _open(artifact, strict=options.strict, **gpu), ""
+        return _open(artifact, strict=options.strict or None, **gpu), ""  # None: the environment decides
     except ConversionError as error:
         if options.strict:
             raise

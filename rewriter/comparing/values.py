@@ -77,6 +77,7 @@ class Difference:
         top_k: k -> of the k largest elements of each row of the reference (along the last axis), the share that is
             among the k largest of the result, whatever their order; only the k asked for that have a meaning here.
         place: where the difference is largest, or the first fault; None where nothing differs.
+        scale: max|reference| of the finite values.
         histogram: how many values differ by how much; None where it was not asked for.
         heat_map: where in the output the differences are; likewise.
     """
@@ -92,14 +93,9 @@ class Difference:
     mean_rel: float = 0.0
     top_k: Mapping[int, float] = dataclasses.field(default_factory=dict)
     place: Place | None = None
+    scale: float = 0.0
     histogram: Histogram | None = dataclasses.field(default=None, repr=False)
     heat_map: HeatMap | None = dataclasses.field(default=None, repr=False, compare=False)
-
-    @property
-    def scale(self) -> float:
-        """max|reference|, what `max_rel` is relative to; 0.0 where it is not known."""
-        known = self.max_rel and math.isfinite(self.max_rel) and math.isfinite(self.max_abs)
-        return self.max_abs / self.max_rel if known else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All but the heat map, which is a picture."""

@@ -56,7 +56,7 @@ class Bisection:
         option: the options of `trt-rewriter convert`, beside those of the conversion, that exclude what differs; ""
             where there are none.
         excluded: names of the nodes (or operators of TensorFlow) that `option` excludes.
-        verified: the largest difference of an output with `option`, relative to `limit`'s outputs; None: not measured.
+        verified: the largest difference of an output with `option`; None: not measured.
         passed: whether all outputs are within their tolerances then; None: not measured.
         notes: what could not be looked into, and what else is worth knowing; one line each.
     """

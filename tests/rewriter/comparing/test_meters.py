@@ -46,6 +46,11 @@ def test_the_mean_relative_difference():
     assert difference("y", [np.zeros(2)], [np.float32([0, 1])]).mean_rel == math.inf
 
 
+def test_the_scale_is_the_largest_finite_magnitude_of_the_reference():
+    found = difference("y", [np.float32([1, -4, np.nan]), np.float32([2])], [np.float32([9, -4, 1]), np.float32([2])])
+    assert (found.scale, found.max_rel, found.max_abs) == (4.0, math.inf, 8.0)
+
+
 def test_the_place_of_the_largest_difference():
     reference = [np.zeros((2, 2)), np.zeros((2, 2))]
     result = [np.float64([[0, 1], [0, 0]]), np.float64([[0, 0], [-3, 0]])]

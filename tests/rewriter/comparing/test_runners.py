@@ -116,6 +116,8 @@ def test_tensorrt_runs_where_there_is_a_gpu_and_waits_for_engines(made, gpu):
         assert list(found.runners) == list(module.RUNNERS)
         assert "on GPU 1" in found.words["tensorrt"]
         assert found.late_notes() == ["tensorrt: 3 engine call(s) ran natively: the engine is for another GPU"]
+    with open_runners(artifact, reference):
+        assert calls.pop()["strict"] is None  # as TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION says
     (options,) = calls
     assert options == {
         "signature": "g", "provider": "cuda", "device": 1, "wait_for_builds": True, "strict": True
