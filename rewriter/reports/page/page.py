@@ -16,6 +16,9 @@ from rewriter.reports.page.shown import Shown
 from rewriter.reports.report import Report
 from rewriter.reports.summary import human_size
 
+#: Parts of the page's script.
+_SCRIPTS = ("view.js", "told.js", "page.js")
+
 
 def report_page(title: str, parts: Sequence[Shown], facts: Mapping[str, object] | None = None) -> str:
     """A page as HTML text.
@@ -40,7 +43,7 @@ def report_page(title: str, parts: Sequence[Shown], facts: Mapping[str, object] 
         )
         body.append(f'<nav class="signatures" aria-label="Signatures">Signature: {choices}</nav>')
     body += [_signature(number, part, named=len(parts) > 1) for number, part in enumerate(parts)]
-    return web.document(title, body, script=_resource("page.js"), style=_resource("page.css"))
+    return web.document(title, body, script=_script(), style=_resource("page.css"))
 
 
 def artifact_page(path: str | Path, signature: str | None = None) -> str:
@@ -110,6 +113,11 @@ def _signature(number: int, shown: Shown, *, named: bool) -> str:
             "</div>",
         ]
     )
+
+
+def _script() -> str:
+    """The parts of the script, in the order in which they build on one another, in a scope of their own."""
+    return f"'use strict';\n(() => {{\n{''.join(map(_resource, _SCRIPTS))}}})();"
 
 
 @functools.cache
