@@ -28,6 +28,7 @@ Measure = Callable[[Mapping[str, Any]], Sequence[Row]]
 TAKE_TURNS = ("ours", "transposes", "chain", "compile", "jax", "onnxruntime", "convert", "fixed")
 #: Turns that the calls of a case are split into.
 ROUNDS = 5
+LEAST_CALLS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Timing:
     Attributes:
         calls: calls that are waited for one by one, and as many in a row; 0 times nothing.
         warmup: calls before these.
-        seconds: most seconds for the calls of one case; slow ones get fewer, never below 20.
+        seconds: most seconds for the calls of one case; slow ones get fewer, but `LEAST_CALLS`.
     """
 
     calls: int
@@ -128,7 +129,7 @@ def timed(call: Callable[[], Any], finish: Callable[[], Any], timing: Timing) ->
     for _ in range(min(timing.warmup, max(affordable // 4, 2))):
         call()
     finish()
-    runs = max(min(timing.calls, affordable) // ROUNDS, 20 // ROUNDS)
+    runs = max(min(timing.calls, max(affordable, LEAST_CALLS)) // ROUNDS, 1)
     alone: list[float] = []
     rows: list[float] = []
     for _ in range(ROUNDS):

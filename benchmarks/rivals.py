@@ -27,6 +27,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -38,7 +41,7 @@ from typing import Any
 from _common import PACKAGES, write_json
 from _options import add_metrics_options, add_timing_options, parse, recorded, write_csv
 from _rivals_report import facts, plots, render
-from _runtime_bench import _run_worker
+from _runtime_bench import MARK
 
 __all__ = ["facts", "plots", "render"]
 QUESTION = "How fast is each precision beside PyTorch, JAX and ONNX Runtime?"
@@ -137,7 +140,7 @@ def versions() -> dict[str, str]:
 
 
 def run_groups(
-    groups: Sequence[Group], jobs: int, end: float, add: Callable[[Sequence[Row]], None], run: Any = _run_worker
+    groups: Sequence[Group], jobs: int, end: float, add: Callable[[Sequence[Row]], None], run: Any = None
 ) -> None:
     """Runs each group in processes of its own; a case that ends its process costs itself alone.
 
@@ -146,18 +149,41 @@ def run_groups(
         jobs: processes at a time.
         end: `time.perf_counter()` at which everything must be over.
         add: takes the rows of each process.
-        run: starts one process: (script, told, seconds) -> {"rows", "failed"}.
+        run: starts one process: (told, seconds) -> (rows, why it failed or ""); default `run_process`.
     """
 
     def one(number: int) -> None:
         group = groups[number]
         left = list(group["cases"])
         while left:
-            rows, left = _attempt({**group, "cases": left, "slot": number % jobs}, end, run)
+            rows, left = _attempt({**group, "cases": left, "slot": number % jobs}, end, run or run_process)
             add(rows)
 
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
         list(pool.map(one, range(len(groups))))
+
+
+def run_process(told: Group, seconds: float) -> tuple[list[Row], str]:
+    """One worker: the rows that it emitted, also when it did not end well, and why it failed ("" when it did not)."""
+    command = [sys.executable, __file__, told["folder"], "--worker", json.dumps(told)]
+    environment = {**os.environ, **told["environment"], "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    late = False
+    try:
+        out, err = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        late = True
+        os.killpg(child.pid, signal.SIGKILL)
+        out, err = child.communicate()
+    rows = [row for line in out.splitlines() if line.startswith(MARK) for row in json.loads(line.removeprefix(MARK))]
+    if late:
+        return rows, f"no end after {seconds:.0f} s for all its cases"
+    if child.returncode == -signal.SIGALRM:
+        return rows, f"no end after {told['case_seconds']:.0f} s"
+    said = [line.strip() for line in err.strip().splitlines() if line.strip() and not line.startswith("  ")]
+    return rows, f"exit status {child.returncode}: {' / '.join(said[-2:])}"[:300] if child.returncode else ""
 
 
 def _attempt(group: Group, end: float, run: Any) -> tuple[list[Row], list[Row]]:
@@ -166,18 +192,16 @@ def _attempt(group: Group, end: float, run: Any) -> tuple[list[Row], list[Row]]:
     about = {"part": group["part"], "model": group["model"]}
     if end - started < LEAST:
         return [{**about, **case, "failed": "not begun: the time for all was over"} for case in cases], []
-    result = run(__file__, group, min(group["seconds"], end - started))
-    ready = any("ready" in row for row in result["rows"])
-    rows = [{**about, **row} for row in result["rows"] if "ready" not in row]
+    found, reason = run(group, min(group["seconds"], end - started))
+    ready = any("ready" in row for row in found)
+    rows = [{**about, **row} for row in found if "ready" not in row]
     done = {row["place"] for row in rows}
     missing = [case for case in cases if case["place"] not in done]
     said = (
         f"{group['part']} {group['model']} {group['work']}: {len(rows)} rows in {time.perf_counter() - started:.0f} s"
     )
-    reason = str(result.get("failed", "the process ended too early"))
     if missing:
-        if "-14" in reason:
-            reason = f"no end after {group['case_seconds']:.0f} s"
+        reason = reason or "the process ended too early"
         # A process that never got to its first case would fail in the same way again.
         lost = missing[:1] if ready else missing
         rows += [{**about, **case, "failed": reason} for case in lost]

@@ -127,9 +127,9 @@ def test_what_raises_crashes_or_hangs_costs_its_own_row(module, tmp_path):
 def test_a_process_that_never_starts_fails_all_its_cases_at_once(module, tmp_path):
     rivals, rows, starts = module("rivals"), [], []
 
-    def run(script, group, seconds):
+    def run(group, seconds):
         starts.append(len(group["cases"]))
-        return {"rows": [], "failed": "exit status 1: no such package"}
+        return [], "exit status 1: no such package"
 
     rivals.run_groups([told(rivals, tmp_path, "good", "good")], 1, time.perf_counter() + 60, rows.extend, run)
     assert starts == [2]
