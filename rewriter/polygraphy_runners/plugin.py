@@ -55,12 +55,15 @@ def call(model: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         ("LoadArtifact" or "ConvertModel", its keyword arguments with the path as `path` or `source`).
 
     Raises:
-        InvalidParameterError: options of a conversion beside an artifact.
+        InvalidParameterError: options of a conversion beside an artifact, or that do not go together.
     """
+    from rewriter.polygraphy_runners.conversion import ConvertModel
+
     given = dict(values)
     asked = given.pop("artifact", None)
     artifact = Path(asked) if asked else model_of_artifact(Path(model))
     if artifact is None:
+        ConvertModel(model, **given)  # what it refuses is told now, and not by a script that polygraphy runs
         return "ConvertModel", {"source": model, **given}
     other = [name for name in given if name not in _OF_ARTIFACTS]
     if other:

@@ -118,6 +118,7 @@ def test_an_artifact_beside_its_source(command, model, artifact):
     [
         (("--trt-rewriter-precision", "FP17"), "precision_mode must be one of FP32"),
         (("--trt-rewriter-provider", "cuda"), "provider 'cuda' needs a GPU"),
+        (("--trt-rewriter-strict", "--trt-rewriter-execution", "native"), "leave strict out"),
         (("--trt-rewriter-strict",), "strict needs engines that run, but no GPU"),
         (("--trt-rewriter-shapes", "x:axb"), "a dimension is no number"),
         (("--trt-rewriter-signature", "other"), "the source is none"),
