@@ -70,7 +70,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def facts(document: Mapping[str, Any]) -> dict[str, str]:
-    """The least and the largest speed-up of the stage, who reaches the limit, and whether every warm engine was a hit."""
+    """The least and largest speed-up of the stage, who reaches the limit, and whether every warm engine was a hit."""
     lines = [_row(model, results) for model, results in _by_model(document).items()]
     ratios = [line["stage speed-up"] for line in lines]
     warm = [row for row in document["rows"] if row["conversion"] == "warm"]
