@@ -52,10 +52,13 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """For each batch size a chart of FP16, by key "fp16_batch8": microseconds of one call, a group a model."""
+    """For each batch size a chart of FP16, by key "fp16_batch8": microseconds of one call, a group a model.
+
+    And "relative": ours beside the quickest other system, for each model and batch size, in TF32 and FP16.
+    """
     rows = [row for row in _of(document["rows"], "speed") if row["precision"] == "FP16" and "us" in row]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    charts: dict[str, Chart] = {}
+    charts: dict[str, Chart] = {**_relative(document["rows"])}
     for batch in sorted({row["batch"] for row in rows}):
         times = {(row["model"], row["system"]): row["us"] for row in rows if row["batch"] == batch}
         series = {name: [times.get((model, name)) for model in models] for name in CHARTED}
@@ -63,6 +66,21 @@ def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
         title = f"One call in FP16 at batch {batch}, device-resident (less is better)"
         charts[f"fp16_batch{batch}"] = Bars(title, "microseconds (logarithmic)", models, series, log=True, places=0)
     return charts
+
+
+def _relative(rows: Sequence[Row]) -> dict[str, Chart]:
+    """The chart of ratios to the quickest other system; nothing where no case has both."""
+    found = {
+        precision: {(cell["model"], cell["batch"]): cell["ratio"] for cell in ratios(rows, precision)}
+        for precision in ("TF32", "FP16")
+    }
+    models = list(dict.fromkeys(model for cells in found.values() for model, _ in cells))
+    measured = {case for cells in found.values() for case in cells}
+    cases = sorted(measured, key=lambda case: (models.index(case[0]), case[1]))
+    series = {precision: [cells.get(case) for case in cases] for precision, cells in found.items() if cells}
+    title = "Speed of ours over the quickest other system, one call (right of the line: ours is quicker)"
+    groups = [f"{model}, batch {batch}" for model, batch in cases]
+    return {"relative": Bars(title, "times as fast", groups, series, line=1.0, places=2)} if cases else {}
 
 
 def ratios(rows: Sequence[Row], precision: str) -> Iterable[dict[str, Any]]:

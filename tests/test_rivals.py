@@ -227,7 +227,8 @@ def test_facts_and_charts_come_from_the_same_rows(module):
     assert (facts["fp16_cells"], facts["fp16_faster"]) == ("2", "1")
     assert (facts["fp16_least"], facts["fp16_most"], facts["chain_ratio"]) == ("0.50", "1.50", "0.60")
     charts = rivals.plots(DOCUMENT)
-    assert sorted(charts) == ["fp16_batch1", "fp16_batch8"]
+    assert sorted(charts) == ["fp16_batch1", "fp16_batch8", "relative"]
+    assert charts["relative"].series["FP16"] == [1.5, 0.5]
     assert charts["fp16_batch1"].series == {"ours": [100.0], "torch compile": [150.0], "ORT, graph": [300.0]}
     assert rivals.plots({"models": {}, "rows": []}) == {}
     assert rivals.facts({"models": {}, "rows": []}) == {}
