@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rewriter.by_signature import chosen, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
@@ -12,12 +13,14 @@ from rewriter.params import check_callable, check_path, check_switch
 from rewriter.reports.dry_run import DryRun, make_dry_run
 from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
 from rewriter.reports.operations import check_sizes
-from rewriter.reports.page import Shown, report_page, write_page
 from rewriter.reports.report import Report
 from rewriter.reports.summary import check_line_length, print_with, render_summary
 from rewriter.source import Signature
 from rewriter.switches import PICTURE, PRINTED, REPORT, Switches
 from rewriter.workshop import Track, Workshop
+
+if TYPE_CHECKING:
+    from rewriter.reports.page import Shown
 
 
 class ConversionViews:
@@ -188,12 +191,16 @@ class ConversionViews:
             InvalidParameterError: `path` is no path, or there is no such signature.
             ArtifactError: the file cannot be written.
         """
+        from rewriter.reports.page import report_page, write_page  # much to import, and few pages are written
+
         first = self._track("page", signature_key)
         file = check_path("path", path)
         tracks = [first] if signature_key is not None else list(self._tracks.values())
         write_page(file, report_page("Conversion report", [self._shown(track) for track in tracks]))
 
     def _shown(self, track: Track) -> Shown:
+        from rewriter.reports.page import Shown
+
         part = self._shop.part(track, engines=True)
         files = tuple(entry for entry, _ in part.engines)
         return Shown(part.model, self._shop.report(track), part.signature, part.ranges, files)
