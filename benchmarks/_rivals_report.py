@@ -194,17 +194,18 @@ def _conversions(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _transposes(rows: Sequence[Row]) -> Iterable[str]:
-    lines = [
-        {
-            "model": row["model"], "precision": row["precision"], "batch": row["batch"],
-            "Transposes": f"{row['transposes without']} -> {row['transposes with']}",
-            "without, us": round(row["without us"]), "with, us": round(row["with us"]),
-            "ratio": f"{row['without us'] / row['with us']:.3f}",
-            "without, in a row": round(row["without, in a row"]), "with, in a row": round(row["with, in a row"]),
-            "ratio in a row": f"{row['without, in a row'] / row['with, in a row']:.3f}",
-        }
-        for row in _of(rows, "transposes") if "with us" in row
-    ]  # fmt: skip
+    lines = []
+    for row in _of(rows, "transposes"):
+        if "transposes with" not in row:
+            continue
+        line = {key: row[key] for key in ("model", "precision", "batch")}
+        line["Transposes"] = f"{row['transposes without']} -> {row['transposes with']}"
+        for word, ratio in ((" us", "ratio"), (", in a row", "ratio in a row")):
+            pair = [row.get(f"{which}{word}") for which in ("without", "with")]
+            known = None not in pair
+            line |= {f"{which}{word}": _whole(time) for which, time in zip(("without", "with"), pair, strict=True)}
+            line[ratio] = f"{pair[0] / pair[1]:.3f}" if known else "nothing to cancel"
+        lines.append(line)
     if lines:
         yield "### Does cancel_transposes pay?"
         yield format_table(lines)

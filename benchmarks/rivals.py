@@ -357,7 +357,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--budget", type=float, default=540.0, metavar="SECONDS", help="for all (default %(default)s)")
     add("--case_time", type=float, default=0.5, metavar="SECONDS", help="timed calls of a case (default %(default)s)")
     add("--jobs", type=int, default=10, help="conversions at a time (default %(default)s)")
-    add("--gpu_jobs", type=int, default=4, help="compilers on the GPU at a time (default %(default)s)")
+    add("--gpu_jobs", type=int, default=6, help="compilers on the GPU at a time (default %(default)s)")
     add("--waiting", type=int, default=4, help="processes of which one is timed, the others load (default %(default)s)")
     add("--worker", help=argparse.SUPPRESS)
     add_timing_options(parser, batch_size=BATCHES, num_iterations=200, num_warmup_iterations=20)

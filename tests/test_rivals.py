@@ -199,6 +199,8 @@ DOCUMENT = {
         {"part": "transposes", "model": "unet", "precision": "FP16", "batch": 1, "transposes without": 2,
          "transposes with": 1, "without us": 110.0, "with us": 100.0, "without, in a row": 90.0,
          "with, in a row": 90.0},
+        {"part": "transposes", "model": "vit", "precision": "FP16", "batch": 1, "transposes without": 74,
+         "transposes with": 74},
         {"part": "chain", "model": "chain", "system": "ours, 7 steps, graph", "us": 60.0, "p10": 1.0, "p90": 2.0,
          "in a row": 3.0},
         {"part": "chain", "model": "chain", "system": "ORT, eager", "us": 100.0, "p10": 1.0, "p90": 2.0,
@@ -216,6 +218,8 @@ def test_the_tables_tell_figures_ratios_verdicts_and_failures(module):
     assert "MISS: 7 steps in a graph take 0.600 of the time of ORT, eager (wanted <= 0.5)" in text
     assert "2 -> 1" in text
     assert "1.100" in text
+    assert "74 -> 74" in text
+    assert "nothing to cancel" in text
     assert "no memory" in text
     assert "fell back: no engine fits" in text
     assert "trt-rewriter bench x" in text
