@@ -12,11 +12,12 @@ import hashlib
 import io
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Raised when the look changes, so that kept pictures count as old.
-LOOK = 5
+LOOK = 7
 #: Colours of series in order: Okabe and Ito's palette without black and yellow, greys, dark ones.
 COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#404040", "#B0B0B0", "#882255",
@@ -129,7 +130,8 @@ def draw(chart: Chart) -> str:
         figure = Figure((WIDTH, MARGIN + BAR * rows if rows else 4.4), facecolor="white", layout="constrained")
         axes = figure.add_subplot()
         (_bars if isinstance(chart, Bars) else _curves)(axes, chart)
-        axes.set_title(chart.title, loc="left", fontsize=10.5, fontweight="bold")
+        title = textwrap.fill(chart.title, 95)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, fontweight="bold")
         if len(chart.series) > 1:
             columns = max(1, 105 // (max(map(len, chart.series)) + 8))
             figure.legend(loc="outside lower left", ncols=min(columns, len(chart.series)), fontsize=8.5)
@@ -171,7 +173,7 @@ def _bars(axes: Any, chart: Bars) -> None:
     if chart.log:
         _logarithmic(axes.xaxis)
         axes.set_xlim(axes.xaxis.get_minpos() / 2.5, axes.xaxis.get_data_interval()[1] * 1.7)
-    axes.margins(x=0.09)
+    axes.margins(x=0.09 if chart.places is not None else 0.0)
     axes.set_xlabel(chart.unit)
     axes.grid(axis="x", linewidth=0.7)
     axes.set_axisbelow(True)

@@ -71,13 +71,17 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """Where the seconds of each conversion go."""
+    """Where the time of each conversion goes, as shares: models run one after the other, on cores that differ in load."""
     timed = [result for result in document["models"] if "timings" in result]
     stages = list(dict.fromkeys(stage for result in timed for stage in result["timings"]))
-    series = {stage: [result["timings"].get(stage, 0.0) for result in timed] for stage in stages}
+    wholes = [sum(result["timings"].values()) for result in timed]
+    series = {
+        stage: [100 * result["timings"].get(stage, 0.0) / whole for result, whole in zip(timed, wholes, strict=True)]
+        for stage in stages
+    }
     title = "Conversion of each model by stage, from TensorFlow to the saved artifact"
     names = [result["model"] for result in timed]
-    return {"stages": Bars(title, "seconds", names, series, stacked=True, places=1)} if timed else {}
+    return {"stages": Bars(title, "percent of the time", names, series, stacked=True)} if timed else {}
 
 
 def run_in_child(name: str, timeout: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_zoo(script):
     right = {
         "model": "net", "status": "ok", "nodes": 9, "coverage": 1.0, "engines": 1, "engines_built": 1, "native": {},
         "build_seconds": 1.0, "engine_bytes": 2e6, "max_rel_diff": 1e-6, "tolerance": 1e-5,
-        "timings": {"load": 1.0, "build": 2.0},
+        "timings": {"load": 1.0, "build": 3.0},
     }  # fmt: skip
     coarse = {**right, "model": "half", "max_rel_diff": 1e-4, "tolerance": 1e-3, "coverage": 0.5, "native": {"Top": 2}}
     broken = {"model": "bad", "status": "crash", "detail": "exit status -11"}
@@ -41,7 +41,7 @@ def test_zoo(script):
     assert cells(text, "bad")[0][-1] == "crash: exit status -11"
     assert zoo.facts(document) == {"models": "3", "ok": "2", "worst": "1.0e-06", "whole": "1"}
     (chart,) = zoo.plots(document).values()
-    assert (list(chart.groups), dict(chart.series)) == (["net", "half"], {"load": [1.0, 1.0], "build": [2.0, 2.0]})
+    assert (list(chart.groups), dict(chart.series)) == (["net", "half"], {"load": [25.0, 25.0], "build": [75.0, 75.0]})
     assert zoo.plots({"models": [broken]}) == {}
 
 
