@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 from passes.base import PassError
 from passes.model import Model
@@ -173,14 +174,19 @@ class _Ranking:
         self._case, self._failed = case, failed
         self._nodes: list[tuple[int, float]] | None = None
 
+    @functools.cached_property
+    def lowered(self) -> list[int]:
+        """The nodes in engines that the outputs are computed with, in topological order."""
+        subject = self._case.subject
+        above = ancestors(subject.index, subject.tensors(self._failed))
+        return [number for number in sorted(above) if subject.index.names[number] in subject.homes]
+
     @property
     def nodes(self) -> list[tuple[int, float]]:
         """(number in the index, own difference), the largest first."""
         if self._nodes is None:
             subject = self._case.subject
-            above = ancestors(subject.index, subject.tensors(self._failed))
-            lowered = [number for number in above if subject.index.names[number] in subject.homes]
-            gaps = self._case.own(lowered)
+            gaps = self._case.own(self.lowered)
             best: dict[int, float] = {}
             for value in largest(gaps):
                 best.setdefault(subject.index.producer[value], gaps[value].relative)
@@ -196,9 +202,27 @@ class _Ranking:
         index, homes = self._case.subject.index, self._case.subject.homes
         return Contribution(index.names[number], index.nodes[number].op_type, homes.get(index.names[number]), own)
 
-    def names(self) -> list[Names]:
-        """What must be named to keep each of them."""
-        return [self._case.subject.excluded(number) for number, _ in self.nodes]
+    def rankings(self) -> Iterator[list[Names]]:
+        """What must be named to keep each of them; then the same with what only moves or chooses values behind it.
+
+        Such a node adds nothing where it reads rounded values, but rounds those of a node that is kept. Those behind no
+        other come last.
+        """
+        subject, ranked = self._case.subject, [number for number, _ in self.nodes]
+        yield [subject.excluded(number) for number in ranked]
+        exact = set(self.lowered).difference(ranked)
+        units = []
+        for number in ranked:
+            members, stack = [number], list(subject.index.succs[number])
+            while stack:
+                follower = stack.pop()
+                if follower in exact:
+                    exact.remove(follower)
+                    members.append(follower)
+                    stack.extend(subject.index.succs[follower])
+            units.append(members)
+        units += [[number] for number in sorted(exact)]
+        yield [tuple(name for number in unit for name in subject.excluded(number)) for unit in units]
 
 
 def _exclude(
@@ -210,8 +234,8 @@ def _exclude(
     if accumulated or not first:
         if not ranking.nodes:
             return None, ("no node in an engine is off on its own: there is nothing to keep",)
-        first = ranking.names()[0]
-    exclusion = find_exclusion(first, case.following, ranking.names, case.attempt)
+        first = subject.excluded(ranking.nodes[0][0])
+    exclusion = find_exclusion(first, case.following, ranking.rankings, case.attempt)
     notes = [f"the option was tried in emulation: {exclusion.runs} run(s) over {len(subject.feeds)} sample(s)"]
     if not exclusion.trial.passed:
         notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 #: Nodes that are excluded together, at most.
 MOST = 64
@@ -47,7 +47,7 @@ class Exclusion:
 def find_exclusion(
     first: Names,
     following: Callable[[Names], Names],
-    ranked: Callable[[], Sequence[Names]],
+    rankings: Callable[[], Iterable[Sequence[Names]]],
     attempt: Callable[[Names], Trial],
 ) -> Exclusion:
     """Looks for a small set of nodes that passes.
@@ -55,14 +55,14 @@ def find_exclusion(
     1. `first` alone.
     2. Where that is not enough, what breaks in its place goes with it, and so on (the reader of a value that is
        beyond float16, for example).
-    3. Where that ends without passing, as few of the first of `ranked` go with it as pass; the first `MOST` of them are
-       tried first, for where these are not enough nothing is.
+    3. Where that ends without passing, as few of the first of a ranking go with it as pass; the first `MOST` are tried
+       at once, for where these are not enough fewer are not either, and the next ranking is taken.
     4. Of few, those are left out that it passes without.
 
     Args:
         first: the node that was found.
         following: the names of what breaks when these are excluded; () for nothing.
-        ranked: further nodes, the most promising first; called only when needed.
+        rankings: lists of further nodes, the most promising first; asked for only when needed.
         attempt: computes the outputs with some nodes excluded.
     """
     trials: dict[frozenset[str], Trial] = {}
@@ -77,7 +77,11 @@ def find_exclusion(
     alone = tried([first])
     units = _chase([first], following, tried)
     if not tried(units).passed:
-        units = _widen([_joined(units)], ranked, tried)
+        for ranking in rankings():
+            found = _widen([_joined(units)], ranking, tried)
+            if tried(found).passed:
+                units = found
+                break
     if not tried(units).passed:
         return Exclusion(first, alone, alone, len(trials))
     units = _needed(units, tried)
@@ -101,11 +105,9 @@ def _chase(
     return units
 
 
-def _widen(
-    units: list[Names], ranked: Callable[[], Sequence[Names]], tried: Callable[[Sequence[Names]], Trial]
-) -> list[Names]:
+def _widen(units: list[Names], ranked: Sequence[Names], tried: Callable[[Sequence[Names]], Trial]) -> list[Names]:
     """As few of the ranked nodes as pass; where all of them do not, these."""
-    every = [*units, *(unit for unit in ranked() if not set(unit) <= set(units[0]))][:MOST]
+    every = [*units, *(unit for unit in ranked if not set(unit) <= set(units[0]))][:MOST]
     low, high = 1, len(every)  # the first `low` fail
     if high == low or not tried(every).passed:
         return every

@@ -68,7 +68,7 @@ def bisect_export(subject: Subject, callee: Callee, native: ModelSide, failed: M
             f"its operator is TensorFlow's; {len(gaps)} tensors have the same name in ONNX and were compared",
         ),
     )
-    return _advised(subject, specialized, side, found, _Attempt(max(failed.values()), False, place, gaps))
+    return _advised(subject, specialized, found, _Attempt(max(failed.values()), False, side, place, gaps))
 
 
 def _specialized(subject: Subject, callee: Callee) -> Callee:
@@ -252,8 +252,8 @@ class _Trials:
             failed = subject.beyond(outputs)
             worst = max((outputs[name].relative for name in subject.limits), default=0.0)
             if not failed:
-                return _Attempt(worst, True, None, {})
-            return _Attempt(worst, False, *find_export(subject, side, native, failed))
+                return _Attempt(worst, True, side)
+            return _Attempt(worst, False, side, *find_export(subject, side, native, failed))
         except ConversionError as error:
             self.notes.append(f"keeping {', '.join(operators)} in TensorFlow could not be tried: {error}")
             return None
@@ -286,14 +286,16 @@ class _Attempt:
     Attributes:
         worst: largest difference of an output.
         passed: all outputs are within their tolerances.
+        side: TensorFlow's graph, by the names of this export.
         place: where it is beyond the tolerance by then; None where it is not, or no shared tensor shows it.
         gaps: what was measured.
     """
 
     worst: float
     passed: bool
-    place: Place | None
-    gaps: Mapping[str, Gap]
+    side: FrozenSide
+    place: Place | None = None
+    gaps: Mapping[str, Gap] = dataclasses.field(default_factory=dict)
 
 
 def find_export(
@@ -304,21 +306,21 @@ def find_export(
     return layouts.find(side, native, side.tensors.keys(), failed)
 
 
-def _advised(subject: Subject, callee: Callee, side: FrozenSide, found: Bisection, place: _Attempt) -> Bisection:
+def _advised(subject: Subject, callee: Callee, found: Bisection, place: _Attempt) -> Bisection:
     """With what is to stay in TensorFlow.
 
     An operator is innocent when the same tensor is the first to differ although it stays; where another one is by
     then, that one is looked for next.
     """
-    before = tuple(subject.artifact.params.get("keep_in_tensorflow") or ())
+    before: tuple[str, ...] = tuple(subject.artifact.params.get("keep_in_tensorflow") or ())
     kept: tuple[str, ...] = ()
     current, state = place, None
     with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
-        trials = _Trials(subject, callee, side, folder)
+        trials = _Trials(subject, callee, place.side, folder)
         while current.place is not None and trials.exports < _TRIALS:
             limit = found.tolerance
             good = {name for name, item in current.gaps.items() if item.relative <= limit}
-            suspects = [op for op in side.operators(current.place.value, good) if op not in (*before, *kept)]
+            suspects = [op for op in current.side.operators(current.place.value, good) if op not in (*before, *kept)]
             moved = None
             for op in suspects[: _TRIALS - trials.exports]:
                 attempt = trials.attempt((*before, *kept, op))

@@ -80,7 +80,7 @@ def test_one_node_is_enough_or_more_are_tried():
     assert (alone.names, alone.trial.passed, alone.runs) == (("b", "d"), True, 1)
     runs.clear()
     ranked = [("a",), ("b",), ("c",), ("d",), ("e",)]
-    found = find_exclusion(("b",), lambda names: (), lambda: ranked, attempt)
+    found = find_exclusion(("b",), lambda names: (), lambda: [[], ranked], attempt)
     assert found.names == ("b", "d")
     assert (found.trial.worst, found.first.worst) == (0.0, 0.5)
     assert found.runs == len(runs)
@@ -90,7 +90,9 @@ def test_one_node_is_enough_or_more_are_tried():
 
 def test_where_nothing_is_enough_the_first_node_stays_the_answer():
     others = [("b",), ("c",)]
-    found = find_exclusion(("a",), lambda names: (), lambda: others, lambda names: Trial(1 / len(names), passed=False))
+    found = find_exclusion(
+        ("a",), lambda names: (), lambda: [others], lambda names: Trial(1 / len(names), passed=False)
+    )
     assert (found.names, found.trial) == (("a",), Trial(1.0, passed=False))
 
 
