@@ -71,7 +71,7 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """Where the time of each conversion goes, as shares: models run one after the other, on cores that differ in load."""
+    """Where the time of each conversion goes, as shares: models run in turn, on cores that differ in load."""
     timed = [result for result in document["models"] if "timings" in result]
     stages = list(dict.fromkeys(stage for result in timed for stage in result["timings"]))
     wholes = [sum(result["timings"].values()) for result in timed]
