@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def histogram_png(pair: Pair, found: Difference) -> bytes:
     if found.scale:
         _draw_relative_axis(axes, found.scale)
     relative = "" if found.fault else f", max {found.max_abs:.1e} ({found.max_rel:.1e} relative)"
-    _title(axes, f"{found.output}: {found.elements:,} values{relative}")
+    _title(figure, f"{found.output}: {found.elements:,} values{relative}")
     return _png(figure)
 
 
@@ -99,7 +99,7 @@ def heat_map_png(pair: Pair, found: Difference) -> bytes | None:
     largest = float(finite.max()) if finite.size else 1.0
     smallest = max(min(float(finite.min()), largest / 10), largest / _COLOURED) if finite.size else 0.1
     colours = colormaps["YlOrRd"].with_extremes(under="white", over=_ODD, bad="#c9ced6")
-    figure = _figure(_heat_map_height(heat_map))
+    figure = _figure(_heat_map_height(heat_map), "compressed")
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(np.where(np.isposinf(values), np.float32(3.4e38), np.maximum(values, 1e-45)))
     rows, columns = heat_map.extent
@@ -113,12 +113,13 @@ def heat_map_png(pair: Pair, found: Difference) -> bytes | None:
     )
     if finite.size:
         ticks = np.geomspace(smallest, largest, 5 if len(values) > 1 else 3)
-        bar = figure.colorbar(picture, ax=axes, label=f"|{pair.result} - {pair.reference}|")
+        bar = figure.colorbar(picture, ax=axes)
+        bar.set_label(f"|{pair.result} - {pair.reference}|", fontsize=8 if len(values) > 8 else 6)
         bar.set_ticks(ticks, labels=[f"{tick:.1e}" for tick in ticks])
         bar.minorticks_off()
     _label_sides(axes, heat_map)
     odd = "; violet: NaN, infinity or text" if np.isposinf(values).any() else ""
-    _title(axes, f"{found.output}: where it differs{_meaning(heat_map)}{odd}")
+    _title(figure, f"{found.output}: where it differs{_meaning(heat_map)}{odd}")
     return _png(figure)
 
 
@@ -168,16 +169,18 @@ def _draw_bars(axes: Any, histogram: Histogram, limit: float) -> list[tuple[floa
         left = (histogram.first + number) * width
         beyond = bool(limit) and left >= math.log10(limit) - 1e-9
         axes.bar(left, count, width, align="edge", color=_BEYOND if beyond else _BAR, edgecolor="white", linewidth=0.5)
+    if limit:  # the axis reaches to the limit, too
+        first, last = min(first, math.floor(math.log10(limit))), max(last, math.ceil(math.log10(limit)))
     step = max(1, math.ceil((last - first) / 7))
     # A histogram of one bin has a tick at each side.
     ticks: list[tuple[float, str]] = [(float(n), f"1e{n}") for n in range(first, last + 1, step)] if edges else []
     broad = max(width, (last - first) / 14)
     if histogram.zeros:
-        axes.bar(first - 1.8 * broad, histogram.zeros, broad, color=_EQUAL)
-        ticks.insert(0, (first - 1.8 * broad, "equal"))
+        axes.bar(first - 2 * broad, histogram.zeros, broad, color=_EQUAL)
+        ticks.insert(0, (first - 2 * broad, "equal"))
     if histogram.odd:
-        axes.bar(last + 1.8 * broad, histogram.odd, broad, color=_ODD)
-        ticks.append((last + 1.8 * broad, "NaN, inf\nor text"))
+        axes.bar(last + 2 * broad, histogram.odd, broad, color=_ODD)
+        ticks.append((last + 2 * broad, "NaN, inf\nor text"))
     return ticks
 
 
@@ -193,9 +196,10 @@ def _draw_relative_axis(axes: Any, scale: float) -> None:
 
 
 def _absolute_limit(pair: Pair, found: Difference) -> float:
-    """The limit as a difference; 0.0 where it is not known."""
+    """The limit as a difference; 0.0 where it is not known, or there is nothing to hold against it."""
     limit = pair.limit(found.output)
-    return 0.0 if limit is None else max(limit * found.scale, pair.absolute or 0.0)
+    drawn = found.histogram is not None and found.histogram.counts
+    return 0.0 if limit is None or not drawn else max(limit * found.scale, pair.absolute or 0.0)
 
 
 def _heat_map_height(heat_map: HeatMap) -> float:
@@ -225,19 +229,19 @@ def _meaning(heat_map: HeatMap) -> str:
     return f"{words}; sizes differ, laid over each other" if heat_map.resized else words
 
 
-def _figure(height: float) -> Any:
+def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:
     import_matplotlib()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained", facecolor="white")
+    return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout, facecolor="white")
 
 
-def _title(axes: Any, text: str) -> None:
+def _title(figure: Any, text: str) -> None:
     """A title of at most two lines; the middle of long names is left out."""
     name, _, rest = text.rpartition(": ")
     short = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
     joint = ":\n" if len(short) + len(rest) > 58 else ": "
-    axes.set_title(f"{short}{joint}{rest}", fontsize=10, loc="left", parse_math=False)
+    figure.suptitle(f"{short}{joint}{rest}", fontsize=10, x=0.02, ha="left", parse_math=False)
 
 
 def _png(figure: Any) -> bytes:

@@ -46,6 +46,14 @@ def test_a_histogram_shows_equal_values_and_what_is_no_number():
     assert min(colours(histogram_png(PAIR, text))[colour] for colour in (GREY, VIOLET)) > 1000
 
 
+@pytest.mark.parametrize("tolerance", [1e-9, 1.0, 1e9])
+def test_the_line_of_the_limit_is_drawn_wherever_it_is(tolerance):
+    found = measured(np.float32([100, 1, 1, 2]), np.float32([100.01, 1.2, np.inf, 2]))
+    dots = colours(histogram_png(Pair("a", "b", tolerance), found))
+    assert dots[RED] > 100
+    assert min(dots[GREY], dots[VIOLET]) > 1000
+
+
 @pytest.mark.parametrize("gap", [5e-324, 1e-300, 1.0, 1.7e308])
 def test_histograms_of_any_size_of_difference(gap):
     assert histogram_png(Pair("a", "b"), measured(np.float64([0, 0]), np.float64([0, gap]))).startswith(b"\x89PNG")
