@@ -1,8 +1,8 @@
-"""The five models that `rivals.py` runs in every system, how they travel, and what they must answer.
+"""The five models that `rivals.py` runs in every system (and one of ours alone), how they travel, and their answers.
 
     python benchmarks/_rivals_models.py FOLDER [--only NAME...]
 
-makes their skeletons (needs TensorFlow; 1 MB together, see `_skeleton.py`). Everything else needs ONNX Runtime alone.
+makes their skeletons (needs TensorFlow; 5 MB together, see `_skeleton.py`). Everything else needs ONNX Runtime alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def _model(maker: tuple[str, str, tuple[Any, ...]], feeds: Any, *more: int) -> R
 
 
 def _application(name: str) -> RuntimeModel:
-    return _model(RUNTIME_MODELS[name].maker, functools.partial(images, size=224))
+    known = RUNTIME_MODELS.get(name)
+    maker = known.maker if known else ("_runtime_tf", "application", (name, 224, 0.9))
+    return _model(maker, functools.partial(images, size=224))
 
 
 #: Name -> model; engines are built for exactly the timed shapes, as the compilers of the others compile for them.
@@ -56,6 +58,8 @@ MODELS: dict[str, RuntimeModel] = {
     ),
     "unet": _model(("_rivals_tf", "unet", ((32, 64, 128, 256), 256)), functools.partial(normal_images, size=256)),
     "vit": _model(("_rivals_tf", "vit", (12, 384, 6, 16, 224)), functools.partial(images, size=224)),
+    # Of the networks that were looked at the one with the most Transposes that undo each other.
+    "EfficientNetB0": _application("EfficientNetB0"),
 }  # fmt: skip
 
 #: What they are, for the text above the tables.
@@ -64,6 +68,7 @@ ABOUT = {
     "MobileNetV3Small": "MobileNetV3Small, 224x224",
     "bert": f"encoder as DistilBERT (6 layers of 768, 12 heads), {LENGTH} tokens with a key mask",
     "unet": "U-Net (32, 64, 128, 256 channels), 256x256",
+    "EfficientNetB0": "EfficientNetB0, 224x224",
     "vit": "ViT-S/16 (12 layers of 384, 6 heads, mean pooling), 224x224",
 }
 

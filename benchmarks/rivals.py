@@ -3,7 +3,7 @@
     python benchmarks/rivals.py FOLDER [--steps prepare time] [--models NAME...] [--parts PART...] [--budget SECONDS]
                                 [--batch_size N...] [--device cuda|cpu] [--export_metrics_json_path FILE]
 
-FOLDER holds the skeletons of `python benchmarks/_rivals_models.py FOLDER` (2.5 MB; needs TensorFlow), and gets all that
+FOLDER holds the skeletons of `python benchmarks/_rivals_models.py FOLDER` (5 MB; needs TensorFlow), and gets all that
 is made of them. Needs torch, jax, onnxruntime-gpu and TensorRT-RTX on the machine with the GPU. What is not installed,
 fails or crashes costs its own rows, which say why; every process is one of its own.
 
@@ -14,7 +14,7 @@ fails or crashes costs its own rows, which say why; every process is one of its 
 Parts: "ours" (FP32, which is TF32 here, FP16, BF16; INT8 and FP8 where matrix products dominate, for TensorRT-RTX 1.4
 has no 8-bit convolutions), "onnxruntime" (eager and by its own CUDA graph; NHWC too for convolutions), "compile"
 (torch.compile, mode reduce-overhead), "torch" (eager, and captured into one CUDA graph; convolutions channels_last),
-"jax" (jax.jit); these in TF32 and FP16; "transposes" (ours with and without the pass cancel_transposes), "chain" (7
+"jax" (jax.jit); these in TF32 and FP16; "transposes" (ours with and without cancel_transposes), "chain" (7
 alternating steps with exact profiles), "smoke" (commands of trt-rewriter), "max_autotune" (torch.compile in that mode,
 batch 8 in FP16; minutes, so only when asked for).
 
@@ -46,6 +46,8 @@ from _runtime_bench import MARK
 __all__ = ["facts", "plots", "render"]
 QUESTION = "How fast is each precision beside PyTorch, JAX and ONNX Runtime?"
 MODELS = ("ResNet50", "MobileNetV3Small", "bert", "unet", "vit")
+#: Where cancel_transposes finds something; it finds nothing in the other four.
+TRANSPOSED = ("ResNet50", "EfficientNetB0")
 CONVOLUTIONS = ("ResNet50", "MobileNetV3Small", "unet")
 PARTS = ("ours", "transposes", "chain", "onnxruntime", "compile", "torch", "jax", "smoke", "max_autotune")
 #: The precisions of ours; FP32 is computed in TF32 by this TensorRT.
@@ -245,7 +247,8 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def fixed_groups(options: argparse.Namespace) -> list[Group]:
     cases = [{"batch": batch} for batch in reversed(options.batch_size)]
-    return [_group(options, "fixed", "fixed", model, [case]) for case in cases for model in options.models]
+    models = [*options.models, *(TRANSPOSED if "transposes" in options.parts else ())]
+    return [_group(options, "fixed", "fixed", model, [case]) for case in cases for model in dict.fromkeys(models)]
 
 
 def precisions_of(model: str) -> tuple[str, ...]:
@@ -259,7 +262,7 @@ def convert_groups(options: argparse.Namespace) -> list[Group]:
     if {"ours", "smoke"} & set(options.parts):
         wanted += [(model, precision, False) for model in options.models for precision in precisions_of(model)]
     if "transposes" in options.parts:
-        wanted += [(model, "FP16", cancel) for model in options.models for cancel in (False, True)]
+        wanted += [(model, "FP16", cancel) for model in TRANSPOSED for cancel in (False, True)]
     if "chain" in options.parts:
         wanted += [("chain7", "FP32", False), ("chain1", "FP32", False)]
     slow = {"INT8": 0, "FP8": 0}
@@ -292,7 +295,7 @@ def timed_groups(options: argparse.Namespace) -> list[Group]:
         groups.append(_group(options, "chain", "chain", "chain", [{"precision": "FP32", "batch": CHAIN_BATCH}]))
     if "transposes" in parts:
         cases = [{"precision": "FP16", "batch": batch} for batch in options.batch_size]
-        groups += [_group(options, "transposes", "transposes", model, cases) for model in options.models]
+        groups += [_group(options, "transposes", "transposes", model, cases) for model in TRANSPOSED]
     for work, cases_of in RIVALS.items():
         if work in parts:
             groups += [_group(options, "speed", work, model, cases_of(options, model)) for model in options.models]
