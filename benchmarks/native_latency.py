@@ -2,13 +2,16 @@
 
     python benchmarks/native_latency.py [--only NAME ...] [--batch_size 1 8] [--rounds 12] [--json FILE]
 
-Five systems run the same model on the same inputs, numpy arrays in and out, each with its own default threads:
+Five systems run the same model on the same inputs, numpy arrays in and out:
 
     TensorFlow    the SavedModel's signature
     ONNX          our export of it, before any pass, in an ONNX Runtime session with default options
     ONNX again    a second such session: how far it is from the first says how sure the ratios are
     spliced       the artifact's model.onnx in such a session: what other ONNX runtimes run
     ours          rewriter.load(artifact, execution="native")
+
+With one thread each (the default) the processor time of the process is taken, which other programs hardly lengthen;
+`--threads 0` leaves every system its own default of threads and takes the wall clock: for a machine that is quiet.
 
 Each model has a process of its own, and in it the systems take turns (see `rewriter.timing.interleaved`). A ratio is
 the median over the rounds of the rounds' medians, divided; in brackets its 10th and 90th percentile. "+us" is what
@@ -20,6 +23,7 @@ ONNX file, by more than `--overhead` microseconds, and the second session of tha
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -27,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +59,8 @@ TENSORFLOW, PLAIN, AGAIN, SPLICED, OURS = SYSTEMS = ("TensorFlow", "ONNX", "ONNX
 TOLERANCE = 1e-4
 #: Milliseconds from which on a call is long: what ours adds to it is lost in it.
 LONG = 1.0
+#: What the times are, in words.
+PROCESSOR, WALL = "processor time, one thread", "wall clock"
 #: Turns that each system has however long they take: fewer say nothing of the spread.
 LEAST_ROUNDS = 5
 #: Seconds for one model.
@@ -81,9 +88,10 @@ def render(document: Mapping[str, Any]) -> str:
     if measured:
         told = facts(document)
         lines.append(
-            f"Geometric means over all rows: TensorFlow takes {told['tensorflow']} times as long as ours. Where a call "
-            f"takes at least {LONG:g} ms, ours takes {told['plain']} times as long as the unspliced ONNX file, and the "
-            f"second session of that file {told['again']} times; ours adds {told['overhead']} us to a shorter call."
+            f"Milliseconds of {measured[0]['clock']}. Geometric means over all rows: TensorFlow takes "
+            f"{told['tensorflow']} times as long as ours. Where a call takes at least {LONG:g} ms, ours takes "
+            f"{told['plain']} times as long as the unspliced ONNX file, and the second session of that file "
+            f"{told['again']} times; ours adds {told['overhead']} us to a shorter call."
         )
     lines += [f"FAILED {row['model']}: {row['status']}" for row in document["rows"] if row["status"] != "ok"]
     return "\n\n".join(lines)
@@ -113,7 +121,8 @@ def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
         for system, label in ((PLAIN, "unspliced ONNX in ONNX Runtime"), (OURS, "ours, native"))
     }
     groups = [f"{row['model']}, batch {row['batch']}" for row in rows]
-    title = "Latency on the CPU over TensorFlow's (left of the line is quicker)"
+    told = rows[0]["clock"] if rows else ""
+    title = f"Latency on the CPU over TensorFlow's ({told}; left of the line is quicker)"
     return {"latency": Bars(title, "TensorFlow = 1", groups, series, line=1.0, places=2)} if rows else {}
 
 
@@ -121,6 +130,7 @@ def examine(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Converts one model and times it at each batch size; in a process of its own."""
     from _zoo_artifacts import of_batch, prepare
 
+    limit_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="native-latency-") as folder:
         forms = prepare(
             name,
@@ -133,34 +143,58 @@ def examine(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows = []
         for batch in arguments.batch_size:
             sample = of_batch(forms.zoo.samples[0], batch)
-            rows.append({**about, "batch": batch, **time_systems(open_systems(forms, sample), arguments)})
+            systems = open_systems(forms, sample, arguments.threads)
+            rows.append({**about, "batch": batch, **time_systems(systems, arguments)})
         return rows
 
 
-def open_systems(forms: Any, sample: Mapping[str, Any]) -> dict[str, Callable[[], Mapping[str, Any]]]:
+def limit_threads(threads: int) -> None:
+    """Sets the threads of TensorFlow, and of the sessions that `rewriter.load` makes; before either has begun.
+
+    Args:
+        threads: of each; 0 leaves both their defaults.
+    """
+    if not threads:
+        return
+    import tensorflow as tf
+
+    from rewriter.runtime import executor
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    # `load` has no option for it: a server gives ONNX Runtime all cores.
+    executor.open_native = functools.partial(executor.open_native, threads=threads)
+
+
+def open_systems(forms: Any, sample: Mapping[str, Any], threads: int) -> dict[str, Callable[[], Mapping[str, Any]]]:
     """Name -> one call of the system on the sample."""
     from _zoo_artifacts import tensorflow_call
 
     import rewriter
     from rewriter.artifact import load_artifact
 
-    names = {spec.tensor: spec.name for spec in load_artifact(forms.artifact).signature.outputs}
-    feeds = {spec.tensor: sample[spec.name] for spec in load_artifact(forms.artifact).signature.inputs}
+    signature = load_artifact(forms.artifact).signature
+    names = {spec.tensor: spec.name for spec in signature.outputs}
+    feeds = {spec.tensor: sample[spec.name] for spec in signature.inputs}
     ours = rewriter.load(forms.artifact, execution="native")
     return {
         TENSORFLOW: tensorflow_call(forms.saved_model, sample),
-        PLAIN: _session_call(forms.onnx, feeds, names),
-        AGAIN: _session_call(forms.onnx, feeds, names),
-        SPLICED: _session_call(forms.artifact / "model.onnx", feeds, names),
+        PLAIN: _session_call(forms.onnx, feeds, names, threads),
+        AGAIN: _session_call(forms.onnx, feeds, names, threads),
+        SPLICED: _session_call(forms.artifact / "model.onnx", feeds, names, threads),
         OURS: lambda: ours.run(sample),
     }
 
 
-def _session_call(path: Path, feeds: Mapping[str, Any], names: Mapping[str, str]) -> Callable[[], Mapping[str, Any]]:
-    """A call of an ONNX Runtime session with default options; outputs by public name."""
+def _session_call(
+    path: Path, feeds: Mapping[str, Any], names: Mapping[str, str], threads: int
+) -> Callable[[], Mapping[str, Any]]:
+    """A call of an ONNX Runtime session with default options but the threads; outputs by public name."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     tensors = list(names)
     return lambda: dict(zip(names.values(), session.run(tensors, feeds), strict=True))
 
@@ -179,10 +213,11 @@ def time_systems(
         for found in [systems[system]()]
         for name, expected in reference.items()
     )
-    longest = max(measure(call, iterations=1, warmup=1).mean for call in systems.values())
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    longest = max(measure(call, iterations=1, warmup=1, clock=clock).mean for call in systems.values())
     turns, iterations, warmup = amounts(longest, arguments)
-    rounds = interleaved(systems, rounds=turns, iterations=iterations, warmup=warmup)
-    figures: dict[str, Any] = {"max rel diff": worst}
+    rounds = interleaved(systems, rounds=turns, iterations=iterations, warmup=warmup, clock=clock)
+    figures: dict[str, Any] = {"max rel diff": worst, "clock": PROCESSOR if arguments.threads == 1 else WALL}
     for system, parts in rounds.items():
         found = joined(parts)
         figures[f"{_key(system)}_ms"] = 1e3 * found.median
@@ -281,6 +316,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="NAME", help="of zoo.py")
     parser.add_argument("--rounds", type=int, default=12, metavar="N", help="turns of each system (default 12)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of each system, 0: its default (default 1)"
+    )
     parser.add_argument("--limit", type=float, default=1.05, help="most that ours may take over ONNX (default 1.05)")
     parser.add_argument(
         "--overhead", type=float, default=50.0, metavar="US", help="what a call may cost in any case (default 50)"
