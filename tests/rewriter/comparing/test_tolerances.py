@@ -69,6 +69,11 @@ def test_tensorrt_computes_fp32_engines_in_tf32_and_is_only_reported_against_its
     assert found[("native", "tensorrt")] == 1e-2
 
 
+def test_tensorrt_and_its_emulation_are_judged_where_nothing_else_runs():
+    (pair,) = make_pairs(("BF16",), Tolerances(None, {"y": 1e-6}), ("emulated", "tensorrt"))
+    assert (pair.tolerance, pair.limit("y")) == (4e-2, 1e-6)
+
+
 def test_only_runners_that_run_are_held_against_each_other():
     assert list(limits(("FP16",), Tolerances(), ("native", "tensorrt"))) == [("native", "tensorrt")]
 
