@@ -91,7 +91,21 @@ def write_json(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Writes `payload` with the environment beside it; numpy scalars and tuples become plain JSON."""
     document = {"environment": environment(), **payload}
     plain = json.loads(json.dumps(document, default=_plain))
-    Path(path).write_text(_laid_out(plain, "") + "\n", encoding="utf-8")
+    Path(path).write_text(laid_out(plain) + "\n", encoding="utf-8")
+
+
+def laid_out(value: Any, indent: str = "") -> str:
+    """JSON text in which what fits into one line is one line: short, and still easy to compare line by line."""
+    line = json.dumps(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    flat = isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in inside)
+    if not inside or flat or len(indent) + len(line) <= 120:
+        return line
+    deeper = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{deeper}{json.dumps(key)}: {laid_out(item, deeper)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(deeper + laid_out(item, deeper) for item in value) + f"\n{indent}]"
 
 
 def relative_difference(actual: Any, reference: Any) -> float:
@@ -116,20 +130,6 @@ def relative_difference(actual: Any, reference: Any) -> float:
     finite = np.abs(b[np.isfinite(b)])
     scale = float(finite.max()) if finite.size else 0.0
     return float(difference.max()) / (scale or 1.0)
-
-
-def _laid_out(value: Any, indent: str) -> str:
-    """JSON text in which what fits into one line is one line: short, and still easy to compare line by line."""
-    line = json.dumps(value)
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    flat = isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in inside)
-    if not inside or flat or len(indent) + len(line) <= 120:
-        return line
-    deeper = indent + " "
-    if isinstance(value, dict):
-        parts = [f"{deeper}{json.dumps(key)}: {_laid_out(item, deeper)}" for key, item in value.items()]
-        return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
-    return "[\n" + ",\n".join(deeper + _laid_out(item, deeper) for item in value) + f"\n{indent}]"
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@
     python benchmarks/regenerate.py --render          run nothing, render what is kept
     python benchmarks/regenerate.py --check           run nothing, write nothing: exit status 1 if RESULTS.md is not
                                                       what the JSON renders to
+    python benchmarks/regenerate.py --adopt NAME FILE take over what NAME's script wrote elsewhere, then render
     python benchmarks/regenerate.py --list            the sections, how each is run, and when each was measured
 
 What lies where:
@@ -46,15 +47,18 @@ Sections of a GPU need what only a machine with TensorFlow can make; it travels 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from _common import add_project_to_path
+from _common import add_project_to_path, laid_out
 from _plots import digest, digest_in, draw
 from _results_page import Material, PageError, gather_all, page
 from _sections import BENCHMARKS, IMAGES, RESULTS, SECTIONS, Section, find
@@ -63,6 +67,8 @@ add_project_to_path()
 
 PAGE = BENCHMARKS / "RESULTS.md"
 SUMMARY = RESULTS / "summary.md"
+#: An absolute path of at least two folders, and its last part.
+PATHS = re.compile(r"(?<![\w.:/-])/[\w.+-]+/(?:[\w.+-]+/)*([\w.+-]*)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(_told(section) for section in SECTIONS))
         return 0
     places = {"bundle": options.bundle} if options.bundle else {}
-    wanted = [] if options.render or options.check else chosen(options)
+    for name, file in options.adopt or ():
+        keep(find(name), Path(file))
+    wanted = [] if options.render or options.check or options.adopt else chosen(options)
     failed = [section.name for section in wanted if not run(section, places)]
     try:
         old = outdated() if options.check else write()
@@ -120,11 +128,26 @@ def run(section: Section, places: Mapping[str, str]) -> bool:
         status = subprocess.run(command, check=False, env=quiet, cwd=BENCHMARKS.parent).returncode
         found = answer.is_file() and status in (0, 1)
         if found:
-            section.json.write_text(answer.read_text(encoding="utf-8"), encoding="utf-8")
+            keep(section, answer)
     seconds = time.perf_counter() - started
     told = "figures kept" if found else "no figures"
     print(f"{section.name}: {told}, exit status {status}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
+
+
+def keep(section: Section, answer: Path) -> None:
+    """Makes a script's JSON the section's, without folders of the machine that it ran on."""
+    document = without_folders(json.loads(answer.read_text(encoding="utf-8")))
+    section.json.write_text(laid_out(document) + "\n", encoding="utf-8")
+
+
+def without_folders(value: Any) -> Any:
+    """The same with the last part of every absolute path only (in error texts, for example)."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return PATHS.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def write() -> list[Path]:
@@ -192,16 +215,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", metavar="DIR", help="what older GPU scripts need from a machine with TensorFlow")
     parser.add_argument("--render", action="store_true", help="run nothing")
     parser.add_argument("--check", action="store_true", help="run and write nothing, say what is out of date")
+    parser.add_argument("--adopt", nargs=2, action="append", metavar=("NAME", "FILE"), help="take over measured JSON")
     parser.add_argument("--list", action="store_true", help="list the sections")
     options = parser.parse_args(arguments)
-    for name in options.only or ():
+    for name in [*(options.only or ()), *(name for name, _ in options.adopt or ())]:
         try:
             section = find(name)
         except KeyError as error:
             parser.error(error.args[0])
         if not section.script:
             parser.error(f"{name} is a record of figures that no script makes")
-        if _needs_bundle(section) and not options.bundle:
+        if name in (options.only or ()) and _needs_bundle(section) and not options.bundle:
             parser.error(f"{name} needs --bundle DIR: see the first lines of benchmarks/{section.script}.py")
     return options
 

@@ -283,6 +283,17 @@ def test_figures_are_kept_when_the_script_ends_as_scripts_do(regenerate, section
     assert (json.loads(text) == {"told": ["B/x", "--runs", "3"]}) if kept else text == "old"
 
 
+def test_figures_of_another_machine_are_taken_over_without_its_folders(regenerate, sections, folder, monkeypatch):
+    told = {
+        "rows": [{"why": "no file '/home/me/x/model.onnx' (1/2 of https://a.org/b/c, /dev)", "n": 1.5, "none": None}]
+    }
+    (folder / "out.json").write_text(json.dumps(told))
+    monkeypatch.setattr(regenerate, "write", list)
+    assert regenerate.main(["--adopt", "rivals", str(folder / "out.json")]) == 0
+    (row,) = json.loads(sections.find("rivals").json.read_text())["rows"]
+    assert row == {"why": "no file 'model.onnx' (1/2 of https://a.org/b/c, /dev)", "n": 1.5, "none": None}
+
+
 def test_a_script_without_figures_leaves_the_old_ones(regenerate, sections, folder):
     script(folder, "")
     section = sections.Section("speed", "Part", "speed")
@@ -360,4 +371,4 @@ def test_json_is_laid_out_without_a_change(value):
         common = importlib.import_module("_common")
     finally:
         sys.path.remove(str(BENCHMARKS))
-    assert json.loads(common._laid_out(value, "")) == value
+    assert json.loads(common.laid_out(value)) == value
