@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", MIGRATION, re.DOTALL)
+COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +110,11 @@ def test_every_difference_has_its_reason():
     assert all(len(row) == 4 and all(cell.strip() for cell in row) for row in rows)
 
 
-def test_links_lead_somewhere():
-    headings = [line.lstrip("# ") for line in MIGRATION.splitlines() if line.startswith("## ")]
+@pytest.mark.parametrize("page", [MIGRATION, COMPARISON], ids=["migration", "comparison"])
+def test_links_lead_somewhere(page):
+    headings = [line.lstrip("# ") for line in page.splitlines() if line.startswith("## ")]
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", MIGRATION):
+    for target in re.findall(r"\]\(([^)]+)\)", page):
         if target.startswith("#"):
             assert target[1:] in anchors, target
         else:
@@ -126,3 +128,61 @@ def test_every_argument_and_variable_is_named():
     for name in (*ConversionParams._fields, *_READERS):
         assert f"`{name}" in MIGRATION, name
     assert len(_WITHOUT_MEANING) > 0
+
+
+def save_onnx(path):
+    """Three layers of MatMul and Relu."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng, nodes, value = np.random.default_rng(0), [], "x"
+    weights = [numpy_helper.from_array(rng.standard_normal((16, 16), np.float32) / 4, f"w{i}") for i in range(3)]
+    for layer, weight in enumerate(weights):
+        result = "y" if layer == 2 else f"relu_{layer}"
+        nodes.append(helper.make_node("MatMul", [value, weight.name], [f"matmul_{layer}"], f"matmul_{layer}"))
+        nodes.append(helper.make_node("Relu", [f"matmul_{layer}"], [result], f"relu_{layer}"))
+        value = result
+    ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 16])] for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "layers", *ends, weights)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), path)
+
+
+def run_line(line, capsys):
+    """Runs one command of a guide, ours in this process; returns (exit status, what it printed)."""
+    import shlex
+    import subprocess
+    import sys
+
+    from rewriter.cli import main
+
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "trt-rewriter":
+        return main(arguments), "".join(capsys.readouterr())
+    script = Path(sys.executable).with_name(program)
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_page_about_comparisons_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("polygraphy")
+    from rewriter.demo import digits_path, load_digits_test
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").symlink_to(digits_path())
+    save_onnx(tmp_path / "model.onnx")
+    names, said = {"images": load_digits_test()[0]}, ""
+    for kind, block in re.findall(r"```(python|sh)\n(.*?)```", COMPARISON, re.DOTALL):
+        if kind == "python":
+            exec(compile(block, "docs/comparison.md", "exec"), names)  # noqa: S102 - our own page
+            continue
+        for line in block.splitlines():
+            status, printed = run_line(line, capsys)
+            assert status == (1 if "# exit status 1" in line else 0), f"{line}\n{printed}"
+            said += printed
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "comparison.html", "pictures", "typical.npz", "bench.json"} <= written
+    shown = COMPARISON[COMPARISON.index("Bisection of emulated") :].split("```")[0]
+    for figure in re.findall(r"'[^']+'", shown):  # names of nodes and outputs, and the option
+        assert figure in said, figure
