@@ -29,11 +29,20 @@ def make(images: Path, scratch: Path) -> None:
     np.savez(typical, image=load_digits_test()[0][:64])
     pictures, pages = scratch / "pictures", {name: scratch / f"{name}.html" for name in ("report", "comparison")}
     shapes = "image:1x8x8,8x8x8,64x8x8"
+    compared = [
+        "--inputs",
+        str(typical),
+        "--top-k",
+        "3",
+        "--pictures",
+        str(pictures),
+        "--html",
+        str(pages["comparison"]),
+    ]
     for line in (
         ["convert", str(model), "-o", str(artifact), "--precision-mode", "bf16", "--shapes", shapes],
         ["inspect", str(artifact), "--html", str(pages["report"])],
-        ["compare", str(model), str(artifact), "--inputs", str(typical), "--top-k", "3"]
-        + ["--html", str(pages["comparison"]), "--pictures", str(pictures)],
+        ["compare", str(model), str(artifact), *compared],
     ):
         if main(line):
             raise SystemExit(f"Error: trt-rewriter {line[0]} failed")

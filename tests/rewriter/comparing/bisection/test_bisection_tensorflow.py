@@ -97,3 +97,11 @@ def test_the_option_makes_the_next_export_pass(saved, exported, tmp_path):
     again = load_source(saved, keep_in_tensorflow=operators.split(","))
     kept = artifact_of(again.model, again.signature, tmp_path / "again", "FP32")
     assert not search(kept, saved, images, {"most": 1e-4}).outputs
+
+
+def test_rounding_of_many_operators_ends_after_some_exports(saved, exported, tmp_path):
+    artifact = artifact_of(exported.model, exported.signature, tmp_path / "out", "FP32")
+    found = search(artifact, saved, tolerance=0.0)
+    assert found.option.startswith("--keep-in-tensorflow ")
+    assert found.verified is not None
+    assert found.node
