@@ -266,7 +266,9 @@ def convert_groups(options: argparse.Namespace) -> list[Group]:
     if "chain" in options.parts:
         wanted += [("chain7", "FP32", False), ("chain1", "FP32", False)]
     slow = {"INT8": 0, "FP8": 0}
-    order = sorted(dict.fromkeys(wanted), key=lambda case: (slow.get(case[1], 1), case[0] != "bert"))
+    order = sorted(
+        dict.fromkeys(wanted), key=lambda case: (slow.get(case[1], 1), case[0] not in ("EfficientNetB0", "bert"))
+    )
     return [
         _group(options, "convert", "convert", model, [{"precision": precision, "cancel": cancel}])
         for model, precision, cancel in order
