@@ -69,7 +69,7 @@ def _speed(name: str, *experiments: str) -> Section:
 SECTIONS: tuple[Section, ...] = (
     Section("convert_zoo", MODELS, "convert_zoo", minutes=6),
     Section("conversion_time", MODELS, "conversion_time", minutes=4),
-    Section("onnx_node_tests", MODELS, "onnx_node_tests", record="2026-11-22", minutes=4),
+    Section("onnx_node_tests", MODELS, "onnx_node_tests", minutes=4),
     Section("export_speed", MODELS, "export_speed", ("--runs", "3"), minutes=4),
     Section("engine_cache", MODELS, "engine_cache", minutes=5),
     Section("big_model", MODELS, "big_model", needs="long", record="2026-11-22", minutes=2),
