@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": "convert a model and save the artifact",
     "inspect": "show what is in an artifact: engines, native nodes with reasons, sizes",
     "run": "run an artifact on inputs from a file",
-    "compare": "compare the source, the artifact run natively, and its engines in emulation",
+    "compare": "compare the source, the native run, emulated precision and TensorRT side by side",
     "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
     "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",

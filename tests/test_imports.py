@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = (
     *("tensorflow", "tf_keras", "keras", "tf2onnx", "tensorrt", "tensorrt_rtx"),
-    *("onnxruntime", "torch", "polygraphy", "cuda", "sklearn"),
+    *("onnxruntime", "torch", "polygraphy", "matplotlib", "cuda", "sklearn"),
 )
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
