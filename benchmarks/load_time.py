@@ -15,8 +15,8 @@ with and without (`load_artifact(check_hashes=False)` compares sizes only), each
 loads a model with several signatures, whose weights the artifact keeps once: the default signature, then all of them.
 
 Every figure is the least of all processes, since what else the machine does only adds to it; in brackets the median.
-The exit status is 1 when a load fails, or ours takes longer than `--limit` times the ONNX session, and its bytes at
-`--hash_rate` megabytes a second on top.
+"CPU ms" is the processor time of the load, all threads together. The exit status is 1 when a load fails, or ours takes
+more processor time than `--limit` times the ONNX session, and its bytes at `--hash_rate` megabytes a second on top.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def slow(document: Mapping[str, Any]) -> list[str]:
     for model, rows in _by_model(document).items():
         ours, plain = rows[OURS], rows[PLAIN]
         hashes = ours["MB"] / document["hash_rate"] * 1e3
-        allowed = document["limit"] * plain["load_ms"] + hashes
-        if ours["load_ms"] > allowed:
-            found.append(f"{model}: ours loads in {ours['load_ms']:.0f} ms, allowed are {allowed:.0f} ms")
+        allowed = document["limit"] * plain["load_cpu_ms"] + hashes
+        if ours["load_cpu_ms"] > allowed:
+            took = f"{ours['load_cpu_ms']:.0f} ms of processor time"
+            found.append(f"{model}: ours loads in {took}, allowed are {allowed:.0f} ms")
     return found
 
 
@@ -133,7 +134,7 @@ def measure_model(name: str, folder: Path, arguments: argparse.Namespace) -> lis
     rows = []
     for system, found in runs.items():
         row = {"model": name, "system": system, "MB": _megabytes(Path(paths[system]), system), "runs": found}
-        for figure in ("import_s", "load_ms", "first_call_ms", "again_ms", "hashes_ms", "peak_MB"):
+        for figure in ("import_s", "load_ms", "load_cpu_ms", "first_call_ms", "again_ms", "hashes_ms", "peak_MB"):
             values = [run[figure] for run in found if figure in run]
             if values:
                 row[figure] = min(values)
@@ -182,9 +183,9 @@ def load(system: str, path: str, inputs: str) -> dict[str, Any]:
         sample = {name: file[name] for name in file.files}
     started = time.perf_counter()
     opener = _OPENERS[system]()
-    imported = time.perf_counter()
+    imported, busy = time.perf_counter(), time.process_time()
     call = opener(path)
-    loaded = time.perf_counter()
+    loaded, busy = time.perf_counter(), time.process_time() - busy
     call(sample)
     called = time.perf_counter()
     opener(path)
@@ -192,6 +193,7 @@ def load(system: str, path: str, inputs: str) -> dict[str, Any]:
     found = {
         "import_s": imported - started,
         "load_ms": 1e3 * (loaded - imported),
+        "load_cpu_ms": 1e3 * busy,
         "first_call_ms": 1e3 * (called - loaded),
         "again_ms": 1e3 * (again - called),
         "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -293,12 +295,7 @@ def _open_ours() -> Callable[[str], Callable[[Mapping[str, Any]], Any]]:
     return lambda path: load_ours(path, execution="native").run
 
 
-_OPENERS = {
-    TENSORFLOW: _open_tensorflow,
-    PLAIN: _open_onnxruntime,
-    SPLICED: _open_onnxruntime,
-    OURS: _open_ours,
-}
+_OPENERS = {TENSORFLOW: _open_tensorflow, PLAIN: _open_onnxruntime, SPLICED: _open_onnxruntime, OURS: _open_ours}
 _WORK: dict[str, Callable[..., Any]] = {
     "make": make,
     "load": load,
@@ -366,6 +363,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "MB on disk": f"{row['MB']:.1f}",
         "import s": f"{row['import_s']:.2f}",
         "load ms": told,
+        "CPU ms": f"{row['load_cpu_ms']:.0f}",
         "first call ms": f"{row['first_call_ms']:.1f}",
         "again ms": f"{row['again_ms']:.0f}",
         "hashes ms": f"{row['hashes_ms']:.0f}" if "hashes_ms" in row else None,
