@@ -93,8 +93,9 @@ def test_waits_are_cut_down_to_what_tensorrt_took(ownership):
 def document(own):
     """A measurement in which `own` of 10 seconds is ours."""
     ledger = {
-        "process start and end": {"Python": 0.0},
-        "load": {"TensorFlow": 10.0 - own - 1.0},
+        "process start and end": {"Python": 0.25},
+        "imports": {"TensorFlow": 1.0, "ours": 0.25},
+        "load": {"TensorFlow": 8.0 - own - 0.5},
         "build": {"TensorRT": 1.0, "ours": own},
     }
     rows = [
@@ -113,6 +114,8 @@ def test_the_limit_is_judged(script, own, word):
     found = document(own)
     assert script.own_share(found, "ResNet50") == pytest.approx(own / 10)
     assert f"{word}: own stages take {own * 10:.1f}% of a ResNet50 conversion" in script.render(found)
+    assert script.own_share(found, "ResNet50", outside=True) == pytest.approx((own + 0.5) / 10)
+    assert f"the imports {own * 10 + 5:.1f}%" in script.render(found)
     assert script.own_share(found, "another") is None
 
 
@@ -122,12 +125,14 @@ def test_tables_facts_and_plots(script):
     assert "11.0 (10.0 .. 12.0)" in text
     assert "| fails " in text
     assert "polygraphy: no NMS" in text
-    assert script.facts(found) | {"own": ""} == {
-        "limit": "15%", "model": "ResNet50", "ratio": "1.00", "own": "", "ours": "11.0", "stock": "11.0"
-    }  # fmt: skip
+    told = script.facts(found)
+    assert (told["model"], told["limit"], told["own_outside"]) == ("ResNet50", "15%", "15.0 %")
+    assert (told["ours"], told["stock"], told["ratio"]) == ("11.0", "11.0", "1.00")
     chart = script.plots(found)["owners"]
     assert chart.groups == ["ResNet50", "odd"]
-    assert dict(chart.series) == {"TensorFlow": [8.0, 8.0], "TensorRT": [1.0, 1.0], "ours": [1.0, 1.0]}
+    assert {name: values[0] for name, values in chart.series.items()} == {
+        "TensorFlow": 7.5, "TensorRT": 1.0, "ours": 1.25, "Python": 0.25
+    }  # fmt: skip
 
 
 def test_commands_get_the_same_shapes(script, tmp_path):
