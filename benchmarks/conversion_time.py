@@ -8,9 +8,10 @@ From a SavedModel on disk to a TensorRT engine on disk, in whole processes, star
 compares the export with TensorFlow, partitions the model and keeps the native way; stock does not.
 
 Another run of ours in each turn is watched by `_ownership.py`, which books every moment to its owner by one rule
-that is written there. The limit: on ResNet50 our own stages, which is all that happens in them but TensorFlow, tf2onnx and
-TensorRT's parser and builder (so our code, ONNX Runtime and onnx), take at most 15 % of the whole process. Its start and
-end and the imports are no stages: the share with these is told beside it. The exit status is 1 beyond the limit.
+that is written there. The limit: on ResNet50 our own stages, which is all that happens in them but TensorFlow,
+tf2onnx and TensorRT's parser and builder (so our code, ONNX Runtime and onnx), take at most 15 % of the whole
+process. Its start and end and the imports are no stages: the share with these is told beside it. The exit status is 1
+beyond the limit.
 """
 
 from __future__ import annotations
