@@ -111,6 +111,35 @@ def test_a_child_serves_many_requests_and_ignores_stray_answers(fake, named):
     assert backend.default_targets == ("SM80", "SM89")
 
 
+def test_a_child_that_was_started_early_serves_the_first_request(fake, named):
+    backend = fake()
+    backend.start()
+    backend.start()
+    begun = backend._begun._process
+    assert child_pid(backend, named) == begun.pid
+    backend.start()
+    assert child_pid(backend, named) == begun.pid
+    backend.close()
+    backend.start()
+    assert begun.poll() is not None
+
+
+def test_an_early_child_that_nobody_asks_ends_with_its_backend(fake):
+    backend = fake()
+    backend.start()
+    begun = backend._begun._process
+    backend.close()
+    assert begun.poll() is not None
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-c", "raise SystemExit(5)"], ["/no/such/program"]])
+def test_what_goes_wrong_with_an_early_start_is_told_by_the_first_request(named, command):
+    with ProcessBackend(tensorrt_rtx.FLAVOUR, command=command) as backend:
+        backend.start()
+        with pytest.raises(BackendError, match="status 5|cannot be started"):
+            backend.parse(named("ok"))
+
+
 def test_a_crash_is_one_error_with_signal_and_last_words_and_the_next_request_works(fake, named):
     backend = fake()
     before = child_pid(backend, named)
