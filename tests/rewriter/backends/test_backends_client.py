@@ -136,7 +136,7 @@ def test_an_early_child_that_nobody_asks_ends_with_its_backend(fake):
 def test_what_goes_wrong_with_an_early_start_is_told_by_the_first_request(named, command):
     with ProcessBackend(tensorrt_rtx.FLAVOUR, command=command) as backend:
         backend.start()
-        with pytest.raises(BackendError, match="status 5|cannot be started"):
+        with pytest.raises(BackendError, match=r"status 5|cannot be started"):
             backend.parse(named("ok"))
 
 
