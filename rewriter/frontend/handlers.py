@@ -13,6 +13,7 @@ from typing import Any
 from onnx import TensorProto
 
 from rewriter.frontend import quantization
+from rewriter.frontend.handlers_convolution import SPATIAL, conv_transpose
 from rewriter.frontend.handlers_indexing import one_hot, reverse, reverse_sequence, select, split
 from rewriter.frontend.handlers_integers import WIDENED, add_n, compare, invert_permutation, shift, top_k, widened
 from rewriter.frontend.handlers_segments import SEGMENTS, scatter_nd, segments
@@ -49,6 +50,7 @@ def handlers(notes: list[str]) -> dict[str, tuple[Any, list[Any]]]:
         "SelectV2": select,
         "SplitV": split,
         "TopKV2": top_k,
+        **dict.fromkeys(SPATIAL, conv_transpose),
         **dict.fromkeys(SEGMENTS, segments),
         **{op: widened(op) for op in WIDENED},
     }
