@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewriter.timing.circumstances import tf32_words
@@ -22,6 +23,10 @@ _STATS = (
     "calls", "engine_calls", "native_calls", "warmup_calls", "engine_nodes", "engines", "steps", "islands", "plans",
     "graphs", "graph_launches", "discoveries", "memory_retries", "device_bytes",
 )  # fmt: skip
+#: A heading and the cells below it.
+_Cells = tuple[str, Sequence[str]]
+#: Characters between two columns.
+_GAP = 2
 
 
 def print_timing(console: Console, what: str, found: ArtifactTiming, around: Mapping[str, Any]) -> None:
@@ -42,7 +47,8 @@ def print_timing(console: Console, what: str, found: ArtifactTiming, around: Map
         console.print()
         console.print(_heading(timing), style="bold")
         console.print(_start(timing))
-        console.print(_latencies(timing, found.trim), soft_wrap=False)
+        for table in _latencies(timing, found.trim, console.width):
+            console.print(table, soft_wrap=False)
         for line in _rates(timing):
             console.print(line)
     console.print()
@@ -115,14 +121,8 @@ def _start(timing: SampleTiming) -> str:
     return f"first call {1e3 * timing.first_call:.3f} ms; warm-up {timing.warmup_seconds:.3f} s ({runs} run(s){builds})"
 
 
-def _latencies(timing: SampleTiming, trim: float) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("ms", no_wrap=True)
-    for name in ("calls", "mean", "trimmed", *(f"p{percent}" for percent in PERCENTILES), "min", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _latencies(timing: SampleTiming, trim: float, width: int) -> list[Table]:
+    """The latencies of each kind, in as many tables as the width of the screen asks for: no figure is cut."""
     kinds: list[tuple[str, Latencies | None]] = [
         ("latency", timing.latency),
         ("enqueue", timing.enqueue),
@@ -130,16 +130,49 @@ def _latencies(timing: SampleTiming, trim: float) -> Table:
     ]
     if timing.threaded is not None:
         kinds.append((f"{timing.threaded[1].threads} threads", timing.threaded[0]))
-    for kind, figures in kinds:
-        if figures is not None:
-            values = (
-                figures.mean,
-                figures.trimmed_mean(trim),
-                *(figures.percentile(percent) for percent in PERCENTILES),
-                figures.minimum,
-                figures.maximum,
-            )
-            table.add_row(kind, str(figures.calls), *(_figure(1e3 * value) for value in values))
+    shown = [(kind, figures) for kind, figures in kinds if figures is not None]
+    columns = [(name, [cell(figures) for _, figures in shown]) for name, cell in _columns(trim)]
+    first = max(len(kind) for kind, _ in shown)
+    return [_table([kind for kind, _ in shown], group) for group in _rows_of(columns, width - first)]
+
+
+def _columns(trim: float) -> list[tuple[str, Callable[[Latencies], str]]]:
+    """The headings, and what makes the cell of each."""
+    figures: list[tuple[str, Callable[[Latencies], float]]] = [
+        ("mean", lambda found: found.mean),
+        ("trimmed", lambda found: found.trimmed_mean(trim)),
+        *((f"p{percent}", functools.partial(Latencies.percentile, percent=percent)) for percent in PERCENTILES),
+        ("min", lambda found: found.minimum),
+        ("max", lambda found: found.maximum),
+    ]
+    cells = [(name, lambda found, figure=figure: _figure(1e3 * figure(found))) for name, figure in figures]
+    return [("calls", lambda found: str(found.calls)), *cells]
+
+
+def _rows_of(columns: Sequence[_Cells], width: int) -> list[list[_Cells]]:
+    """The columns in groups that fit into the width, each with the gap before it; at least one a group."""
+    groups: list[list[_Cells]] = [[]]
+    left = width
+    for name, cells in columns:
+        needed = _GAP + max(map(len, (name, *cells)))
+        if groups[-1] and needed > left:
+            groups.append([])
+            left = width
+        groups[-1].append((name, cells))
+        left -= needed
+    return groups
+
+
+def _table(kinds: Sequence[str], columns: Sequence[_Cells]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("ms", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, kind in enumerate(kinds):
+        table.add_row(kind, *(cells[number] for _, cells in columns))
     return table
 
 

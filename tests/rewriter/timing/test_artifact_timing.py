@@ -87,6 +87,21 @@ def test_tables_csv_and_json(on_gpu, image, capsys):
     assert {"enqueue_p50_ms", "p99_ms", "items_per_s", "counted_graph_launches", "version numpy"} <= told.keys()
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_no_figure_is_cut_on_a_narrow_screen(on_gpu, image, monkeypatch, capsys, width):
+    from rewriter.reports.summary import plain_console
+
+    found = timed([{"image": image}], device_outputs=True, threads=2)
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_timing(plain_console(), "OUT", found, circumstances(on_gpu=True, gpu=found.gpu))
+    lines = capsys.readouterr().out.splitlines()
+    headings = [word for line in lines if line.startswith("ms ") for word in line.split()[1:]]
+    rows = [line.split()[1:] for line in lines if line.startswith("latency ")]
+    assert headings == ["calls", "mean", "trimmed", "p50", "p90", "p95", "p99", "min", "max"]
+    assert len([float(figure) for row in rows for figure in row]) == len(headings)
+    assert len(rows) == 1 if width == 200 else all(len(line) <= width for line in lines if line.startswith("latency "))
+
+
 def test_a_function_on_the_cpu_has_no_device_figures(monkeypatch, image, fake_function):
     monkeypatch.setattr("rewriter.runtime.loading.load", lambda path, **options: fake_function)
     (timing,) = timed([{"x": image}]).timings
