@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from rewriter.polygraphy_runners.execution import BUILD_RULES, EXECUTIONS, PROVIDERS
 
 PREFIX = "trt-rewriter"
+#: How the names of the parsed arguments begin.
+_DEST = "trt_rewriter_"
 #: Builds at run time belong to artifacts: here engines are built before the runs.
 _LEFT_OUT = ("--no-build-at-runtime",)
 #: Options of `trt-rewriter convert` whose parameter is called otherwise.
@@ -43,6 +45,12 @@ class Option:
         """Its value where it is not given."""
         return self.keywords["default"]
 
+    @property
+    def parameter(self) -> str:
+        """What `ConvertModel` or `LoadArtifact` calls it."""
+        name = self.name.removeprefix(_DEST)
+        return _NEGATIVE.get(name) or _RENAMED.get(name, name)
+
 
 class _Collector:
     """Stands in for an argparse parser, and notes what is added to it."""
@@ -69,7 +77,7 @@ class _Collector:
 
 
 def _dest(flag: str) -> str:
-    return "trt_rewriter_" + flag.lstrip("-").replace("-", "_")
+    return _DEST + flag.lstrip("-").replace("-", "_")
 
 
 def runner_options() -> tuple[Option, ...]:
@@ -124,10 +132,9 @@ def given_values(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict
         value = values.get(option.name, option.default)
         if value == option.default or value in ([], None):
             continue
-        name = option.name.removeprefix("trt_rewriter_")
-        name = _RENAMED.get(name, name)
-        if name in _NEGATIVE:
-            found[_NEGATIVE[name]] = False
+        name = option.parameter
+        if name in _NEGATIVE.values():
+            found[name] = False
         elif name == "shapes":
             from rewriter.commands.options import parse_shapes
 
@@ -137,6 +144,12 @@ def given_values(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict
         else:
             found[name] = list(value) if isinstance(value, (list, tuple)) else value
     return found
+
+
+def spelled(parameters: Iterable[str]) -> str:
+    """The options that set these parameters, each in all its spellings, for messages."""
+    flags = {option.parameter: "/".join(option.flags) for option in runner_options()}
+    return ", ".join(flags.get(name, f"--{PREFIX}-{name.replace('_', '-')}") for name in parameters)
 
 
 def _words(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import ConversionError, InvalidParameterError
-from rewriter.polygraphy_runners.options import PREFIX, Option, given_values, runner_options
+from rewriter.polygraphy_runners.options import PREFIX, Option, given_values, runner_options, spelled
 from rewriter.polygraphy_runners.talk import import_polygraphy, refusal, warn
 
 _HERE = "rewriter.polygraphy_runners"
@@ -67,8 +67,9 @@ def call(model: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return "ConvertModel", {"source": model, **given}
     other = [name for name in given if name not in _OF_ARTIFACTS]
     if other:
-        flags = ", ".join(f"--{PREFIX}-{name.replace('_', '-')}" for name in other)
-        raise InvalidParameterError(f"{artifact} is converted already: leave {flags} out, or give the source model")
+        raise InvalidParameterError(
+            f"{artifact} is converted already: leave {spelled(other)} out, or give the source model"
+        )
     return "LoadArtifact", {"path": str(artifact), **given}
 
 

@@ -138,7 +138,7 @@ def test_what_is_wrong_is_one_line(command, model, arguments, words):
 def test_options_of_a_conversion_say_nothing_to_an_artifact(command, artifact):
     status, text = command(artifact, "--trt-rewriter", "--trt-rewriter-precision", "FP16")
     assert status == 1
-    assert "is converted already: leave --trt-rewriter-precision-mode out" in text
+    assert "is converted already: leave --trt-rewriter-precision/--trt-rewriter-precision-mode out" in text
 
 
 @pytest.mark.parametrize("arguments", [("--onnxrt", "--trt-rewriter"), ("--trt-rewriter", "--onnxrt")], ids=str)

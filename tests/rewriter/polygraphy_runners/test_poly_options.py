@@ -103,6 +103,8 @@ def test_an_artifact_is_loaded_and_a_model_converted(artifact, model):
     assert plugin.call(model, {"artifact": artifact, "strict": True}) == expected
     with pytest.raises(InvalidParameterError, match="leave --trt-rewriter-minimum-segment-size out"):
         plugin.call(artifact, {"minimum_segment_size": 3})
+    with pytest.raises(InvalidParameterError, match="leave --trt-rewriter-graph-inputs, --trt-rewriter-no-calibration"):
+        plugin.call(artifact, {"inputs": ["x"], "use_calibration": False})
 
 
 def test_ranges_are_looked_for_only_where_none_are_given():
