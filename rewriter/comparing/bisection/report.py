@@ -93,7 +93,7 @@ class Bisection:
         """Some lines for people."""
         pair = f"{self.result} against {self.reference}"
         if not self.outputs:
-            lines = [f"Bisection of {pair}: no output is beyond the tolerance of {self.tolerance:.1e}."]
+            lines = [f"Bisection of {pair}: no output is beyond its tolerance (the strictest is {self.tolerance:.1e})."]
             return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
         worst = max(self.outputs, key=lambda name: self.outputs[name])
         lines = [
@@ -128,8 +128,8 @@ class Bisection:
             return []
         lines = [f"  to exclude it: trt-rewriter convert ... {self.option}"]
         if self.verified is not None:
-            verdict = "within the tolerance" if self.passed else "still beyond the tolerance"
-            lines.append(f"  measured so:   the outputs then differ by {_figure(self.verified)}, {verdict}")
+            verdict = "every output is within its tolerance" if self.passed else "some output is still beyond its own"
+            lines.append(f"  measured so:   {verdict} then; the largest difference of one is {_figure(self.verified)}")
         else:
             lines.append("  not measured:  convert again with it and compare")
         return lines

@@ -51,7 +51,7 @@ def test_the_option_makes_the_next_conversion_pass(tmp_path):
     passed = bisect(again, [X], 5e-3)
     assert not passed.outputs
     assert not passed.found
-    assert "no output is beyond the tolerance" in passed.text()
+    assert "no output is beyond its tolerance" in passed.text()
 
 
 def test_within_the_tolerance_nothing_is_looked_for(tmp_path):
