@@ -15,8 +15,8 @@ from passes.graph.walk import iter_graphs
 from passes.model import DETACH_MIN_INTEGER_BYTES, Model, Weights, make_stub, stow
 from passes.precision.opset import raise_opset
 from passes.precision.quantization.placement import SKIP, Edge, Placement, WeightEdge, quantized_tensors
-from passes.precision.quantization.quantize import ELEMENTS, quantize, scale_array, weight_scales
-from passes.precision.ranges import RangeTable
+from passes.precision.quantization.quantize import ELEMENTS, quantize, scale_array, smallest_scale, weight_scales
+from passes.precision.ranges import LARGEST, RangeTable
 from passes.precision.recipe import MARK, Recipe
 from passes.segments import TensorSpec
 
@@ -37,6 +37,11 @@ class InsertQDQ:
        (Whoever plans a conversion says beforehand that ranges are missing; here they can get lost, where a node that
        gave one is kept out of the recipe later.)
     5. The opset is raised where FP8 or float16 needs it.
+    6. Where floats become FP16, a calibrated FP8 scale is raised to the smallest normal float16 (not of values that
+       are all below that number): a kernel may multiply by the reciprocal, which float16 cannot hold for scales below
+       1.5e-5, and E4M3 has no infinity, so that all would be NaN. Attention over 196 tokens reaches 0.0066, its scale
+       1.5e-5. FP8 loses hardly anything, for it has an exponent. INT8 would lose steps: there `LowerFloats` keeps a
+       QuantizeLinear with too small a scale in float32.
 
     Values keep their type beside the pairs, and the model its inputs and outputs. Needs a canonical model with types.
     Skipped nodes are among the changes, so a model that only has such is reported as modified though it is not.
@@ -70,7 +75,7 @@ class InsertQDQ:
             return PassResult(model, tuple(changes))
         raised = raise_opset(model, _needed_opset(model, edges, plan.weights))
         changes.extend(raised.changes)
-        writer = _Writer.of(raised.model, self.ranges, plan)
+        writer = _Writer.of(raised.model, self.ranges, plan, self.recipe.float_type)
         changes.extend(writer.write(edges, plan.weights))
         return PassResult(writer.finished(), tuple(changes))
 
@@ -92,6 +97,7 @@ class _Writer:
     types: dict[str, TensorSpec]
     ranges: RangeTable
     known: dict[str, float]
+    float_type: str
     values: Namer
     names: Namer
     #: (weight, axis, format) -> names of the stored weight and its scales, in the whole model.
@@ -101,11 +107,12 @@ class _Writer:
     zeros: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Model, ranges: RangeTable, plan: Placement) -> _Writer:
+    def of(cls, model: Model, ranges: RangeTable, plan: Placement, float_type: str) -> _Writer:
         proto = model.copy_proto()
         types = dict(value_types(model))
         known = dict(plan.known)
-        return cls(model, proto, {}, types, ranges, known, value_namer(proto.graph), node_namer(proto.graph))
+        namers = value_namer(proto.graph), node_namer(proto.graph)
+        return cls(model, proto, {}, types, ranges, known, float_type, *namers)
 
     def write(self, edges: Iterable[Edge], weights: Iterable[WeightEdge]) -> list[Change]:
         """Inserts all pairs and weights; one Change a node."""
@@ -192,7 +199,7 @@ class _Writer:
         key = (edge.tensor, edge.format)
         if key not in self.scales:
             known = self.known.get(edge.tensor)
-            scale = self.ranges.ranges[edge.tensor].scale(edge.format) if known is None else known
+            scale = self._calibrated(edge) if known is None else known
             spec = self.types.get(edge.tensor)
             try:
                 array = scale_array(scale, spec.dtype if spec is not None else TensorProto.FLOAT)
@@ -203,6 +210,14 @@ class _Writer:
                 self.zeros[edge.format] = self._constant(zero, f"{edge.format.lower()}{MARK}zero")
             self.scales[key] = self._constant(array, f"{edge.tensor}{MARK}scale"), self.zeros[edge.format]
         return self.scales[key]
+
+    def _calibrated(self, edge: Edge) -> float:
+        """Rule 6."""
+        scale = self.ranges.ranges[edge.tensor].scale(edge.format)
+        least = smallest_scale(np.dtype(np.float16))
+        # What does not even reach that number stays float32 (`LowerFloats`), and would become zero.
+        halves = edge.format == "FP8" and self.float_type == "FP16" and scale * LARGEST["FP8"] >= least
+        return max(scale, least) if halves else scale
 
     def _constant(self, array: np.ndarray, base: str) -> str:
         """Adds a main-graph initializer; returns its name."""

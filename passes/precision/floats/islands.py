@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from passes.base import Change
@@ -64,6 +65,8 @@ _PRODUCT = (
 )
 #: A scale that rounding changes by more than this stays: half a step of int8 at full range.
 _SCALE_ERROR = 2.0**-8
+#: The reciprocal of a scale must be so many times smaller than the largest number of the lower type.
+_RECIPROCAL_ROOM = 2.0
 #: Constants of factors are looked at element by element up to this size.
 _FACTOR_ELEMENTS = 1 << 16
 #: How far back a mask is recognised.
@@ -94,7 +97,8 @@ def plan(facts: Facts, recipe: Recipe) -> Plan:
     2. Shape arithmetic stays: whatever reaches a shape input, and whatever is computed from shapes.
     3. `KEPT_OPS`, `NOT_BUILT` and operators that know no lower type stay.
     4. What is rounded to whole numbers stays, with the element-wise arithmetic before it.
-    5. A node with a constant that the lower type cannot hold stays, unless it is a mask, which is clamped.
+    5. A node with a constant that the lower type cannot hold stays, unless it is a mask, which is clamped. So does a
+       QuantizeLinear with a scale whose reciprocal it cannot hold: a kernel may multiply by that.
     6. A node that needs all digits of a sum with a tiny epsilon stays, and the consumers of a DequantizeLinear whose
        scales cannot be lowered. So does a product of two dequantised values (measured with TensorRT-RTX 1.4 on an H100:
        INT8 with FP16 results gives infinities, and wrong numbers where a Relu follows at once; with float32 results and
@@ -242,8 +246,8 @@ class _Policy:
             if not given[position] or name not in facts.constants:
                 continue
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                if position == 1 and rounding_error(facts.constants.array(name), facts.low) > _SCALE_ERROR:
-                    self.keep(number, "keep-scale", f"{self._type} cannot hold the scales {name!r}")
+                if position == 1:
+                    self._by_scale(number, name)
                 continue
             found = facts.constants.magnitudes(name)
             limit = SMALLEST_NORMAL[facts.low]
@@ -262,6 +266,17 @@ class _Policy:
                 self.keep(
                     number, "keep-constant", f"a factor in {name!r} is {found.smallest:.3g}, too small for {self._type}"
                 )
+
+    def _by_scale(self, number: int, name: str) -> None:
+        """Scales that the lower type cannot hold, or whose reciprocals, which a kernel may quantise with."""
+        facts = self.facts
+        scales = facts.constants.array(name)
+        if rounding_error(scales, facts.low) > _SCALE_ERROR:
+            self.keep(number, "keep-scale", f"{self._type} cannot hold the scales {name!r}")
+        elif facts.nodes[number].op_type == "QuantizeLinear" and np.min(scales, initial=np.inf) < (
+            _RECIPROCAL_ROOM / LARGEST[facts.low]
+        ):
+            self.keep(number, "keep-scale", f"{self._type} cannot hold 1 / {np.min(scales):.3g} of the scales {name!r}")
 
     def _is_mask(self, number: int, position: int, name: str) -> bool:
         """True where the largest number of the lower type does as well as a constant beyond it.

@@ -115,3 +115,17 @@ def test_nodes_that_are_not_quantised_get_the_float_type_all_the_same():
     lowered = lower(mlp(), recipe, RANGES).model
     alone = lower(mlp(), Recipe.of("FP16")).model
     assert lowered.proto == alone.proto
+
+
+@pytest.mark.parametrize("mode", ["INT8", "FP8"])
+@pytest.mark.parametrize("bound", [3e-5, 1e-3, 0.0066, 4.0])
+def test_float16_holds_the_reciprocal_of_every_scale_that_it_quantises_with(mode, bound):
+    """E4M3 has no infinity: x * (1 / scale) with an infinite factor makes every value NaN."""
+    ranges = RangeTable({"x": TensorRange(-bound, bound), "r": TensorRange(0, bound)})
+    result = lower(mlp(), Recipe.of(mode), ranges)
+    model = result.model
+    constants = {t.name: numpy_helper.to_array(t) for t in model.proto.graph.initializer}
+    scales = [constants[n.input[1]] for n in model.proto.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(scales) == 2
+    with np.errstate(over="ignore"):
+        assert all(np.isfinite(np.reciprocal(scale)) for scale in scales)

@@ -176,6 +176,25 @@ def test_half_precision_models_get_scales_of_their_type():
             assert constant(model, node.input[1]).dtype == np.float16
 
 
+@pytest.mark.parametrize(
+    ("mode", "float_type", "bound", "scale"),
+    [
+        ("FP8", "FP16", 0.0066, 2.0**-14),  # a softmax over 196 tokens: 1 / scale would be infinite in float16
+        ("FP8", "FP16", 448.0, 1.0),
+        ("FP8", "FP16", 1e-7, 1e-7 / 448),  # stays float32
+        ("FP8", "BF16", 0.0066, 0.0066 / 448),
+        ("FP8", "FP32", 0.0066, 0.0066 / 448),
+        ("INT8", "FP16", 0.001, 0.001 / 127),  # steps are worth more; its QuantizeLinear stays float32
+    ],
+)
+def test_calibrated_fp8_scales_have_a_reciprocal_in_float16(mode, float_type, bound, scale):
+    text = "g (float[2,4] x) => (float[2,4] y) { y = MatMul(x, w) }"
+    model = quantized(canonical(text, opset=19, w=(4, 4)), mode, table(x=bound), float_type=float_type)
+    inputs = [n.input for op in ("QuantizeLinear", "DequantizeLinear") for n in nodes(model, op)]
+    pair = [constant(model, names[1]) for names in inputs if origin(names[0]) == "x"]
+    np.testing.assert_allclose(pair, [scale] * 2, rtol=1e-6)
+
+
 def test_bodies_have_their_own_pairs():
     text = """g (float[2,4] x, bool c) => (float[2,4] y) {
         r = Relu(x) m = MatMul(r, w)
