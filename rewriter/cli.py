@@ -6,13 +6,12 @@ import argparse
 import atexit
 import gc
 import importlib
-import importlib.metadata
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rewriter.errors import ConversionError
 
@@ -37,18 +36,31 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; building it imports no heavy package."""
+class _Version(argparse.Action):
+    """Prints the version, which is only then looked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"{parser.prog} {_version()}")
+        raise SystemExit(0)
+
+
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; building it imports no heavy package.
+
+    Args:
+        only: the one command whose options are wanted: the modules of the others are not imported. None for all.
+    """
     parser = _Parser(
         prog="trt-rewriter",
         description="Converts TensorFlow, Keras and ONNX models into models with TensorRT engines spliced in.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
-        module = importlib.import_module(f"rewriter.commands.{name}")
-        module.add_arguments(commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."))
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if only in (None, name):
+            importlib.import_module(f"rewriter.commands.{name}").add_arguments(command)
     return parser
 
 
@@ -58,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 a comparison failed, 2 a usage or conversion error (told in one line on stderr).
     """
-    arguments = make_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    # The options before a command take no value, so the first other word is the command.
+    arguments = make_parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
     logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.ERROR, format="%(name)s: %(message)s")
     if not arguments.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -82,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _version() -> str:
+    import importlib.metadata  # much to import, for a word that is seldom asked for
+
     try:
         return importlib.metadata.version("trt-rewriter")
     except importlib.metadata.PackageNotFoundError:

@@ -10,6 +10,8 @@ from typing import Any
 import onnx
 
 from passes.base import PassRecord
+from passes.extract import Extractor
+from passes.graph.content_hash import WeightDigests
 from passes.graph.flops import Estimate
 from passes.model import Model, spool
 from passes.precision.recipe import Recipe
@@ -133,6 +135,8 @@ def start_conversion(
     with stages.stage("passes"):
         model, records = settings.selection.pipeline(evaluate).run(source.model)
         model = spool(model, folder / "weights.data")
+    digests = WeightDigests()
+    digests.begin(model.weights.values())  # while the parser is asked
     idle = idle_entries(
         model,
         settings.op_denylist,
@@ -145,7 +149,7 @@ def start_conversion(
     with stages.stage("support"):
         support = oracle.examine(model)
     with stages.stage("partition"):
-        plan = make_plan(model, support, oracle, settings.partition)
+        plan = make_plan(model, support, oracle, settings.partition, Extractor(model, digests=digests))
     source = dataclasses.replace(source, model=Model(onnx.ModelProto()))
     counted = count_operations(model, source)
     return Conversion(source, model, records, BuildResult(plan, {}, ()), idle, counted, precision)

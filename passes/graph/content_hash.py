@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ class WeightDigests:
     """sha256 of weights, each array hashed once in the life of this object (arrays must not change)."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[npt.NDArray[np.generic], bytes]] = {}
+        self._known: dict[int, tuple[npt.NDArray[np.generic], bytes | Future[bytes]]] = {}
 
     def of_array(self, array: npt.NDArray[np.generic]) -> bytes:
         """The digest of an array's bytes in C order (dtype and shape are the caller's to add)."""
@@ -54,15 +54,19 @@ class WeightDigests:
             # The array is kept with its digest: as long as it lives nothing else can get its id.
             known = (array, _digest(array))
             self._known[id(array)] = known
-        return known[1]
+        digest = known[1]
+        return digest if isinstance(digest, bytes) else digest.result()
 
-    def of_arrays(self, arrays: Iterable[npt.NDArray[np.generic]]) -> None:
-        """Hashes large arrays that are not known yet, a few at a time, so that `of_array` knows them."""
+    def begin(self, arrays: Iterable[npt.NDArray[np.generic]]) -> None:
+        """Begins to hash large arrays that are not known yet, in threads; `of_array` waits for the one it is asked for.
+
+        Hashing lets other threads run.
+        """
         new = {id(a): a for a in arrays if a.nbytes >= _LARGE and id(a) not in self._known}
-        if len(new) > 1:
-            with ThreadPoolExecutor(_THREADS) as pool:  # hashing lets other threads run
-                for array, digest in zip(new.values(), pool.map(_digest, new.values()), strict=True):
-                    self._known[id(array)] = (array, digest)
+        if new:
+            pool = ThreadPoolExecutor(_THREADS)
+            self._known.update((key, (array, pool.submit(_digest, array))) for key, array in new.items())
+            pool.shutdown(wait=False)  # what was handed in is still done
 
 
 def _digest(array: npt.NDArray[np.generic]) -> bytes:
@@ -190,7 +194,7 @@ def content_hash(
     for place, spec in enumerate(sorted(inputs, key=lambda s: s.tensor)):
         known[spec.tensor] = _token("input", place)
         parts.append(_spec(spec, symbols))
-    digests.of_arrays(weights[tensor.name] for tensor in graph.initializer if is_stub(tensor))
+    digests.begin(weights[tensor.name] for tensor in graph.initializer if is_stub(tensor))
     for tensor in graph.initializer:
         if is_stub(tensor):
             digest = digests.of_array(weights[tensor.name])

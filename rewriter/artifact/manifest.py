@@ -185,19 +185,17 @@ def hash_file(path: Path) -> FileRecord:
     return FileRecord(size, digest.hexdigest())
 
 
-def hash_files(folder: Path, names: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, FileRecord]:
+def hash_files(folder: Path, names: Sequence[str], known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
     """Sizes and hashes of the files with these names in a folder, a few files at a time.
 
     Args:
         folder: where they lie.
         names: their names, in the order of the result.
-        known: name -> sha256 (hex) of files that need not be read.
+        known: the records of files that need not be read.
     """
 
     def record(name: str) -> FileRecord:
-        if known and name in known:
-            return FileRecord((folder / name).stat().st_size, known[name])
-        return hash_file(folder / name)
+        return known.get(name) or hash_file(folder / name)
 
     with ThreadPoolExecutor(_THREADS) as pool:  # reading and hashing let other threads run
         return dict(zip(names, pool.map(record, names), strict=True))

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from passes import model as models
@@ -84,6 +85,26 @@ def islands_folder(number: int) -> str:
 def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) -> dict[str, FileRecord]:
     """Writes everything but the manifest; returns the records of the files."""
     contents = [content for _, content in parts]
+    placed: list[str] = []
+    for content in contents:
+        for entry, source in content.engines:
+            if entry.file not in placed:  # another signature may have it as well
+                place_engine(scratch, entry, source)
+                placed.append(entry.file)
+    with ThreadPoolExecutor(1) as pool:  # the engines are read while the weights are written
+        engines = pool.submit(manifests.hash_files, scratch, placed, {})
+        written, hashed = _write_models(scratch, parts)
+    written += [name for file in placed for name in (file, manifests.sidecar_file(file))]
+    files = manifests.hash_files(scratch, written, hashed | engines.result())
+    for content in contents:
+        for entry, source in content.engines:
+            if files[entry.file] != FileRecord(entry.size, entry.sha256):
+                raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
+    return files
+
+
+def _write_models(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) -> tuple[list[str], dict[str, FileRecord]]:
+    """Writes models, reports and ranges; returns the names of the files, and the records of those known already."""
     written = [part.model for part, _ in parts]
     spliced: dict[str, Model] = {}
     for number, (part, content) in enumerate(parts):
@@ -97,19 +118,7 @@ def _write_content(scratch: Path, parts: Sequence[tuple[Part, ArtifactPart]]) ->
         if content.ranges is not None:
             (scratch / part.ranges).write_text(content.ranges.to_json() + "\n", "utf-8")
             written.append(part.ranges)
-    placed: set[str] = set()
-    for content in contents:
-        for entry, source in content.engines:
-            if entry.file not in placed:  # another signature may have it as well
-                place_engine(scratch, entry, source)
-                placed.add(entry.file)
-                written += [entry.file, manifests.sidecar_file(entry.file)]
-    files = manifests.hash_files(scratch, written, hashed)
-    for content in contents:
-        for entry, source in content.engines:
-            if files[entry.file] != FileRecord(entry.size, entry.sha256):
-                raise ArtifactError(f"engine {entry.op} has changed since it was built ({source}): build it again")
-    return files
+    return written, {name: FileRecord((scratch / name).stat().st_size, digest) for name, digest in hashed.items()}
 
 
 def place_engine(scratch: Path, entry: EngineEntry, source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
     from rewriter.converter import Converter
+    from rewriter.frontend.noise import collector_paused
     from rewriter.reports.summary import plain_console, print_report
     from rewriter.shapes.sampling import check_profile_shapes
 
@@ -69,12 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
         import_tensorflow(f"reading {arguments.source}")
     title(console, f"Converting {arguments.source}")
-    with Converter(
-        accuracy=accuracy_target(arguments),
-        progress=StageScreen(console),
-        **source_arguments(arguments),
-        **conversion_arguments(arguments),
-    ) as converter:
+    with (
+        Converter(
+            accuracy=accuracy_target(arguments),
+            # What TensorFlow leaves behind is cleared away while TensorRT builds, and not before: that saves the wait.
+            progress=StageScreen(console, meanwhile=gc.collect),
+            **source_arguments(arguments),
+            **conversion_arguments(arguments),
+        ) as converter,
+        collector_paused(),
+    ):
         converter.convert(calibration_input_fn(arguments), check=_shape_check(arguments, shapes))
         if arguments.no_engines:
             converter.calibrate()

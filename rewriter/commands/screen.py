@@ -7,7 +7,8 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -33,14 +34,23 @@ STAGE_WORDS = {
 
 
 class StageScreen:
-    """A progress callback that prints each stage as it ends, with its time."""
+    """A progress callback that prints each stage as it ends, with its time.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to.
+        meanwhile: called once, in a thread of its own, when TensorRT has begun to build: this process only waits then.
+    """
+
+    def __init__(self, console: Console, meanwhile: Callable[[], object] | None = None) -> None:
         self._console = console
+        self._meanwhile = meanwhile
         self._bar = ProgressBar() if console.is_terminal else None
 
     def __call__(self, event: ProgressEvent) -> bool:
         """Shows one event."""
+        if self._meanwhile is not None and event.stage == "build" and event.detail:
+            threading.Thread(target=self._meanwhile).start()
+            self._meanwhile = None
         if self._bar is not None:
             self._bar(event)
         if event.seconds is not None:

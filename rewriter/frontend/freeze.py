@@ -144,7 +144,7 @@ def _computes_reduced(graph_def: Any) -> bool:
 
 
 def _check_size(graph_def: Any, origin: str) -> None:
-    size = constant_bytes(graph_def)
+    size = constant_bytes(graph_def, large_weights.LIMIT)
     if size >= large_weights.LIMIT:
         raise ExportError(
             f"{origin} has {size / 1e9:.1f} GB of small constants and constants in control flow, which must fit into "

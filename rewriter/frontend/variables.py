@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def to_constants(function: Any, references: Mapping[str, Any], threshold: int) -
     if any(node.op.startswith("Assign") and node.op.endswith("VariableOp") for node in graph_def.node):
         graph_def = tf_loader.fix_freezing_errors(graph_def)
     _fill_references(graph_def, references, weights)
-    if weights is None and constant_bytes(graph_def) >= threshold:
+    if weights is None and constant_bytes(graph_def, threshold) >= threshold:
         weights = LargeWeights()
     if weights is not None:
         _take_out_constants(graph_def, weights)
@@ -53,10 +54,17 @@ def _large_bytes(function: Any, references: Mapping[str, Any]) -> int:
     return sum(int(t.dtype.size * t.shape.num_elements()) for t in captured) + sum(value.nbytes for value in known)
 
 
-def constant_bytes(graph_def: Any) -> int:
-    """Bytes of data in the constants of a GraphDef and its functions."""
+def constant_bytes(graph_def: Any, limit: int) -> int:
+    """Bytes of data in the constants of a GraphDef and its functions; where they are below `limit`, at most so many.
+
+    Protobuf copies data to tell their length, so they are looked at only where the shapes leave it open.
+    """
+    tf = import_tensorflow()
     nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
-    return sum(len(node.attr["value"].tensor.tensor_content) for node in nodes if node.op == "Const")
+    tensors = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
+    sizes = {kind: tf.as_dtype(kind).size or 1 for kind in {tensor.dtype for tensor in tensors}}
+    most = sum(sizes[t.dtype] * math.prod(dim.size for dim in t.tensor_shape.dim) for t in tensors)
+    return most if most < limit else sum(len(tensor.tensor_content) for tensor in tensors)
 
 
 def _take_out_constants(graph_def: Any, weights: LargeWeights) -> None:
