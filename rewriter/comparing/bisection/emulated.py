@@ -23,6 +23,8 @@ from rewriter.errors import ArtifactError, ConversionError
 _PAIR = ("native", "emulated")
 #: A node that is off by more than so many times the tolerance, and by more than rounding explains, is broken.
 _BROKEN, _ROUNDED = 10, 0.05
+#: Nodes so many steps from each other may be in one kernel of TensorRT.
+_NEAR = 4
 
 
 def bisect_emulated(subject: Subject) -> Bisection:
@@ -79,6 +81,40 @@ def own_when_lowered(subject: Subject, node: int) -> float:
     """
     case = _Case.of(subject)
     return case.worst_own(node) if case.recipe.changes else 0.0
+
+
+def near_when_lowered(subject: Subject, node: int) -> tuple[Bisection, int] | None:
+    """Where emulation leaves the tolerance by a node's own error, if that is near a node of an engine.
+
+    TensorRT computes neighbours in one kernel, which may hold a value that emulation rounds (or lets overflow), and
+    then do so at its end: it goes wrong some nodes behind the one that emulation finds, or before it.
+
+    Args:
+        subject: what is bisected.
+        node: its number in the index.
+
+    Returns:
+        (what emulation finds, steps from there down to the node; negative where it comes behind the node), or None.
+
+    Raises:
+        ArtifactError, ConversionError: as `bisect_emulated` raises them.
+    """
+    if not _Case.of(subject).recipe.changes:
+        return None
+    found = bisect_emulated(subject)
+    if not found.node or found.own is None or found.own <= found.tolerance:
+        return None
+    index, wanted = subject.index, subject.index.positions([found.node])[0]
+    if subject.homes.get(index.names[wanted]) != subject.homes.get(index.names[node]):
+        return None
+    for sign, edges in ((1, index.preds), (-1, index.succs)):
+        reached, seen = {node}, {node}
+        for steps in range(1, _NEAR + 1):
+            reached = {other for number in reached for other in edges[number]} - seen
+            if wanted in reached:
+                return found, sign * steps
+            seen |= reached
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

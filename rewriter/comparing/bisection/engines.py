@@ -11,7 +11,7 @@ import numpy as np
 
 from passes.extract import Extractor
 from passes.segments import SegmentModel
-from rewriter.comparing.bisection.emulated import own_when_lowered
+from rewriter.comparing.bisection.emulated import near_when_lowered, own_when_lowered
 from rewriter.comparing.bisection.gaps import Gap, gap
 from rewriter.comparing.bisection.notes import place_notes
 from rewriter.comparing.bisection.options import option_line, patterns
@@ -265,15 +265,25 @@ class _Search:
 
 
 def _emulation_notes(subject: Subject, node: int, limit: float) -> tuple[str, ...]:
-    """Whether emulation shows what the engine does: then it is enough that the node keeps its precision."""
+    """Whether emulation shows what the engine does, there or nearby: then it is enough that nodes keep their precision.
+
+    The same error can be seen some nodes away, for TensorRT's kernels take several nodes.
+    """
     try:
         lowered = own_when_lowered(subject, node)
+        near = near_when_lowered(subject, node) if lowered <= limit else None
     except ConversionError as error:
         return (f"whether it is the precision is not known: {error}",)
-    if lowered <= limit:
+    if lowered > limit:
+        keep = option_line("--keep-nodes", patterns(subject.excluded(node)))
+        return (f"emulation shows it, too ({lowered:.1e}), so it is the precision: {keep} may do",)
+    if near is None:
         return ()
-    keep = option_line("--keep-nodes", patterns(subject.excluded(node)))
-    return (f"emulation shows it, too ({lowered:.1e}), so it is the precision: {keep} may do",)
+    found, steps = near
+    where = f"{abs(steps)} node(s) {'before' if steps > 0 else 'behind'} it, at {found.node!r} ({found.own:.1e})"
+    left = "" if found.verified is None else f" (in emulation it leaves {found.verified:.1e})"
+    may = f": {found.option} may do{left}" if found.option else ""
+    return (f"emulation shows such an error {where}, so it is likely the precision{may}",)
 
 
 def _worst(gaps: Mapping[str, Gap]) -> Gap:

@@ -155,6 +155,31 @@ def test_emulation_tells_whether_it_is_the_precision(tmp_path):
     assert any("--keep-nodes '^n_c$' may do" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("guilty", "where"), [("n_e", "1 node(s) before it"), ("n_b", "1 node(s) behind it")])
+def test_emulation_tells_of_the_precision_of_a_neighbour(tmp_path, guilty, where):
+    # c overflows in float16; a fused kernel holds it, and goes wrong elsewhere.
+    text = """g (float[batch, 8] x) => (float[batch, 8] y) {
+        a = Tanh(x) b = Mul(a, big) c = Mul(b, b) e = Div(c, most) f = Relu(e) y = Tanh(f) }"""
+    proto = parse(text, big=np.float32(1000), most=np.float32(6e4))
+    artifact = make_artifact(proto, tmp_path / "out", "FP16", ["n_a", "n_b", "n_c", "n_e", "n_f", "n_y"])
+    runner = FakeRunner(Subject.of(artifact, [X], 5e-3), {guilty: 1e3})
+    found = bisect(artifact, [X], 5e-3, result="tensorrt", engines=runner)
+    assert (found.node, found.option) == (guilty, f"--node-denylist '^{guilty}$'")
+    (note,) = [note for note in found.notes if "--keep-nodes" in note]
+    assert f"{where}, at 'n_c' (" in note
+    assert "^n_c$" in note
+    assert "(in emulation it leaves " in note
+
+
+@pytest.mark.parametrize("precision", ["FP16", "FP32"])
+def test_an_engine_that_is_wrong_where_emulation_is_right_is_no_matter_of_precision(tmp_path, precision):
+    artifact = make_artifact(parse(CHAIN), tmp_path / "out", precision, *CUTS)
+    runner = FakeRunner(Subject.of(artifact, [X], 5e-2), {"n_c": 0.5})
+    found = bisect(artifact, [X], 5e-2, result="tensorrt", engines=runner)
+    assert found.node == "n_c"
+    assert not any("precision" in note for note in found.notes)
+
+
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_node_of_any_cut_is_found(data, tmp_path_factory):
