@@ -25,8 +25,24 @@ CHAIN_LIMIT = 0.5
 def render(document: Mapping[str, Any]) -> str:
     """All tables as Markdown, with a heading for each."""
     rows = document["rows"]
-    parts = [*_speed(document), *_ratios(rows), *_conversions(rows), *_transposes(rows), *_chain(rows), *_smoke(rows)]
+    parts = [
+        *_runs(document),
+        *_speed(document),
+        *_ratios(rows),
+        *_conversions(rows),
+        *_transposes(rows),
+        *_chain(rows),
+        *_smoke(rows),
+    ]
     return "\n\n".join([*parts, *_failures(rows)])
+
+
+def _runs(document: Mapping[str, Any]) -> Iterable[str]:
+    """That rows of earlier runs are beneath these ones, and from when."""
+    dates = [(run.get("environment") or {}).get("date", "an unknown day") for run in document.get("merged", ())]
+    if dates:
+        parts = ", ".join((document.get("options") or {}).get("parts", ())) or "some parts"
+        yield f"The last run measured again: {parts}; rows that it did not make are those of {', '.join(dates)} UTC."
 
 
 def facts(document: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     python benchmarks/rivals.py FOLDER [--steps prepare time] [--models NAME...] [--parts PART...] [--budget SECONDS]
                                 [--batch_size N...] [--device cuda|cpu] [--export_metrics_json_path FILE]
+                                [--merge FILE.json]
 
 FOLDER holds the skeletons of `python benchmarks/_rivals_models.py FOLDER` (5 MB; needs TensorFlow), and gets all that
 is made of them. Needs torch, jax, onnxruntime-gpu and TensorRT-RTX on the machine with the GPU. What is not installed,
@@ -18,6 +19,9 @@ has no 8-bit convolutions), "onnxruntime" (eager and by its own CUDA graph; NHWC
 alternating steps with exact profiles), "smoke" (commands of trt-rewriter), "max_autotune" (torch.compile in that mode,
 batch 8 in FP16; minutes, so only when asked for).
 
+To measure some parts again: `--merge FILE.json` begins with the rows of an earlier JSON. A new row takes the place of
+the earlier one of the same part, model, system, precision and batch, unless the new one failed and that did not.
+
 PyTorch and JAX run the ONNX model by a table of its operators (`_rivals_graph.py`), checked against ONNX Runtime. All
 get device-resident inputs of the same fixed shapes and leave their outputs on the device. "difference": from ONNX
 Runtime in FP32 on the CPU, max|difference| / max|reference|. The exit status is 1 when nothing of ours was measured.
@@ -31,15 +35,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from _common import PACKAGES, write_json
-from _options import add_metrics_options, add_timing_options, parse, recorded, write_csv
+from _options import add_metrics_options, add_timing_options, parse, write_csv
+from _rivals_kept import Kept
 from _rivals_report import facts, plots, render
 from _runtime_bench import MARK
 
@@ -71,7 +74,7 @@ def main() -> int:
         work(json.loads(options.worker))
         return 0
     end = time.perf_counter() + options.budget
-    kept = Kept(options)
+    kept = Kept(options, QUESTION, MODELS)
     if "prepare" in options.steps:
         kept.forget({"fixed", "convert", "compile"})
         run_groups(fixed_groups(options), options.jobs, end, kept.add)
@@ -87,58 +90,6 @@ def main() -> int:
         write_csv(options.csv, [row for row in document["rows"] if row["part"] == "speed"], options.experiment_name)
     ours = [row for row in document["rows"] if row.get("system") == "ours" and "us" in row]
     return 0 if ours or "time" not in options.steps else 1
-
-
-class Kept:
-    """The rows so far, written down after each process, in FOLDER/rivals.json and where the options say.
-
-    A later call goes on from FOLDER/rivals.json, so that preparing and timing may be two calls.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options, self._lock = options, threading.Lock()
-        self._path = options.folder / "rivals.json"
-        self._told = {name: value for name, value in recorded(options).items() if name != "folder"}
-        self._rows: list[Row] = []
-        if self._path.is_file():
-            self._rows = json.loads(self._path.read_text(encoding="utf-8"))["rows"]
-
-    def forget(self, parts: Iterable[str]) -> None:
-        """Drops rows that are about to be made again."""
-        self._rows = [row for row in self._rows if row["part"] not in set(parts)]
-
-    def add(self, rows: Sequence[Row]) -> None:
-        with self._lock:
-            self._rows.extend(rows)
-            for path in (self._path, self._options.json):
-                if path is not None:
-                    write_json(path, self.document())
-
-    def document(self) -> dict[str, Any]:
-        """What is rendered."""
-        from _rivals_models import ABOUT
-
-        # By model, then as they were planned: the order in which processes end is chance.
-        order = {name: place for place, name in enumerate(MODELS)}
-        rows = sorted(self._rows, key=lambda row: (order.get(row.get("model", ""), len(order)), row.get("place", 0)))
-        return {
-            "question": QUESTION, "experiment_name": self._options.experiment_name, "options": self._told,
-            "versions": versions(), "models": dict(ABOUT), "rows": rows,
-        }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of what is compared, beyond those of every benchmark's environment."""
-    import importlib.metadata
-
-    found = {}
-    names = (*PACKAGES, "torch", "triton", "jax", "jaxlib", "onnxruntime-gpu", "nvidia-cudnn-cu13")
-    for name in dict.fromkeys(names):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def run_groups(
@@ -277,15 +228,14 @@ def convert_groups(options: argparse.Namespace) -> list[Group]:
 
 def compile_groups(options: argparse.Namespace) -> list[Group]:
     """What compiles on the GPU: a first call, without timing."""
-    return [
-        _group(
-            options, "compile", work, model, [case for case in RIVALS[work](options, model) if case["precision"] == p]
-        )
-        for work in ("compile", "jax")
-        if work in options.parts
+    groups = [
+        (WORK.get(part, part), model, [case for case in RIVALS[part](options, model) if case["precision"] == precision])
+        for part in ("max_autotune", "compile", "jax")
+        if part in options.parts
         for model in options.models
-        for p in RIVAL_PRECISIONS
+        for precision in RIVAL_PRECISIONS
     ]
+    return [_group(options, "compile", work, model, cases) for work, model, cases in groups if cases]
 
 
 def timed_groups(options: argparse.Namespace) -> list[Group]:
@@ -298,15 +248,15 @@ def timed_groups(options: argparse.Namespace) -> list[Group]:
     if "transposes" in parts:
         cases = [{"precision": "FP16", "batch": batch} for batch in options.batch_size]
         groups += [_group(options, "transposes", "transposes", model, cases) for model in TRANSPOSED]
-    for work, cases_of in RIVALS.items():
-        if work in parts:
-            groups += [_group(options, "speed", work, model, cases_of(options, model)) for model in options.models]
+    for part, cases_of in RIVALS.items():
+        if part in parts and part != "max_autotune":
+            groups += [_group(options, "speed", part, model, cases_of(options, model)) for model in options.models]
     if "smoke" in parts:
         small = "unet" if "unet" in options.models else options.models[0]  # bisecting builds prefixes of its engine
         groups.append(_group(options, "smoke", "smoke", small, [{"command": words} for words in SMOKE]))
     if "max_autotune" in parts:
-        case = {"system": "torch compile, max-autotune", "precision": "FP16", "batch": 8, "mode": "max-autotune"}
-        groups += [_group(options, "speed", "compile", model, [case]) for model in options.models]
+        cases = RIVALS["max_autotune"](options, "")
+        groups += [_group(options, "speed", "compile", model, cases) for model in options.models]
     return groups
 
 
@@ -347,7 +297,12 @@ RIVALS: dict[str, Callable[[argparse.Namespace, str], list[Row]]] = {
     "onnxruntime": _onnxruntime_cases,
     "torch": lambda options, _: _cases(options, "torch eager"),
     "jax": lambda options, _: _cases(options, "JAX"),
+    "max_autotune": lambda *_: [
+        {"system": "torch compile, max-autotune", "precision": "FP16", "batch": 8, "mode": "max-autotune"}
+    ],
 }
+#: Part -> what its workers do, where that is called otherwise.
+WORK = {"max_autotune": "compile"}
 
 
 def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -364,6 +319,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=int, default=10, help="conversions at a time (default %(default)s)")
     add("--gpu_jobs", type=int, default=6, help="compilers on the GPU at a time (default %(default)s)")
     add("--waiting", type=int, default=4, help="processes of which one is timed, the others load (default %(default)s)")
+    add("--merge", type=Path, metavar="FILE", help="JSON of an earlier run whose rows stay unless they are made again")
     add("--worker", help=argparse.SUPPRESS)
     add_timing_options(parser, batch_size=BATCHES, num_iterations=200, num_warmup_iterations=20)
     add_metrics_options(parser)

@@ -175,6 +175,55 @@ def test_calls_are_timed_in_rounds_and_slow_ones_less_often(module):
     assert workers.timed(calls.clear, calls.clear, workers.Timing(calls=0, warmup=0, seconds=1.0)) == {}
 
 
+def test_rows_of_an_earlier_run_stay_unless_they_are_measured_again(module, tmp_path):
+    rivals, kept = module("rivals"), module("_rivals_kept")
+    earlier = {
+        "question": rivals.QUESTION, "environment": {"date": "yesterday"},
+        "rows": [
+            speed("ours", "FP16", 1, 100.0), speed("JAX", "FP16", 1, 200.0), speed("torch", "FP16", 1, 300.0),
+            {**speed("JAX", "FP16", 8, 0.0), "failed": "not begun"},
+            {"part": "convert", "model": "unet", "precision": "FP16", "cancel": True},
+        ],
+    }  # fmt: skip
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    out = tmp_path / "new.json"
+    options = rivals._parse(
+        [str(tmp_path / "not" / "there"), "--merge", str(tmp_path / "earlier.json"), "--json", str(out)]
+    )
+    rows = kept.Kept(options, rivals.QUESTION, rivals.MODELS)
+    rows.add([
+        speed("JAX", "FP16", 1, 20.0), speed("JAX", "FP16", 8, 30.0),
+        {"part": "speed", "model": "unet", "system": "torch", "precision": "FP16", "batch": 1, "failed": "no end"},
+        {"part": "convert", "model": "unet", "precision": "FP16", "cancel": False},
+    ])  # fmt: skip
+    found = json.loads(out.read_text())
+    times = {(r["system"], r["batch"]): r["us"] for r in found["rows"] if r["part"] == "speed"}
+    assert times == {("ours", 1): 100.0, ("JAX", 1): 20.0, ("torch", 1): 300.0, ("JAX", 8): 30.0}
+    assert not any("failed" in row for row in found["rows"])
+    assert {row["cancel"] for row in found["rows"] if row["part"] == "convert"} == {True, False}
+    assert [run["environment"] for run in found["merged"]] == [{"date": "yesterday"}]
+    assert "merge" not in found["options"]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"question": "another"}'])
+def test_what_cannot_be_merged_is_told_at_once(module, tmp_path, text):
+    rivals, path = module("rivals"), tmp_path / "earlier.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=r"^Error: --merge .*earlier\.json (cannot be read|was not written)"):
+        module("_rivals_kept").Kept(rivals._parse([str(tmp_path), "--merge", str(path)]), rivals.QUESTION, ())
+
+
+def test_max_autotune_is_compiled_before_anything_is_timed(module, tmp_path):
+    rivals = module("rivals")
+    options = rivals._parse([str(tmp_path), "--parts", "jax", "max_autotune"])
+    prepared, timed = (make(options) for make in (rivals.compile_groups, rivals.timed_groups))
+    for groups in (prepared, timed):
+        modes = [(g["work"], g["model"]) for g in groups for case in g["cases"] if case.get("mode") == "max-autotune"]
+        assert modes == [("compile", model) for model in rivals.MODELS]
+    assert [group["work"] for group in timed] == ["jax"] * 5 + ["compile"] * 5
+
+
 def speed(system, precision, batch, us, **more):
     figures = {"us": us, "p10": us * 0.9, "p90": us * 1.1, "in a row": us / 2, "difference": 1e-3}
     return {
@@ -223,6 +272,17 @@ def test_the_tables_tell_figures_ratios_verdicts_and_failures(module):
     assert "no memory" in text
     assert "fell back: no engine fits" in text
     assert "trt-rewriter bench x" in text
+
+
+def test_merged_runs_are_told(module):
+    more = {"merged": [{"environment": {"date": "2026-01-02 03:04"}}], "options": {"parts": ["jax", "chain"]}}
+    assert (
+        module("rivals")
+        .render(DOCUMENT | more)
+        .startswith(
+            "The last run measured again: jax, chain; rows that it did not make are those of 2026-01-02 03:04 UTC."
+        )
+    )
 
 
 def test_facts_and_charts_come_from_the_same_rows(module):
