@@ -34,7 +34,7 @@ def render(document: Mapping[str, Any]) -> str:
         *_chain(rows),
         *_smoke(rows),
     ]
-    return "\n\n".join([*parts, *_failures(rows)])
+    return "\n\n".join([*parts, *_chain(rows), *_smoke(rows), *_failures(rows)])
 
 
 def _runs(document: Mapping[str, Any]) -> Iterable[str]:
