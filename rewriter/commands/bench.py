@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewriter.commands.npz import read_npz
-from rewriter.commands.options import parse_shapes
+from rewriter.commands.options import check_target, parse_shapes
 from rewriter.errors import InvalidParameterError
 from rewriter.timing.latencies import TRIM
 
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rewriter.timing.circumstances import circumstances
     from rewriter.timing.tables import print_timing, write_csv
 
-    for option in ("json", "csv"):
-        _check_target(f"--{option}", getattr(arguments, option))
+    check_target("--json", arguments.json)
+    check_target("--csv", arguments.csv)
     options = TimingOptions(
         iterations=arguments.iterations,
         duration=arguments.duration,
@@ -158,11 +158,6 @@ def _options(arguments: argparse.Namespace, options: TimingOptions) -> dict[str,
     import dataclasses
 
     return {**_load_options(arguments), **dataclasses.asdict(options)}
-
-
-def _check_target(option: str, path: str | None) -> None:
-    if path and not Path(path).resolve().parent.is_dir():
-        raise InvalidParameterError(f"{option} {path!r}: there is no such folder")
 
 
 def _write(path: str, text: str) -> None:

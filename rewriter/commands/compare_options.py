@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rewriter.commands.options import words
+from rewriter.commands.options import check_target, words
 from rewriter.errors import InvalidParameterError
 
 
@@ -112,10 +112,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InvalidParameterError(f"{' and '.join(given)} both say what the inputs are: leave one of them out")
     if arguments.batch_size is not None and (not arguments.inputs or arguments.batch_size < 1):
         raise InvalidParameterError("--batch-size is the number of rows (at least 1) that --inputs are cut into")
-    for option in ("json", "html"):
-        value = getattr(arguments, option)
-        if value and not Path(value).resolve().parent.is_dir():
-            raise InvalidParameterError(f"--{option} {value!r}: there is no such folder")
+    check_target("--json", arguments.json)
+    check_target("--html", arguments.html)
     if arguments.pictures and Path(arguments.pictures).exists() and not Path(arguments.pictures).is_dir():
         raise InvalidParameterError(f"--pictures {arguments.pictures!r} is a file: name a folder")
     if arguments.html or arguments.pictures:

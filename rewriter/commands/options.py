@@ -144,6 +144,20 @@ def _read_template(name: str | None) -> Any:
         raise InvalidParameterError(f"{option} is no RewriterConfig in text form: {error}") from error
 
 
+def check_target(option: str, path: str | None) -> None:
+    """Refuses a file that cannot be written for certain, before the work that would be lost; None is no file.
+
+    Raises:
+        InvalidParameterError: its folder is not there, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if not Path(path).resolve().parent.is_dir():
+        raise InvalidParameterError(f"{option} {path!r}: there is no such folder")
+    if not path or Path(path).is_dir():
+        raise InvalidParameterError(f"{option} {path!r} is a folder: name a file")
+
+
 def words(text: str) -> tuple[str, ...]:
     """Splits at commas; empty pieces are dropped."""
     return tuple(word.strip() for word in text.split(",") if word.strip())

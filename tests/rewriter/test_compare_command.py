@@ -224,6 +224,7 @@ def test_models_with_other_names_are_told_apart(artifact, tmp_path, capsys):
         (["SRC", "OUT", "--batch-size", "2"], "--batch-size is the number of rows"),
         (["SRC", "OUT", "--inputs", "WIDE", "--batch-size", "0"], "--batch-size is the number of rows"),
         (["SRC", "OUT", "--html", "GONE/page.html"], "there is no such folder"),
+        (["SRC", "OUT", "--html", "."], "--html '.' is a folder: name a file"),
         (["SRC", "OUT", "--pictures", "SRC"], "is a file: name a folder"),
     ],
 )
