@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -89,7 +89,9 @@ def compare(
     if meters is None:
         raise ValueError("nothing to compare: 0 samples")
     said = {name: (words or {}).get(name, name) for name in runners}
-    return Comparison(said, tuple(shapes), meters.spreads(), meters.differences(), tuple(notes))
+    pairs_found = meters.differences()
+    told = (*notes, *_untold(pairs_found, top_k))
+    return Comparison(said, tuple(shapes), meters.spreads(), pairs_found, told)
 
 
 def spread(runner: str, output: str, arrays: Sequence[np.ndarray]) -> Spread:
@@ -158,6 +160,17 @@ class _Meters:
             PairDifference(pair, tuple(meter.difference() for meter in meters.values()), worst)
             for pair, meters, worst in zip(self._pairs, self._meters, self._worst, strict=True)
         )
+
+
+def _untold(pairs: Sequence[PairDifference], top_k: Sequence[int]) -> Iterator[str]:
+    """What the figures do not show by themselves: outputs without a value pass, and some k have no meaning."""
+    found = [difference for pair in pairs for difference in pair.differences]
+    empty = dict.fromkeys(d.output for d in found if not d.elements)
+    if empty:
+        yield f"no value was compared of {', '.join(empty)}: empty in every sample"
+    idle = [f"top-{k}" for k in top_k if not any(k in d.top_k for d in found)]
+    if idle:
+        yield f"{', '.join(idle)}: no output has rows of more scores (floating point, rank 2 or more) than that"
 
 
 def _check_names(results: Mapping[str, Arrays]) -> None:

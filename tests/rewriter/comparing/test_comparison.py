@@ -108,6 +108,19 @@ def test_compare_runs_every_sample_through_every_runner():
     assert [(s.runner, s.maximum) for s in found.spreads] == [("source", 8.0), ("native", pytest.approx(8.008))]
 
 
+def test_what_the_figures_do_not_show_is_noted():
+    runners = {
+        "a": lambda x: {"full": x["x"], "empty": x["x"][:0]},
+        "b": lambda x: {"full": x["x"], "empty": x["x"][:0]},
+    }
+    found = compare(runners, [{"x": np.zeros((2, 4), np.float32)}], [Pair("a", "b", 1e-3)], top_k=(1, 5), notes=["n"])
+    assert found.notes == (
+        "n",
+        "no value was compared of empty: empty in every sample",
+        "top-5: no output has rows of more scores (floating point, rank 2 or more) than that",
+    )
+
+
 def test_json_has_no_number_that_json_lacks():
     runners = {"a": lambda x: {"y": np.float32([1])}, "b": lambda x: {"y": np.float32([np.nan])}}
     data = compare(runners, [{}], [Pair("a", "b", 1.0)]).to_dict()
