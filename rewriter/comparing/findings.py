@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rewriter.comparing.values import Comparison, Pair, PairDifference
+from passes.base import PassError
+from rewriter.comparing.values import Comparison, Difference, Pair, PairDifference
 from rewriter.errors import ConversionError
 from rewriter.runtime.other_errors import first_line
 
@@ -50,6 +51,19 @@ def pairs_to_search(comparison: Comparison) -> list[PairDifference]:
     return kept
 
 
+def _limit(pair: Pair, found: Difference) -> float | None:
+    """The relative difference up to which an output passes, its absolute bound included; None: it is not judged.
+
+    An output that passes only by its absolute bound where the reference is all zero has no such number.
+    """
+    limit = pair.limit(found.output)
+    if limit is None or pair.absolute is None:
+        return limit
+    if not found.scale:
+        return None if pair.passes(found) else limit
+    return max(limit, pair.absolute / found.scale)
+
+
 def find_causes(
     comparison: Comparison,
     artifact: Artifact,
@@ -74,7 +88,7 @@ def find_causes(
         pair = found.pair
         if on_pair is not None:
             on_pair(pair)
-        limits = {d.output: limit for d in found.differences if (limit := pair.limit(d.output)) is not None}
+        limits = {d.output: limit for d in found.differences if (limit := _limit(pair, d)) is not None}
         try:
             result = bisect(
                 artifact,
@@ -84,7 +98,7 @@ def find_causes(
                 result=pair.result,
                 source=reference if pair.reference == "source" else None,
             )
-        except ConversionError as error:
+        except (ConversionError, PassError) as error:
             words = f"Bisection of {pair.result} against {pair.reference} is not possible: {first_line(error)}"
             findings.append(Finding(pair, words))
             continue

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from passes.base import PassError
 from rewriter.comparing import bisection
 from rewriter.comparing.comparison import Comparison, Pair, compare
 from rewriter.comparing.findings import find_causes, pairs_to_search
@@ -78,10 +79,26 @@ def test_the_worst_inputs_and_the_tolerances_of_all_outputs_are_passed_on(monkey
     assert [pair.result for pair in seen] == ["native", "emulated"]
 
 
-def test_a_bisection_that_is_not_possible_is_told_and_the_others_go_on(monkeypatch):
+def test_the_absolute_bound_widens_the_limits_of_a_bisection(monkeypatch):
+    limits = []
+    monkeypatch.setattr(bisection, "bisect", lambda _, __, tolerance, **___: limits.append(tolerance) or Found("found"))
+    reference = {"large": 10.0, "small": 1e-6, "nothing": 0.0}
+    runners = {
+        "native": lambda x: {name: np.float32([value]) for name, value in reference.items()},
+        "emulated": lambda x: {"large": np.float32([11]), "small": np.float32([2e-6]), "nothing": np.float32([1e-6])},
+    }
+    pair = Pair("native", "emulated", 1e-3, absolute=0.1)
+    found = compare(runners, [{"x": np.float32([1])}], [pair])
+    assert [d.output for d in found.pairs[0].failed] == ["large"]
+    find_causes(found, "artifact", "model")
+    assert limits == [{"large": pytest.approx(0.01), "small": pytest.approx(1e5)}]
+
+
+@pytest.mark.parametrize("error", [ConversionError, PassError])
+def test_a_bisection_that_is_not_possible_is_told_and_the_others_go_on(monkeypatch, error):
     def bisect(*_, result, **__):
         if result == "native":
-            raise ConversionError("the names differ\nand more")
+            raise error("the names differ\nand more")
         return Found("found")
 
     monkeypatch.setattr(bisection, "bisect", bisect)
