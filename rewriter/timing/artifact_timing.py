@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ class TimingOptions:
         for name, least in (("iterations", 1), ("warmup_iterations", 0), ("threads", 1), ("duration", 0)):
             if not getattr(self, name) >= least:
                 raise InvalidParameterError(f"{name} must be at least {least}, not {getattr(self, name)!r}")
+        if math.isinf(self.duration):
+            raise InvalidParameterError(f"duration must be at least 0 and finite, not {self.duration!r}")
         if not 0 <= self.trim < 0.5:
             raise InvalidParameterError(f"trim_mean_percentage must be at least 0 and below 0.5, not {self.trim!r}")
 

@@ -162,7 +162,12 @@ def measure_threads(
         return seconds, end
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        found = [future.result() for future in [pool.submit(work, call) for call in calls]]
+        try:
+            found = [future.result() for future in [pool.submit(work, call) for call in calls]]
+        except BaseException:
+            failed.set()
+            start.abort()  # where the system gives no more threads, those that are there would wait for ever
+            raise
     every = [value for seconds, _ in found for value in seconds]
     end = max(end for _, end in found)
     return Latencies.of(every), Throughput(len(every), end - begun[0], len(calls))

@@ -187,6 +187,7 @@ def test_notes(stats, words):
         {"duration": float("nan")},
         {"threads": 0},
         {"warmup_iterations": -1},
+        {"duration": float("inf")},
         {"trim": 0.5},
         {"trim": float("nan")},
     ],

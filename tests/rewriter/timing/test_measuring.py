@@ -1,6 +1,7 @@
 """Timing over a clock that stands still but for what the calls take."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +82,19 @@ def test_threads_each_make_their_calls():
     assert {number: len(calls) for number, calls in made.items()} == dict.fromkeys(range(4), 5)
     assert len({calls[0] for calls in made.values()}) == 4
     assert all(len(set(calls)) == 1 for calls in made.values())
+
+
+def test_threads_that_the_system_does_not_give_leave_none_waiting(monkeypatch):
+    submit = ThreadPoolExecutor.submit
+
+    def submit_two(pool, *work):
+        if len(pool._threads) == 2:
+            raise RuntimeError("can't start new thread")
+        return submit(pool, *work)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        measure_threads([lambda: None] * 3, iterations=10**9)
 
 
 def test_a_thread_that_fails_ends_the_others():
