@@ -10,8 +10,8 @@ compares the export with TensorFlow, partitions the model and keeps the native w
 Another run of ours in each turn is watched by `_ownership.py`, which books every moment to its owner by one rule
 that is written there. The limit: on ResNet50 our own stages, which is all that happens in them but TensorFlow,
 tf2onnx and TensorRT's parser and builder (so our code, ONNX Runtime and onnx), take at most 15 % of the whole
-process. Its start and end and the imports are no stages: the share with these is told beside it. The exit status is 1
-beyond the limit.
+process. Its start and end and the imports are no stages: the share with these is judged by the same limit beside it.
+The exit status is 1 when the stages are beyond the limit.
 """
 
 from __future__ import annotations
@@ -116,12 +116,17 @@ def render(document: Mapping[str, Any]) -> str:
         "Medians of watched runs, seconds; `_ownership.py` has the rule. own stages: all in the stages but TensorFlow, "
         "tf2onnx and TensorRT, as a share of the whole; with start, end and imports: the same of these as well.",
     ]
-    share = own_share(document, JUDGED)
-    if share is not None:
-        judged = "PASS" if share <= LIMIT else "FAIL"
-        told = f"{judged}: own stages take {share:.1%} of a {JUDGED} conversion (limit {LIMIT:.0%}); "
-        told += f"with Python's start and end and the imports {own_share(document, JUDGED, outside=True):.1%}."
-        parts += [f"### {JUDGED} by stage", format_table(_stages(document, JUDGED)), told]
+    readings = {
+        "own stages": own_share(document, JUDGED),
+        "own stages, Python's start and end and the imports": own_share(document, JUDGED, outside=True),
+    }
+    judged = [
+        f"{'PASS' if share <= LIMIT else 'FAIL'}: {what} take {share:.1%} of a {JUDGED} conversion (limit {LIMIT:.0%})."
+        for what, share in readings.items()
+        if share is not None
+    ]
+    if judged:
+        parts += [f"### {JUDGED} by stage", format_table(_stages(document, JUDGED)), *judged]
     return "\n\n".join(parts)
 
 
