@@ -1,18 +1,23 @@
 """The command line, in process: exit status, one-line errors, and what is printed."""
 
 import json
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
+from rich.console import Console
 
 from rewriter.artifact import load_artifact
 from rewriter.cli import main
 from rewriter.commands.options import parse_shapes
+from rewriter.commands.screen import StageScreen
 from rewriter.errors import InvalidParameterError
+from rewriter.progress import ProgressEvent
 
 OPSETS = [h.make_opsetid("", 18), h.make_opsetid("ai.onnx.ml", 3)]
 
@@ -289,3 +294,23 @@ def test_a_dry_run_builds_and_saves_nothing(onnx_file, capsys):
 def test_options_that_do_not_go_together(onnx_file, arguments, message, capsys):
     assert main(["convert", str(onnx_file), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_the_command_that_is_asked_for_is_imported():
+    code = "import sys; from rewriter.cli import main\ntry: main(['inspect', '-h'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    modules = done.stdout.split()
+    assert "rewriter.commands.inspect" in modules
+    assert not {"rewriter.commands.bench", "rewriter.commands.convert"} & set(modules)
+
+
+def test_the_screen_has_something_done_once_when_tensorrt_builds():
+    done = threading.Event()
+    calls = []
+    screen = StageScreen(Console(quiet=True), meanwhile=lambda: (calls.append(1), done.set()))
+    screen(ProgressEvent("build", 0, 1))
+    assert not calls
+    screen(ProgressEvent("build", 1, 3, "TRTEngineOp_000"))
+    screen(ProgressEvent("build", 2, 3, "TRTEngineOp_000"))
+    assert done.wait(10)
+    assert calls == [1]
