@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 #: Outputs in a table; of more those are shown that are furthest off.
 MOST_OUTPUTS = 24
 #: Columns that go first where the screen is narrow.
-_LESS_NEEDED = ("mean abs", "mean rel", "agree")
-#: Characters that the name of an output has at least, and those at the edges of a table.
-_NAME, _EDGES = 14, 4
+_LESS_NEEDED = ("mean abs", "mean rel", "agree", "cosine", "max abs")
+#: Columns whose text may be broken -> characters that it has at least: the name of an output, and of a runner.
+_NAMES = {"output": 12, "of": 8}
+#: Characters at the edges of a table.
+_EDGES = 4
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -37,11 +39,11 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(sample_words(comparison))
     outputs = list(dict.fromkeys(entry.output for entry in comparison.spreads))
     shown = set(furthest_off(comparison)[:MOST_OUTPUTS]) if len(outputs) > MOST_OUTPUTS else set(outputs)
-    console.print(_values([entry for entry in comparison.spreads if entry.output in shown]), soft_wrap=False)
+    _print(console, _values([entry for entry in comparison.spreads if entry.output in shown]))
     dropped: set[str] = set()
     for pair in comparison.pairs:
         table, left_out = _differences(pair, shown, console.width)
-        console.print(table, soft_wrap=False)
+        _print(console, table)
         dropped.update(left_out)
     if dropped:
         told = ", ".join(heading for heading in _LESS_NEEDED if heading in dropped)
@@ -66,6 +68,14 @@ def print_verdict(console: Console, comparison: Comparison) -> None:
         console.print(f"PASSED: {'; '.join(verdict(pair) for pair in comparison.pairs)}", style="bold green")
 
 
+def _print(console: Console, table: Table) -> None:
+    """Prints a table whose figures are never cut: where there is no room at all, the terminal breaks its lines."""
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    console.print(table, soft_wrap=False, crop=False)
+
+
 def _values(spreads: Sequence[Spread]) -> Table:
     """One row a runner; an output's name stands in its first row, its type and shape in the second."""
     headings = ["min", "max", "mean", "NaN", "inf"]
@@ -88,12 +98,14 @@ def _values(spreads: Sequence[Spread]) -> Table:
 
 def _differences(pair: PairDifference, shown: set[str], width: int) -> tuple[Table, list[str]]:
     """The table, and the headings of columns that there is no room for."""
-    limit = "" if pair.pair.tolerance is None else f", limit {pair.pair.tolerance:.1e}"
+    limits = {pair.pair.limit(d.output) for d in pair.differences}
+    common = limits.pop() if len(limits) == 1 else pair.pair.tolerance  # of several limits a column tells
+    limit = "" if common is None else f", limit {common:.1e}"
     found = [d for d in pair.differences if d.output in shown]
     columns = difference_columns(pair)
     dropped = []
     for heading in _LESS_NEEDED:
-        if _NAME + sum(_width(column, found) for column in columns) + len("FAILED") + _EDGES > width:
+        if _NAMES["output"] + sum(_width(column, found) for column in columns) + len("FAILED") + _EDGES > width:
             dropped += [column.heading for column in columns if column.heading == heading]
             columns = [column for column in columns if column.heading != heading]
     title = f"Differences of {pair.pair.result} from {pair.pair.reference}{limit}"
@@ -114,8 +126,8 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for column in columns:
-        if column == "output":
-            table.add_column(column, overflow="fold", min_width=_NAME)
+        if column in _NAMES:
+            table.add_column(column, overflow="fold", min_width=_NAMES[column])
         else:
-            table.add_column(column, justify="left" if column in ("of", "") else "right", no_wrap=True)
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
     return table

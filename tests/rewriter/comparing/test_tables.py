@@ -35,6 +35,16 @@ def test_a_wide_terminal_shows_every_column():
     assert "Left out" not in text
 
 
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_figures_are_never_cut(width):
+    text = printed(comparison(), width)
+    assert "…" not in text
+    assert "Left out for lack of width: mean abs, mean rel, agree, cosine" in text
+    wide = printed(comparison(), 200)
+    for words in ("FAILED", "top-5", "5.0e-03", "14400"):
+        assert (words in text) == (words in wide)
+
+
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_narrow_terminal_shows_what_matters(width):
     text = printed(comparison(top_k=()), width)
@@ -71,6 +81,13 @@ def test_of_many_outputs_those_that_are_furthest_off_are_shown():
     assert f"Shown are the {MOST_OUTPUTS} of 60 outputs that are furthest off." in text
     assert all(f"out_{number:03}" in text for number in range(6, 60, 7))
     assert "out_059" not in text
+
+
+def test_the_limit_of_the_only_output_is_the_one_in_the_heading():
+    runners = {"a": lambda _: {"y": np.float32([1])}, "b": lambda _: {"y": np.float32([1.5])}}
+    text = printed(compare(runners, [{}], [Pair("a", "b", 1e-3, {"y": 1.0})]))
+    assert "Differences of b from a, limit 1.0e+00" in text
+    assert "1.0e-03" not in text
 
 
 def test_another_type_of_one_runner_shows():
