@@ -77,8 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(_told(section) for section in SECTIONS))
         return 0
     places = {"bundle": options.bundle} if options.bundle else {}
-    for name, file in options.adopt or ():
-        keep(find(name), Path(file))
+    try:
+        for name, file in options.adopt or ():
+            keep(find(name), Path(file))
+    except (OSError, ValueError) as error:
+        print(f"error: nothing to take over from {file}: {error}", file=sys.stderr)
+        return 1
     wanted = [] if options.render or options.check or options.adopt else chosen(options)
     failed = [section.name for section in wanted if not run(section, places)]
     try:

@@ -294,6 +294,15 @@ def test_figures_of_another_machine_are_taken_over_without_its_folders(regenerat
     assert row == {"why": "no file 'model.onnx' (1/2 of https://a.org/b/c, /dev)", "n": 1.5, "none": None}
 
 
+def test_what_cannot_be_taken_over_is_one_line(regenerate, sections, folder, capsys):
+    (folder / "broken.json").write_text("{")
+    for file in ("broken.json", "none.json"):
+        assert regenerate.main(["--adopt", "rivals", str(folder / file)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: nothing to take over from {folder / file}: ")
+        assert said.count("\n") == 1
+
+
 def test_a_script_without_figures_leaves_the_old_ones(regenerate, sections, folder):
     script(folder, "")
     section = sections.Section("speed", "Part", "speed")
