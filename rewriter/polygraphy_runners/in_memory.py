@@ -48,8 +48,9 @@ class InMemoryModel:
         self._ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._dynamic = converter.params.is_dynamic_op  # else convert() has built already
         self._build = build and self._dynamic
+        input_fn = converter.sample_input_fn(shapes) if shapes else None  # which refuses wrong ones in any case
         if self._build and (shapes or not unknown_dimensions(self.signature)):
-            self._build_engines(converter.sample_input_fn(shapes) if shapes else None, _told(shapes))
+            self._build_engines(input_fn, _told(shapes))
             for name, given in check_shapes(shapes).items():  # all of one rank, as the line before has found out
                 columns = list(zip(*given, strict=True))
                 self._ranges[name] = tuple(map(min, columns)), tuple(map(max, columns))

@@ -230,6 +230,11 @@ def test_engines_are_built_once_for_each_new_shape(model, messages):
 
 
 @pytest.mark.rtx
+def test_shapes_that_do_not_fit_are_refused_where_nothing_is_built_either(model):
+    with pytest.raises(InvalidParameterError, match="shape 3 does not fit input 'x'"):
+        ConvertModel(model, build="never", execution="emulate", shapes={"x": [(3,)]})()
+
+
 def test_shapes_that_were_asked_for_are_built_at_once(model, messages):
     with ConvertModel(model, build="always", shapes={"x": [(1, 8), (2, 8), (4, 8)]})() as converted:
         assert converted.builds == 1
