@@ -138,14 +138,14 @@ class DifferenceMeter:
 
     def _add_text(self, left: np.ndarray, right: np.ndarray) -> float:
         """Counts other texts; infinite where there are some."""
-        texts = _text(left), _text(right)
-        gaps = np.where(texts[0] != texts[1], np.inf, 0.0)
+        sides = texts(left), texts(right)
+        gaps = np.where(sides[0] != sides[1], np.inf, 0.0)
         wrong = int(np.count_nonzero(gaps))
         self._other_texts += wrong
         if wrong and not self._misplaced:
             self._misplaced = True
             at = int(gaps.reshape(-1).argmax())
-            self._set_place(at, left.shape, texts[0].reshape(-1)[at], texts[1].reshape(-1)[at])
+            self._set_place(at, left.shape, sides[0].reshape(-1)[at], sides[1].reshape(-1)[at])
         for meter in (self._histogram, self._heat_map):
             if meter is not None:
                 meter.add(gaps)
@@ -202,7 +202,7 @@ class _Agreement:
 
     def add(self, left: np.ndarray, right: np.ndarray) -> None:
         if is_text(left):
-            left, right = _text(left), _text(right)
+            left, right = texts(left), texts(right)
         elif is_floating(left.dtype):
             if left.ndim != 2 or left.shape[1] < 2 or left.dtype.kind == "c":
                 self._possible = False
@@ -250,6 +250,7 @@ def _ratio(part: float, whole: float) -> float:
     return math.inf if part else 0.0
 
 
-def _text(array: np.ndarray) -> np.ndarray:
+def texts(array: np.ndarray) -> np.ndarray:
+    """Strings of any kind as `str`, in the same shape; what is no UTF-8 is replaced."""
     decoded = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]
     return np.asarray(decoded, dtype=object).reshape(array.shape)

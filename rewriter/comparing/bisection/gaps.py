@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.comparing.meters import is_text, texts, wide
+
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
@@ -42,10 +44,10 @@ def gap(reference: Any, result: Any) -> Gap:
     left, right = np.asarray(reference), np.asarray(result)
     if left.shape != right.shape:
         return Gap(math.inf, 0.0, f"has shape {list(right.shape)} instead of {list(left.shape)}")
-    if left.dtype.kind in "OSU" or right.dtype.kind in "OSU":
-        wrong = int(np.sum(_texts(left) != _texts(right)))
+    if is_text(left) or is_text(right):
+        wrong = int(np.sum(texts(left) != texts(right)))
         return Gap(fault=f"has {wrong} other texts") if wrong else Gap()
-    left, right = _wide(left), _wide(right)
+    left, right = wide(left), wide(right)
     finite = np.isfinite(left) & np.isfinite(right)
     if not finite.all():
         odd = ~finite
@@ -60,12 +62,3 @@ def gap(reference: Any, result: Any) -> Gap:
 
 def _most(array: np.ndarray) -> float:
     return float(np.abs(array).max(initial=0.0))
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-
-
-def _texts(array: np.ndarray) -> np.ndarray:
-    found = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]
-    return np.asarray(found, dtype=object)
