@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from rewriter.comparing.bisection.sides import Feeds, ModelSide, Run
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.comparing.bisection.walk import Place
 from rewriter.errors import ConversionError, ExportError
+from rewriter.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
     from rewriter.frontend.callee import Callee
@@ -226,8 +226,8 @@ class _Trials:
         folder: where the SavedModels of what stays go.
     """
 
-    def __init__(self, subject: Subject, callee: Callee, side: FrozenSide, folder: str) -> None:
-        self._subject, self._callee, self._side, self._folder = subject, callee, side, Path(folder)
+    def __init__(self, subject: Subject, callee: Callee, side: FrozenSide, folder: Path) -> None:
+        self._subject, self._callee, self._side, self._folder = subject, callee, side, folder
         self._wanted = _wanted(subject, callee)
         self.exports = 0
         self.notes: list[str] = []
@@ -315,7 +315,7 @@ def _advised(subject: Subject, callee: Callee, found: Bisection, place: _Attempt
     before: tuple[str, ...] = tuple(subject.artifact.params.get("keep_in_tensorflow") or ())
     kept: tuple[str, ...] = ()
     current, state = place, None
-    with tempfile.TemporaryDirectory(prefix="trt-rewriter-") as folder:
+    with TemporaryFolder("trt-rewriter-") as folder:
         trials = _Trials(subject, callee, place.side, folder)
         while current.place is not None and trials.exports < _TRIALS:
             limit = found.tolerance
