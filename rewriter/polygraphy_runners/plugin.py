@@ -14,7 +14,7 @@ from typing import Any
 
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.polygraphy_runners.options import PREFIX, Option, given_values, runner_options, spelled
-from rewriter.polygraphy_runners.talk import import_polygraphy, refusal, warn
+from rewriter.polygraphy_runners.talk import import_polygraphy, one_line_errors, refusal, warn
 
 _HERE = "rewriter.polygraphy_runners"
 #: Parameters that an artifact takes, too.
@@ -73,13 +73,44 @@ def call(model: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return "LoadArtifact", {"path": str(artifact), **given}
 
 
-def add_options(group: Any, options: tuple[Option, ...]) -> None:
-    """Adds the options to polygraphy's parser; one that another plugin has taken is left out, with a warning."""
+def add_options(group: Any, options: Iterable[Option]) -> tuple[Option, ...]:
+    """Adds the options to polygraphy's parser; one that another plugin has taken is left out, with a warning.
+
+    Returns:
+        Those that were added. Parsed arguments have them only where they were written, so that a default that was
+        written can be told from one that was not.
+    """
+    added = []
     for option in options:
         try:
-            group.add_argument(*option.flags, **option.keywords)
+            group.add_argument(*option.flags, **{**option.keywords, "default": argparse.SUPPRESS})
         except argparse.ArgumentError as error:
             warn(f"the option {option.flags[0]} is left out: {error}")
+        else:
+            added.append(option)
+    return tuple(added)
+
+
+def check_selected(options: Iterable[Option], arguments: argparse.Namespace) -> None:
+    """Refuses options of a runner that was not asked for: polygraphy would leave it out, and call the rest PASSED.
+
+    Args:
+        options: those that `add_options` added.
+        arguments: what polygraphy's parser made of the command line.
+
+    Raises:
+        InvalidParameterError: `--trt-rewriter` is missing; the message names the option that needs it.
+    """
+    runners = getattr(arguments, "runners", None)
+    if runners is None or PREFIX in runners:
+        return
+    used = _OF_SOURCES if f"{PREFIX}-tf" in runners else ()
+    written = (option for option in options if hasattr(arguments, option.name) and option.parameter not in used)
+    first = next(written, None)
+    if first is not None:
+        raise InvalidParameterError(
+            f"{first.flags[0]} is an option of the runner --{PREFIX}, which is not asked for: add --{PREFIX}"
+        )
 
 
 def check_runners(model: str, runners: Iterable[str]) -> None:
@@ -216,9 +247,11 @@ def _groups() -> tuple[Any, Any]:
             )
 
         def add_parser_args_impl(self) -> None:
-            add_options(self.group, available)
+            self.added = add_options(self.group, available)
 
         def parse_impl(self, args: argparse.Namespace) -> None:
+            with one_line_errors():
+                check_selected(self.added, args)
             self.values = {o.name: getattr(args, o.name, o.default) for o in available}
 
         def add_to_script_impl(self, script: Any) -> None:
@@ -237,7 +270,10 @@ def _groups() -> tuple[Any, Any]:
             return "TensorFlow 2", f"{PREFIX}-tf"
 
         def get_extra_help_text_impl(self) -> str:
-            return "The model is the source of a conversion (SavedModel, .keras, .h5, .pb); it runs on the CPU."
+            return (
+                "The model is the source of a conversion (a SavedModel; with --model-type keras also .keras and .h5, "
+                "with --model-type frozen .pb); it runs on the CPU."
+            )
 
         def add_to_script_impl(self, script: Any) -> None:
             add_source_runner(self, TrtRewriterArgs, script)

@@ -1,8 +1,13 @@
 """`polygraphy run` with our plugin, in this process; no TensorRT is asked unless a test says so."""
 
+import argparse
 import json
 
 import pytest
+
+from rewriter.errors import InvalidParameterError
+from rewriter.polygraphy_runners import plugin
+from rewriter.polygraphy_runners.options import runner_options
 
 FP16 = ("--trt-rewriter", "--trt-rewriter-precision", "FP16", "--trt-rewriter-backend", "none")
 LOOSE = ("--atol", "1e-2")
@@ -167,3 +172,34 @@ def test_saved_outputs_hold_numbers(command, model, tmp_path):
     path = tmp_path / "out.json"
     assert command(model, *FP16, "--save-outputs", path)[0] == 0
     assert "logits" in json.dumps(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--onnxrt", "--trt-rewriter-precision", "FP16"),
+        ("--onnxrt", "--trt-rewriter-precision-mode", "FP32"),  # what it would be anyway is written all the same
+        ("--onnxrt", "--trt-rewriter-signature", "serve"),
+        ("--onnxrt", "--no-trt-rewriter-is-dynamic-op"),
+        ("--trt-rewriter-tf", "--trt-rewriter-signature", "serve", "--trt-rewriter-artifact", "out"),
+        ("--trt-rewriter-strict",),
+    ],
+    ids=str,
+)
+def test_our_options_without_our_runner_are_refused(command, model, arguments):
+    status, text = command(model, *arguments)
+    assert status == 1
+    assert "PASSED" not in text
+    assert "which is not asked for: add --trt-rewriter" in text
+    assert "Traceback" not in text
+
+
+def test_the_source_has_options_of_its_own():
+    options = tuple(option for option in runner_options() if option.parameter in ("tags", "inputs", "strict"))
+    written = argparse.Namespace(trt_rewriter_tags="serve", trt_rewriter_graph_inputs="x:0")
+    plugin.check_selected(options, argparse.Namespace(**vars(written), runners=["trt-rewriter-tf", "onnxrt"]))
+    plugin.check_selected(options, argparse.Namespace(**vars(written), runners=["trt-rewriter"]))
+    with pytest.raises(InvalidParameterError, match="--trt-rewriter-tags is an option of the runner"):
+        plugin.check_selected(options, argparse.Namespace(**vars(written), runners=["onnxrt"]))
+    with pytest.raises(InvalidParameterError, match="--trt-rewriter-strict is an option of the runner"):
+        plugin.check_selected(options, argparse.Namespace(trt_rewriter_strict=True, runners=["trt-rewriter-tf"]))
