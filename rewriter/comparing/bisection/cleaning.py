@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from passes.base import PassRecord
 from passes.model import Model
 from rewriter.comparing.bisection.gaps import Gap, gap
+from rewriter.comparing.bisection.report import OUTDATED
 from rewriter.comparing.bisection.sides import ModelSide
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.source import SourceModel
@@ -30,7 +31,7 @@ class Blame:
 
     Attributes:
         excluded: its name; () where no pass is to blame.
-        option, verified, passed, notes: as in `Bisection`.
+        option, verified, passed, notes, cause: as in `Bisection`.
     """
 
     excluded: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Blame:
     verified: float | None = None
     passed: bool | None = None
     notes: tuple[str, ...] = ()
+    cause: str = ""
 
 
 class _FoundError(Exception):
@@ -54,11 +56,6 @@ def blame_pass(subject: Subject, source: SourceModel, failed: Mapping[str, float
     from rewriter.pass_selection import parse_rewriter_config
     from rewriter.runtime.native import evaluate
 
-    said = subject.artifact.params.get("passes")
-    if isinstance(said, Mapping) and said.get("given"):
-        return Blame(
-            notes=("the passes were chosen by a RewriterConfig: convert without it to see whether one differs",)
-        )
     guilty: list[tuple[str, float]] = []
 
     def watch(record: PassRecord, model: Model) -> None:
@@ -70,11 +67,15 @@ def blame_pass(subject: Subject, source: SourceModel, failed: Mapping[str, float
 
     with contextlib.suppress(_FoundError):
         parse_rewriter_config(None).pipeline(evaluate).run(source.model, watch)
+    said = subject.artifact.params.get("passes")
+    chosen = isinstance(said, Mapping) and bool(said.get("given"))
     if not guilty:
-        note = (
-            "cleaned again by this version, the source computes what it should: the artifact was made from another "
-            "model, by another version, or was changed: convert again"
-        )
+        notes = ["cleaned again by this version, without any option, the source computes what it should"]
+        if chosen:
+            notes.append("its passes were chosen by a RewriterConfig: if it differs again, convert without that")
+        return Blame(notes=tuple(notes), cause=OUTDATED)
+    if chosen:
+        note = "the passes were chosen by a RewriterConfig: convert without it to see whether one differs"
         return Blame(notes=(note,))
     name, difference = guilty[0]
     told = f"the outputs differ (by {difference:.1e}) from the pass {name!r} on"

@@ -14,7 +14,7 @@ from passes.pipeline import default_pipeline
 from rewriter.comparing.bisection.gaps import Gap, gap
 from rewriter.comparing.bisection.notes import place_notes
 from rewriter.comparing.bisection.options import option_line
-from rewriter.comparing.bisection.report import Bisection
+from rewriter.comparing.bisection.report import OUTDATED, Bisection
 from rewriter.comparing.bisection.sides import Feeds, ModelSide, Run
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.comparing.bisection.walk import Place
@@ -49,6 +49,10 @@ def bisect_export(subject: Subject, callee: Callee, native: ModelSide, failed: M
         side = FrozenSide.of(subject, specialized)
     except ExportError as error:
         return Bisection(*_PAIR, limit, failed, notes=(f"TensorFlow's graph cannot be looked into: {error}",))
+    fresh = _exported_again(subject, specialized, side)
+    if fresh is not None and fresh.passed:
+        note = f"exported again by this version, the source and its export differ by {fresh.worst:.1e}"
+        return Bisection(*_PAIR, limit, failed, notes=(note,), cause=OUTDATED)
     place, gaps = find_export(subject, side, native, failed)
     if place is None:
         return Bisection(*_PAIR, limit, failed, notes=("no tensor that both have is beyond the tolerance",))
@@ -69,6 +73,17 @@ def bisect_export(subject: Subject, callee: Callee, native: ModelSide, failed: M
         ),
     )
     return _advised(subject, specialized, found, _Attempt(max(failed.values()), False, side, place, gaps))
+
+
+def _exported_again(subject: Subject, callee: Callee, side: FrozenSide) -> _Attempt | None:
+    """The source's export as the conversion made it, without a further option; None where it cannot be made or run."""
+    with TemporaryFolder("trt-rewriter-") as folder:
+        return _Trials(subject, callee, side, folder).attempt(_already_kept(subject))
+
+
+def _already_kept(subject: Subject) -> tuple[str, ...]:
+    """The operators that the conversion was told to leave in TensorFlow."""
+    return tuple(subject.artifact.params.get("keep_in_tensorflow") or ())
 
 
 def _specialized(subject: Subject, callee: Callee) -> Callee:
@@ -255,7 +270,7 @@ class _Trials:
                 return _Attempt(worst, True, side)
             return _Attempt(worst, False, side, *find_export(subject, side, native, failed))
         except ConversionError as error:
-            self.notes.append(f"keeping {', '.join(operators)} in TensorFlow could not be tried: {error}")
+            self.notes.append(f"keeping {', '.join(operators) or 'nothing'} in TensorFlow could not be tried: {error}")
             return None
 
     def _outputs(self, subject: Subject, native: ModelSide) -> dict[str, Gap]:
@@ -312,7 +327,7 @@ def _advised(subject: Subject, callee: Callee, found: Bisection, place: _Attempt
     An operator is innocent when the same tensor is the first to differ although it stays; where another one is by
     then, that one is looked for next.
     """
-    before: tuple[str, ...] = tuple(subject.artifact.params.get("keep_in_tensorflow") or ())
+    before = _already_kept(subject)
     kept: tuple[str, ...] = ()
     current, state = place, None
     with TemporaryFolder("trt-rewriter-") as folder:

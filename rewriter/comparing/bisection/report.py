@@ -9,6 +9,9 @@ from typing import Any
 
 from rewriter.comparing.comparison import finite_json
 
+#: The cause where the source, converted once more, computes what it should.
+OUTDATED = "the artifact was converted from another or an older version of this source: convert it again"
+
 
 @dataclasses.dataclass(frozen=True)
 class Contribution:
@@ -59,6 +62,7 @@ class Bisection:
         verified: the largest difference of an output with `option`; None: not measured.
         passed: whether all outputs are within their tolerances then; None: not measured.
         notes: what could not be looked into, and what else is worth knowing; one line each.
+        cause: what differs as a whole, where no node is to blame; "" where that is not so.
     """
 
     reference: str
@@ -78,6 +82,7 @@ class Bisection:
     verified: float | None = None
     passed: bool | None = None
     notes: tuple[str, ...] = ()
+    cause: str = ""
 
     @property
     def found(self) -> bool:
@@ -105,6 +110,8 @@ class Bisection:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _place(self) -> list[str]:
+        if self.cause:
+            return [f"  cause: {self.cause}"]
         if not self.found:
             return ["  no node was found where it begins"]
         lines = []

@@ -71,12 +71,17 @@ def _outputs(subject: Subject, source: Reference, native: ModelSide) -> dict[str
 
 
 def _bisect_onnx(subject: Subject, source: SourceModel, native: ModelSide, failed: Mapping[str, float]) -> Bisection:
-    """An ONNX source: shared names, and the first pass that changes what it computes."""
+    """An ONNX source: the first pass that changes what it computes, and shared names.
+
+    Where no pass does, the artifact was not made from this source, and no node of it is to blame.
+    """
     reference = _Renamed(ModelSide(source.model, "source"), _tensors(subject, source))
     shared = frozenset(subject.values).intersection(made(source.model) | reference.names.keys())
     limit = subject.limit(failed)
-    place, gaps = subject.find(reference, native, shared, failed)
     blamed = blame_pass(subject, source, failed)
+    if blamed.cause:
+        return Bisection(*_PAIR, limit, failed, notes=blamed.notes, cause=blamed.cause)
+    place, gaps = subject.find(reference, native, shared, failed)
     if place is None:
         return Bisection(*_PAIR, limit, failed, option=blamed.option, notes=blamed.notes)
     index = subject.index

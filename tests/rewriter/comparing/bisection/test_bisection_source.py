@@ -9,6 +9,7 @@ import pytest
 from passes.base import Change, PassResult
 from passes.fold_constants import FoldConstants
 from rewriter.comparing.bisection import bisect
+from rewriter.comparing.bisection.report import OUTDATED
 from rewriter.errors import ConversionError
 from rewriter.frontend.reference import Reference, open_reference
 from tests.rewriter.comparing.bisection.bisection_models import make_artifact, parse
@@ -37,14 +38,36 @@ def test_the_same_model_is_within_the_tolerance(source, tmp_path):
     assert (found.reference, found.result, found.outputs) == ("source", "native", {})
 
 
-def test_a_node_that_computes_something_else_is_found(source, tmp_path):
+def test_a_node_that_computes_something_else_is_found(source, tmp_path, monkeypatch):
+    right = FoldConstants.run
+
+    def wrong(self, model):
+        result = right(self, model)
+        proto = result.model.copy_proto()
+        next(node for node in proto.graph.node if node.op_type == "Sin").op_type = "Cos"
+        return PassResult(result.model.with_proto(proto), (Change("fold", "c", "wrongly"),))
+
     other = make(text=MODEL.replace("Sin(b)", "Cos(b)"))
-    found = search(make_artifact(other, tmp_path / "out", "FP32", ["n_a", "n_b"]), open_reference(source))
+    artifact = make_artifact(other, tmp_path / "out", "FP32", ["n_a", "n_b"])
+    artifact.params["passes"] = {"given": True}
+    with monkeypatch.context() as patched:
+        patched.setattr(FoldConstants, "run", wrong)
+        found = search(artifact, open_reference(source))
     assert (found.node, found.op_type, found.value) == ("n_c", "Cos", "c")
     assert set(found.outputs) == {"y"}
     assert found.own > 0.1
-    assert any("was changed: convert again" in note for note in found.notes)
+    assert any("chosen by a RewriterConfig" in note for note in found.notes)
     assert "first segment" not in found.text()
+    assert search(artifact, open_reference(source)).cause == OUTDATED
+
+
+def test_an_artifact_of_another_training_is_told_without_a_node_or_an_option(source, tmp_path):
+    found = search(make_artifact(make(2.0), tmp_path / "out", "FP32", ["n_a"]), source)
+    assert set(found.outputs) == {"y"}
+    assert found.cause == OUTDATED
+    assert (found.found, found.option, found.excluded) == (False, "", ())
+    assert "convert it again" in found.text()
+    assert found.to_dict()["cause"] == OUTDATED
 
 
 def test_the_pass_to_blame_is_named_with_what_leaves_it_out(source, tmp_path, monkeypatch):

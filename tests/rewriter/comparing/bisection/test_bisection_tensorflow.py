@@ -1,5 +1,6 @@
 """source -> native for TensorFlow: the operator by the tensors whose names both have, and whether it may stay there."""
 
+import dataclasses
 import shlex
 import warnings
 
@@ -9,8 +10,10 @@ from onnx import numpy_helper
 
 from rewriter.comparing.bisection import bisect
 from rewriter.comparing.bisection.exported import FrozenSide
+from rewriter.comparing.bisection.report import OUTDATED
 from rewriter.comparing.bisection.subject import Subject
 from rewriter.frontend import load_source
+from rewriter.frontend import tensorflow as frontend
 from rewriter.frontend.reference import open_reference
 from tests.rewriter.comparing.bisection.bisection_models import artifact_of
 
@@ -56,19 +59,43 @@ def test_a_right_export_is_within_the_tolerance(saved, exported, tmp_path):
     assert not search(artifact, open_reference(saved)).outputs
 
 
-def test_the_operator_that_computes_something_else_is_found(saved, exported, tmp_path):
-    proto = exported.model.copy_proto()
+def scaled_otherwise(model):
+    """The model as it would be after another training: the same names, another constant."""
+    proto = model.copy_proto()
     node = next(node for node in proto.graph.node if node.op_type == "Mul")
     name = next(name for name in node.input if name in {t.name for t in proto.graph.initializer})
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(3), name))
-    artifact = artifact_of(exported.model.with_proto(proto), exported.signature, tmp_path / "out", "FP32")
+    return model.with_proto(proto)
+
+
+def test_an_artifact_of_another_training_is_told_without_a_node_or_an_option(saved, exported, tmp_path):
+    artifact = artifact_of(scaled_otherwise(exported.model), exported.signature, tmp_path / "out", "FP32")
+    found = search(artifact, saved)
+    assert set(found.outputs) == {"features"}
+    assert found.cause == OUTDATED
+    assert (found.found, found.option, found.excluded) == (False, "", ())
+    assert "convert it again" in found.text()
+    assert "first node" not in found.text()
+
+
+def test_the_operator_that_computes_something_else_is_found(saved, exported, tmp_path, monkeypatch):
+    again = frontend.convert
+
+    def wrong(callee, options, clock):
+        source = again(callee, options, clock)
+        return (
+            source if options.keep_in_tensorflow else dataclasses.replace(source, model=scaled_otherwise(source.model))
+        )
+
+    monkeypatch.setattr(frontend, "convert", wrong)
+    artifact = artifact_of(scaled_otherwise(exported.model), exported.signature, tmp_path / "out", "FP32")
     found = search(artifact, saved)
     assert (found.value.partition(":")[0], found.op_type) == ("scaled", "Mul")
     assert set(found.outputs) == {"features"}
     assert found.before < 1e-5
     assert found.option == "--keep-in-tensorflow Mul"
-    assert found.passed  # the export itself is right, so another one is
+    assert found.passed
     assert "tensors have the same name" in found.text()
 
 
