@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,23 @@ SYSTEMS = (
     "ORT NHWC, graph", "ORT, graph", "ORT NHWC", "ORT",
 )  # fmt: skip
 PRECISIONS = ("TF32", "FP16", "BF16", "INT8", "FP8")
-#: One bar a system in the charts.
-CHARTED = ("ours", "torch compile", "torch eager, graph", "JAX", "ORT, graph", "ORT")
+#: One bar each in the charts: the quickest of these systems, so that no other is shown with less than its best.
+CHARTED = {
+    "ours": ("ours",),
+    "torch compile (best mode)": ("torch compile", "torch compile, max-autotune"),
+    "torch eager, graph": ("torch eager, graph",),
+    "JAX": ("JAX",),
+    "ORT, graph (best layout)": ("ORT, graph", "ORT NHWC, graph"),
+    "ORT (best layout)": ("ORT", "ORT NHWC"),
+}
+#: Whose systems are counted together where it is told in how many cases each was measured.
+FAMILIES = {
+    "ONNX Runtime": ("ORT", "ORT NHWC", "ORT, graph", "ORT NHWC, graph"),
+    "PyTorch": ("torch compile", "torch compile, max-autotune", "torch eager, graph", "torch eager"),
+    "XLA (JAX)": ("JAX",),
+}
+#: Largest difference from the reference that is shown without a reservation.
+DIFFERENCE_LIMIT = 0.1
 #: What the hybrid of 7 steps may take of one ONNX Runtime session's time.
 CHAIN_LIMIT = 0.5
 
@@ -31,8 +47,6 @@ def render(document: Mapping[str, Any]) -> str:
         *_ratios(rows),
         *_conversions(rows),
         *_transposes(rows),
-        *_chain(rows),
-        *_smoke(rows),
     ]
     return "\n\n".join([*parts, *_chain(rows), *_smoke(rows), *_failures(rows)])
 
@@ -57,6 +71,7 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
             "fp16_median": f"{statistics.median(values):.2f}",
             "fp16_least": f"{min(values):.2f}",
             "fp16_most": f"{max(values):.2f}",
+            "fp16_measured": measured(cells),
         }
     chain = {row["system"]: row["us"] for row in _of(document["rows"], "chain") if "us" in row}
     if {"ours, 7 steps, graph", "ORT, eager"} <= chain.keys():
@@ -72,38 +87,70 @@ def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
 
     And "relative": ours beside the quickest other system, for each model and batch size, in TF32 and FP16.
     """
-    rows = [row for row in _of(document["rows"], "speed") if row["precision"] == "FP16" and "us" in row]
+    rows = [row for row in _of(document["rows"], "speed") if row["precision"] == "FP16" and _comparable(row)]
     models = list(dict.fromkeys(row["model"] for row in rows))
     charts: dict[str, Chart] = {**_relative(document["rows"])}
     for batch in sorted({row["batch"] for row in rows}):
         times = {(row["model"], row["system"]): row["us"] for row in rows if row["batch"] == batch}
-        series = {name: [times.get((model, name)) for model in models] for name in CHARTED}
+        series = {
+            label: [
+                min((times[model, name] for name in names if (model, name) in times), default=None) for model in models
+            ]
+            for label, names in CHARTED.items()
+        }
         series = {name: values for name, values in series.items() if any(value is not None for value in values)}
-        title = f"One call in FP16 at batch {batch}, device-resident (less is better)"
+        title = f"One call in FP16 at batch {batch}, device-resident (less is better; no bar: not measured)"
         charts[f"fp16_batch{batch}"] = Bars(title, "microseconds (logarithmic)", models, series, log=True, places=0)
     return charts
 
 
 def _relative(rows: Sequence[Row]) -> dict[str, Chart]:
     """The chart of ratios to the quickest other system; nothing where no case has both."""
+    all_cells = {precision: list(ratios(rows, precision)) for precision in ("TF32", "FP16")}
     found = {
-        precision: {(cell["model"], cell["batch"]): cell["ratio"] for cell in ratios(rows, precision)}
-        for precision in ("TF32", "FP16")
+        precision: {(cell["model"], cell["batch"]): cell["ratio"] for cell in cells}
+        for precision, cells in all_cells.items()
     }
     models = list(dict.fromkeys(model for cells in found.values() for model, _ in cells))
-    measured = {case for cells in found.values() for case in cells}
-    cases = sorted(measured, key=lambda case: (models.index(case[0]), case[1]))
+    known = {case for cells in found.values() for case in cells}
+    cases = sorted(known, key=lambda case: (models.index(case[0]), case[1]))
     series = {precision: [cells.get(case) for case in cases] for precision, cells in found.items() if cells}
-    title = "Speed of ours over the quickest other system, one call (right of the line: ours is quicker)"
+    told = "; ".join(f"{precision}: {measured(cells)}" for precision, cells in all_cells.items() if cells)
+    title = (
+        "Speed of ours over the quickest other system that was measured, one call (right of the line: ours is "
+        f"quicker). Cases measured, {told}"
+    )
     groups = [f"{model}, batch {batch}" for model, batch in cases]
     return {"relative": Bars(title, "times as fast", groups, series, line=1.0, places=2)} if cases else {}
+
+
+def measured(cells: Sequence[Mapping[str, Any]]) -> str:
+    """In how many of the cases each of the others has figures: "ONNX Runtime 15 of 15, ..."; modes that lack some too.
+
+    Args:
+        cells: of `ratios`.
+    """
+
+    def count(names: Iterable[str]) -> int:
+        return sum(any(name in cell["all"] for name in names) for cell in cells)
+
+    told = [f"{family} {count(names)} of {len(cells)}" for family, names in FAMILIES.items()]
+    tuned = count(["torch compile, max-autotune"])
+    if tuned < len(cells):
+        told[1] += f" (its max-autotune {tuned})"
+    return ", ".join(told)
+
+
+def _comparable(row: Row) -> bool:
+    """Whether a row has a time of a result that is numbers at all."""
+    return "us" in row and math.isfinite(row.get("difference", 0.0))
 
 
 def ratios(rows: Sequence[Row], precision: str) -> Iterable[dict[str, Any]]:
     """For each model and batch: ours in this precision against the quickest other system in it, one call."""
     times: dict[tuple[str, int], dict[str, float]] = {}
     for row in _of(rows, "speed"):
-        if row["precision"] == precision and "us" in row:
+        if row["precision"] == precision and _comparable(row):
             times.setdefault((row["model"], row["batch"]), {})[row["system"]] = row["us"]
     for (model, batch), found in times.items():
         others = {name: value for name, value in found.items() if name != "ours"}
@@ -152,9 +199,19 @@ def _line(
         line[f"p10 .. p90, {batches[-1]}"] = ""
     line["items/s"] = round(batches[-1] * 1e6 / last["in a row"]) if "in a row" in last else None
     worst = [row["difference"] for row in found.values() if "difference" in row]
-    line["difference"] = f"{max(worst):.1e}" if worst else ""
+    line["difference"] = _told_difference(max(worst, key=_badness)) if worst else ""
     line["compiled s"] = None if cold is None else round(cold, 1)
     return line
+
+
+def _badness(difference: float) -> float:
+    """Sorts differences; NaN is the worst there is."""
+    return math.inf if math.isnan(difference) else difference
+
+
+def _told_difference(difference: float) -> str:
+    """The figure, marked where `_failures` has a word about it."""
+    return f"{difference:.1e}{'' if difference <= DIFFERENCE_LIMIT else ' (!)'}"
 
 
 def _compile_seconds(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
@@ -178,15 +235,20 @@ def _ratios(rows: Sequence[Row]) -> Iterable[str]:
     """Ours against each of the others, by precision."""
     for precision in ("TF32", "FP16"):
         lines = []
-        for cell in ratios(rows, precision):
+        cells = list(ratios(rows, precision))
+        others = [name for name in SYSTEMS[1:] if any(name in cell["all"] for cell in cells)]
+        for cell in cells:
             line = {"model": cell["model"], "batch": cell["batch"], "ours, us": round(cell["ours us"])}
             line |= {
-                name: f"{cell['all'][name] / cell['ours us']:.2f}" if name in cell["all"] else ""
-                for name in SYSTEMS[1:]
+                name: f"{cell['all'][name] / cell['ours us']:.2f}" if name in cell["all"] else "" for name in others
             }
             lines.append({**line, "quickest other": f"{cell['quickest other']}: {cell['ratio']:.2f}"})
         if lines:
-            yield f"### Times of ours in {precision}, one call"
+            yield f"### The others' time over ours in {precision}, one call"
+            yield (
+                "Each cell is the time of that system divided by the time of ours: above 1, ours is quicker. "
+                f"Empty: not measured. Cases measured: {measured(cells)}."
+            )
             yield format_table(lines)
 
 
@@ -264,20 +326,33 @@ def _smoke(rows: Sequence[Row]) -> Iterable[str]:
         yield format_table(lines)
 
 
+def _reason(row: Row) -> str:
+    """Why a row has no figures or must not be taken as it is; "" for one that may."""
+    if row.get("failed"):
+        return str(row["failed"])
+    told = [f"fell back: {row['note']}"] if row.get("note") else []
+    difference = row.get("difference", 0.0)
+    if not math.isfinite(difference):
+        told.append(f"difference {difference}: the result is no number, its times prove nothing")
+    elif difference > DIFFERENCE_LIMIT:
+        told.append(f"differs by more than {DIFFERENCE_LIMIT:g} from the reference")
+    return "; ".join(told)
+
+
 def _failures(rows: Sequence[Row]) -> Iterable[str]:
-    """What has no figures, and why; ways of one case with the same reason in one line."""
-    reasons: dict[tuple[str, str, str, str], list[str]] = {}
+    """What has no figures or a reservation, and why; batch sizes of one case with the same reason in one line."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        reason = row.get("failed") or (f"fell back: {row['note']}" if row.get("note") else "")
+        reason = _reason(row)
         if reason:
-            key = (row["part"], row.get("model", ""), str(row.get("precision", "")), row.get("system", ""))
-            reasons.setdefault((*key[:1], f"{key[1]} {key[2]} {key[3]}".strip(), "", reason), []).append(
-                str(row.get("batch", ""))
-            )
+            what = " ".join(str(row[key]) for key in ("model", "precision", "system") if row.get(key))
+            batches = reasons.setdefault((row["part"], what, reason), [])
+            if row.get("batch") is not None:
+                batches.append(str(row["batch"]))
     if reasons:
         lines = [
             {"part": part, "what": what, "batch": ", ".join(batches), "why": reason}
-            for (part, what, _, reason), batches in reasons.items()
+            for (part, what, reason), batches in reasons.items()
         ]
         yield "### Without figures, or with a reservation"
         yield format_table(lines)

@@ -293,9 +293,61 @@ def test_facts_and_charts_come_from_the_same_rows(module):
     charts = rivals.plots(DOCUMENT)
     assert sorted(charts) == ["fp16_batch1", "fp16_batch8", "relative"]
     assert charts["relative"].series["FP16"] == [1.5, 0.5]
-    assert charts["fp16_batch1"].series == {"ours": [100.0], "torch compile": [150.0], "ORT, graph": [300.0]}
+    assert charts["fp16_batch1"].series == {
+        "ours": [100.0], "torch compile (best mode)": [150.0], "ORT, graph (best layout)": [300.0],
+    }  # fmt: skip
     assert rivals.plots({"models": {}, "rows": []}) == {}
     assert rivals.facts({"models": {}, "rows": []}) == {}
+
+
+def test_others_are_shown_at_their_best_and_their_cases_are_counted(module):
+    rows = [
+        speed("ours", "FP16", 1, 100.0), speed("ORT, graph", "FP16", 1, 300.0),
+        speed("ORT NHWC, graph", "FP16", 1, 200.0), speed("torch compile", "FP16", 1, 90.0),
+        speed("torch compile, max-autotune", "FP16", 1, 80.0), speed("ours", "FP16", 8, 100.0),
+        speed("ORT", "FP16", 8, 400.0), speed("ORT NHWC", "FP16", 8, 500.0),
+        speed("JAX", "FP16", 8, 1.0, difference=float("nan")),
+    ]  # fmt: skip
+    rivals, document = module("rivals"), {"models": {}, "rows": rows}
+    charts = rivals.plots(document)
+    assert charts["fp16_batch1"].series["ORT, graph (best layout)"] == [200.0]
+    assert charts["fp16_batch1"].series["torch compile (best mode)"] == [80.0]
+    assert charts["fp16_batch8"].series["ORT (best layout)"] == [400.0]
+    told = "ONNX Runtime 2 of 2, PyTorch 1 of 2 (its max-autotune 1), XLA (JAX) 0 of 2"
+    assert rivals.facts(document)["fp16_measured"] == told
+    assert charts["relative"].title.endswith(f"Cases measured, FP16: {told}")
+    assert charts["relative"].series["FP16"] == [0.8, 4.0]
+    text = rivals.render(document)
+    table = text[text.index("### The others' time over ours in FP16, one call") :]
+    assert f"above 1, ours is quicker. Empty: not measured. Cases measured: {told}." in table
+    assert "torch eager" not in table.split("###")[1]
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown", "why"),
+    [
+        (float("inf"), "inf (!)", "difference inf: the result is no number"),
+        (float("nan"), "nan (!)", "difference nan: the result is no number"),
+        (0.3, "3.0e-01 (!)", "differs by more than 0.1"),
+    ],
+)
+def test_a_result_that_is_far_off_is_marked_and_told(module, difference, shown, why):
+    rows = [speed("ours", "FP8", 1, 9.0), speed("ours", "FP8", 8, 9.0, difference=difference)]
+    text = module("rivals").render({"models": {}, "rows": rows})
+    assert shown in text
+    assert "| speed | unet FP8 ours | 8     | " + why in text
+    assert "Without figures" not in module("rivals").render({"models": {}, "rows": rows[:1]})
+
+
+def test_what_has_no_batch_has_an_empty_cell(module):
+    row = {"part": "smoke", "model": "unet", "failed": "not begun"}
+    text = module("rivals").render({"models": {}, "rows": [row, row]})
+    assert "| smoke | unet |       | not begun |" in text
+
+
+def test_each_table_stands_once(module):
+    headings = [line for line in module("rivals").render(DOCUMENT).splitlines() if line.startswith("### ")]
+    assert len(set(headings)) == len(headings)
 
 
 def test_the_models_have_inputs_that_differ_and_repeat(module):
