@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import gc
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,8 +30,22 @@ COMMANDS = {
 }
 
 
+#: Exit status of a program whose output nobody reads any more, as the shell reports one that the signal ended.
+_PIPE_CLOSED = 141
+
+
 class _Parser(argparse.ArgumentParser):
-    """Tells a usage error in one line, as every other error is told."""
+    """Tells a usage error in one line, as every other error is told; an option is written in full, or it is none."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuses here what a command does not know; else the parser of all commands would, which has other help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         print(f"trt-rewriter: {message} (see {self.prog} -h)", file=sys.stderr)
@@ -68,9 +84,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 1 a comparison failed, 2 a usage or conversion error (told in one line on stderr).
+        0 done, 1 a comparison failed, 2 a usage or conversion error (told in one line on stderr), 130 interrupted,
+        141 nobody reads the output any more (`| head`), which is told by nothing else.
     """
     given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try:
+            return _run(given)
+        finally:
+            # What cannot be written is told here, and not by Python as it ends.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except SystemExit as end:
+        # rich ends the program with status 1, which would say that a comparison failed.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _PIPE_CLOSED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            _drop_output()
+            return _PIPE_CLOSED
+        _drop_output()
+        if "--debug" in given:
+            raise
+        where = repr(error.filename) if error.filename else "the output cannot be written"
+        print(f"trt-rewriter: {where}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: list[str]) -> int:
+    """Runs one command; the exit status as `main` has it."""
     # The options before a command take no value, so the first other word is the command.
     arguments = make_parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
     logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.ERROR, format="%(name)s: %(message)s")
@@ -93,6 +136,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("trt-rewriter: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _nobody_reads() -> bool:
+    """True when standard output is a pipe without a reader; where that cannot be asked, it is taken to be one."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):
+        return True
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _drop_output() -> None:
+    """Sends what is still to be written nowhere: Python would try once more as it ends, and fail."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, sys.stdout.fileno())
+        finally:
+            os.close(nowhere)
 
 
 def _version() -> str:

@@ -81,7 +81,7 @@ def _read_template(path: str) -> Any:
     """A RewriterConfig out of a file, read as `trt-rewriter convert` reads it."""
     from rewriter.commands.options import add_conversion_options, conversion_arguments
 
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     add_conversion_options(parser)
     arguments = parser.parse_args([f"--rewriter-config-template={path}"])
     return conversion_arguments(arguments)["conversion_params"].rewriter_config_template

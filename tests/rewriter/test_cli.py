@@ -1,9 +1,11 @@
 """The command line, in process: exit status, one-line errors, and what is printed."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -314,3 +316,55 @@ def test_the_screen_has_something_done_once_when_tensorrt_builds():
     screen(ProgressEvent("build", 2, 3, "TRTEngineOp_000"))
     assert done.wait(10)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--outp", "x"], ["convert", "m.onnx", "-o", "out", "--no-build"]])
+def test_an_option_is_written_in_full(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert f"(see trt-rewriter {arguments[0]} -h)" in one_line_error(capsys)
+
+
+#: Runs the command line with a command that prints much, by itself or through rich.
+PRINTING = """
+import sys, types
+from rewriter import cli
+cli.COMMANDS["print"] = "prints"
+def run(arguments):
+    if arguments.how == "rich":
+        from rewriter.reports.summary import plain_console
+        plain_console().print("words " * 50000)
+    else:
+        print("words " * (50000 if arguments.how == "much" else 1))
+    return 0
+def add_arguments(parser):
+    parser.add_argument("how")
+sys.modules["rewriter.commands.print"] = types.SimpleNamespace(run=run, add_arguments=add_arguments)
+sys.exit(cli.main(["print", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes without a reader are told otherwise there")
+@pytest.mark.parametrize("how", ["rich", "much", "little"])
+def test_output_that_nobody_reads_is_no_failed_comparison(how):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTING, how], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("how", ["rich", "much", "little"])
+def test_output_that_cannot_be_written_is_one_line(how):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTING, how], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "trt-rewriter: the output cannot be written: No space left on device\n"
