@@ -38,6 +38,7 @@ import numpy as np
 from _common import add_project_to_path, format_table
 from _options import add_conversion_options, add_metrics_options, converter_arguments, export_metrics, parse
 from _plots import Bars, Chart
+from zoo import MODELS as ZOO
 
 add_project_to_path()
 
@@ -390,7 +391,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     add_metrics_options(parser)
     parser.add_argument("--worker", choices=list(_WORK), help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    return parse(parser, words)
+    options = parse(parser, words)
+    unknown = [name for name in options.only if name not in ZOO]
+    if unknown:
+        parser.error(f"no model {', '.join(unknown)} in the zoo; there are: {', '.join(ZOO)}")
+    return options
 
 
 if __name__ == "__main__":

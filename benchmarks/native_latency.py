@@ -46,6 +46,7 @@ from _options import (
     parse,
 )
 from _plots import Bars, Chart
+from zoo import MODELS as ZOO
 
 add_project_to_path()
 
@@ -89,28 +90,53 @@ def render(document: Mapping[str, Any]) -> str:
         told = facts(document)
         lines.append(
             f"Milliseconds of {measured[0]['clock']}. Geometric means over all rows: TensorFlow takes "
-            f"{told['tensorflow']} times as long as ours. Where a call takes at least {LONG:g} ms, ours takes "
-            f"{told['plain']} times as long as the unspliced ONNX file, and the second session of that file "
-            f"{told['again']} times; ours adds {told['overhead']} us to a shorter call."
+            f"{told['tensorflow']} times as long as ours. {_beside_onnx(told)}"
         )
     lines += [f"FAILED {row['model']}: {row['status']}" for row in document["rows"] if row["status"] != "ok"]
     return "\n\n".join(lines)
 
 
 def facts(document: Mapping[str, Any]) -> dict[str, str]:
-    """Geometric means: TensorFlow over ours; of calls that are long enough ours and "again" over the unspliced file."""
+    """Geometric means: TensorFlow over ours; of long calls ours ("plain") and "again" over the unspliced file.
+
+    Without a long call there is no "plain" and "again", without a short one no "overhead"; "beside" says in words what
+    there is.
+    """
     rows = [row for row in document["rows"] if "ours_ms" in row]
     if not rows:
         return {}
-    long = [row for row in rows if row["onnx_ms"] >= LONG] or rows
-    short = [row for row in rows if row["onnx_ms"] < LONG] or rows
-    return {
-        "tensorflow": f"{_mean(row['tensorflow_over_ours']['middle'] for row in rows):.2f}",
-        "plain": f"{_mean(row['ours_over_onnx']['middle'] for row in long):.3f}",
-        "again": f"{_mean(row['again_over_onnx']['middle'] for row in long):.3f}",
-        "overhead": f"{statistics.median(row['overhead_us'] for row in short):.0f}",
-        "models": str(len({row["model"] for row in rows})),
-    }
+    long = [row for row in rows if row["onnx_ms"] >= LONG]
+    short = [row for row in rows if row["onnx_ms"] < LONG]
+    found = {"tensorflow": f"{_mean(row['tensorflow_over_ours']['middle'] for row in rows):.2f}"}
+    if long:
+        found["plain"] = f"{_mean(row['ours_over_onnx']['middle'] for row in long):.3f}"
+        found["again"] = f"{_mean(row['again_over_onnx']['middle'] for row in long):.3f}"
+    if short:
+        found["overhead"] = f"{statistics.median(row['overhead_us'] for row in short):.0f}"
+    return {**found, "models": str(len({row["model"] for row in rows})), "beside": _beside(found)}
+
+
+def _beside(found: Mapping[str, str]) -> str:
+    """Ours beside the unspliced file, for the line of the summary: of the long calls, of the short ones, or of both."""
+    told = []
+    if "plain" in found:
+        told.append(f"takes {found['plain']} times as long (that file against itself: {found['again']})")
+    if "overhead" in found:
+        told.append(f"adds {found['overhead']} us to short calls")
+    return " and ".join(told)
+
+
+def _beside_onnx(found: Mapping[str, str]) -> str:
+    """The same as sentences under the table."""
+    told = []
+    if "plain" in found:
+        told.append(
+            f"Where a call takes at least {LONG:g} ms, ours takes {found['plain']} times as long as the unspliced ONNX "
+            f"file, and the second session of that file {found['again']} times."
+        )
+    if "overhead" in found:
+        told.append(f"To a call of less than {LONG:g} ms ours adds {found['overhead']} us.")
+    return " ".join(told)
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
@@ -331,7 +357,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     add_metrics_options(parser)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    return parse(parser, words)
+    options = parse(parser, words)
+    unknown = [name for name in options.only if name not in ZOO]
+    if unknown:
+        parser.error(f"no model {', '.join(unknown)} in the zoo; there are: {', '.join(ZOO)}")
+    return options
 
 
 if __name__ == "__main__":

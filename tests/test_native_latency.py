@@ -52,6 +52,7 @@ def test_latencies_as_text_facts_and_chart(latency):
     assert "FAILED bert: exit status 1: no memory" in text
     assert latency.facts(document) == {
         "tensorflow": "2.00", "plain": "1.000", "again": "1.020", "overhead": "10", "models": "2",
+        "beside": "takes 1.000 times as long (that file against itself: 1.020) and adds 10 us to short calls",
     }  # fmt: skip
     chart = latency.plots(document)["latency"]
     assert chart.groups == ["lstm, batch 1", "loop, batch 1"]
@@ -59,6 +60,26 @@ def test_latencies_as_text_facts_and_chart(latency):
     only_broken = {"rows": [broken]}
     assert (latency.facts(only_broken), latency.plots(only_broken)) == ({}, {})
     assert latency.render(only_broken) == "FAILED bert: exit status 1: no memory"
+
+
+def test_long_and_short_calls_are_told_only_where_there_are_any(latency):
+    short, long = {"rows": [row("loop", 0.02, 1.5)]}, {"rows": [row()]}
+    assert latency.facts(short)["beside"] == "adds 10 us to short calls"
+    assert not {"plain", "again"} & latency.facts(short).keys()
+    text = latency.render(short)
+    assert "at least 1 ms" not in text
+    assert text.endswith("TensorFlow takes 2.00 times as long as ours. To a call of less than 1 ms ours adds 10 us.")
+    assert "overhead" not in latency.facts(long)
+    assert latency.facts(long)["beside"] == "takes 1.000 times as long (that file against itself: 1.020)"
+    assert "less than 1 ms" not in latency.render(long)
+
+
+@pytest.mark.parametrize("script", ["native_latency", "load_time"])
+def test_a_model_that_the_zoo_lacks_is_told_before_anything_is_run(module, capsys, script):
+    with pytest.raises(SystemExit) as caught:
+        module(script).main(["--only", "lstm", "nope"])
+    assert caught.value.code == 2
+    assert "error: no model nope in the zoo; there are: ResNet50, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
