@@ -18,7 +18,7 @@ import numpy as np
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
-from rewriter.polygraphy_runners.talk import import_polygraphy
+from rewriter.polygraphy_runners.talk import import_polygraphy, refusal
 from rewriter.runtime.native import numpy_dtype
 from rewriter.runtime.strings import to_bytes
 
@@ -39,12 +39,49 @@ def tensor_metadata(specs: Iterable[TensorSpec]) -> Any:
                 "`trt-rewriter compare`"
             )
         if dtype.kind == "O":
-            kind = dtype  # polygraphy's own STRING fits no array of strings that holds any
+            kind = Strings(spec.name)
         else:
             kind = types.from_dtype(np.dtype(np.float32) if is_narrow(dtype) else dtype, "numpy")
         shape = None if spec.shape is None else [dim if isinstance(dim, int) else None for dim in spec.shape]
         found.add(spec.name, dtype=kind, shape=shape)
     return found
+
+
+class Strings:
+    """The dtype of an input of strings: polygraphy's own STRING fits no array of strings that holds any.
+
+    It is equal to every dtype of numpy that has strings, so that such arrays are taken as they are; who asks whether
+    it is a kind of number, as polygraphy does to make inputs up, is told that there are none.
+
+    Args:
+        name: of the input, for the message.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Strings) or (isinstance(other, np.dtype) and other.kind in "OSU")
+
+    def __hash__(self) -> int:
+        return hash(np.dtype(object))
+
+    def __repr__(self) -> str:
+        return "object"
+
+    @property
+    def is_integral(self) -> bool:
+        """Asked by polygraphy's data loader.
+
+        Raises:
+            PolygraphyException: always; one line for its user.
+        """
+        raise refusal(
+            f"input {self._name!r} takes strings, and polygraphy makes none up: give them with --data-loader-script "
+            "(arrays with dtype=object)"
+        )
+
+    is_floating = is_integral
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:

@@ -203,3 +203,34 @@ def test_the_source_has_options_of_its_own():
         plugin.check_selected(options, argparse.Namespace(**vars(written), runners=["onnxrt"]))
     with pytest.raises(InvalidParameterError, match="--trt-rewriter-strict is an option of the runner"):
         plugin.check_selected(options, argparse.Namespace(trt_rewriter_strict=True, runners=["trt-rewriter-tf"]))
+
+
+@pytest.fixture
+def texts_model(tmp_path):
+    import onnx
+    from onnx import parser
+
+    path = tmp_path / "texts.onnx"
+    text = '<ir_version: 10, opset_import: ["": 20]> g (string[n] texts) => (string[n] y) { y = Identity(texts) }'
+    onnx.save(parser.parse_model(text), path)
+    return str(path)
+
+
+NATIVE = ("--trt-rewriter", "--trt-rewriter-execution", "native", "--trt-rewriter-backend", "none")
+
+
+@pytest.mark.parametrize("shapes", [(), ("--input-shapes", "texts:[2]")], ids=str)
+def test_strings_are_not_made_up(command, texts_model, shapes):
+    status, text = command(texts_model, *NATIVE, *shapes)
+    assert status == 1
+    assert "input 'texts' takes strings, and polygraphy makes none up: give them with --data-loader-script" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("dtype", ["object", "str"])
+def test_a_script_gives_strings(command, texts_model, tmp_path, dtype):
+    data = tmp_path / "data.py"
+    data.write_text(f"import numpy as np\ndef load_data():\n    yield {{'texts': np.array(['Ab', ''], {dtype})}}\n")
+    status, text = command(texts_model, *NATIVE, "--data-loader-script", data)
+    assert status == 0, text
+    assert "y [dtype=uint8, shape=(2, 2)]" in text
