@@ -74,7 +74,7 @@ PATHS = re.compile(r"(?<![\w.:/-])/[\w.+-]+/(?:[\w.+-]+/)*([\w.+-]*)")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.list:
-        print("\n".join(_told(section) for section in SECTIONS))
+        print("\n".join(listed()))
         return 0
     places = {"bundle": options.bundle} if options.bundle else {}
     try:
@@ -96,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for path in old:
         print(f"{'out of date' if options.check else 'written'}: {path.relative_to(BENCHMARKS.parent)}")
+    if not old:
+        word = "what the JSON renders to" if options.check else "as they should be, nothing was written"
+        print(f"{PAGE.name} and its pictures are {word}")
     if failed:
         print(f"no figures, the old ones were kept: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed or (options.check and old) else 0
@@ -204,11 +207,29 @@ def _needs_bundle(section: Section) -> bool:
     return any("{bundle}" in argument for argument in section.arguments)
 
 
-def _told(section: Section) -> str:
-    """The line of --list."""
-    how = section.command() if section.script else "no script"
-    state = "measured" if section.json.is_file() else f"record of {section.record}" if section.record else "no figures"
-    return f"{section.name:20} {section.needs:7} {section.minutes:3g} min  {state:32} {how}"
+def listed() -> list[str]:
+    """The lines of --list, in columns: name, what it needs, minutes of a run, when it was measured, how it is run."""
+    cells = [
+        (
+            section.name,
+            section.needs,
+            f"{section.minutes:3g} min" if section.script else "",
+            _state(section),
+            section.command() if section.script else "no script",
+        )
+        for section in SECTIONS
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _state(section: Section) -> str:
+    """When a section's figures are from, as RESULTS.md tells it."""
+    if section.json.is_file():
+        document = json.loads(section.json.read_text(encoding="utf-8"))
+        if "record" not in document:
+            return f"measured {document['environment'].get('date', '')[:10]}".rstrip()
+    return f"record of {section.record}" if section.record else "no figures"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

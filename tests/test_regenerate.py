@@ -365,6 +365,31 @@ def test_list_tells_every_section(regenerate, sections, capsys):
     assert regenerate.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [section.name for section in sections.SECTIONS]
+    by_name = {line.split()[0]: line for line in lines}
+    assert "min" not in by_name["gpu_runs"]
+    starts = [by_name["gpu_runs"].index("record of "), by_name["gpu_runs"].index("no script")]
+    assert starts == [by_name["runtime_gpu"].index("record of "), by_name["runtime_gpu"].index("python benchmarks/")]
+
+
+def test_list_tells_when_figures_are_from(regenerate, sections, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "RESULTS", tmp_path)
+    section = sections.Section("one", "Part", "script", record="2026-01-02")
+    assert regenerate._state(section) == "record of 2026-01-02"
+    section.json.write_text('{"environment": {"date": "2026-03-04 05:06"}}')
+    assert regenerate._state(section) == "measured 2026-03-04"
+    section.json.write_text('{"environment": {}, "record": "2026-01-02; rounded"}')
+    assert regenerate._state(section) == "record of 2026-01-02"
+
+
+@pytest.mark.parametrize(("option", "word"), [("--check", "what the JSON renders to"), ("--render", "nothing was")])
+def test_where_nothing_is_to_be_done_it_is_told_in_one_line(regenerate, capsys, monkeypatch, option, word):
+    for name in ("write", "outdated"):
+        monkeypatch.setattr(regenerate, name, list)
+    assert regenerate.main([option]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("RESULTS.md and its pictures are ")
+    assert word in said
+    assert said.count("\n") == 1
 
 
 @given(
