@@ -75,16 +75,21 @@ def manifest_from_json(data: object, where: str) -> Manifest:
         where: the artifact, for messages.
 
     Raises:
-        ArtifactError: not a manifest, of a newer schema, an unsafe path, or a field that is missing or of a wrong kind.
+        ArtifactError: not a manifest, of another schema, an unsafe path, or a field that is missing or of a wrong kind.
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError(f"{where} is not a trt-rewriter artifact: its {MANIFEST_FILE} is of another kind")
     schema = data.get("schema_version")
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise ArtifactError(f"{where}: {MANIFEST_FILE} is damaged: schema_version is {schema!r}")
+    if schema < SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where} has an older format (schema {schema}, this trt-rewriter reads {SCHEMA_VERSION}): convert the "
+            "model again"
+        )
     if schema > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{where} was written by a newer trt-rewriter (schema {schema}, this one reads up to {SCHEMA_VERSION}): "
+            f"{where} was written by a newer trt-rewriter (schema {schema}, this one reads {SCHEMA_VERSION}): "
             "upgrade trt-rewriter, or convert the model again"
         )
     try:

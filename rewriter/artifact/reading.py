@@ -23,7 +23,7 @@ from rewriter.artifact.islands import resolve_islands
 from rewriter.artifact.manifest import FileRecord, Part
 from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.artifact.parts import Artifact
-from rewriter.artifact.paths import checked_path
+from rewriter.artifact.paths import checked_path, is_artifact
 from rewriter.errors import ArtifactError
 from rewriter.tensor_walk import all_tensors, external_locations
 
@@ -117,6 +117,9 @@ def _wait_for_rename() -> None:
 def read_manifest(root: Path) -> object:
     """The parsed manifest; says what `root` is when it is no artifact."""
     if root.is_file():
+        outer = next(filter(is_artifact, list(root.parents)[:3]), None)  # of a model, or of an engine
+        if outer is not None:
+            raise ArtifactError(f"{root} is a file in an artifact: give the folder of that, {outer}")
         what = "an ONNX file" if root.suffix == ".onnx" else "a file"
         raise ArtifactError(f"{root} is {what}, not an artifact: convert it first (trt-rewriter convert {root} -o OUT)")
     if not root.is_dir():

@@ -19,13 +19,15 @@ def overview(shown: Shown) -> web.Html:
     report = shown.report
     built = sum(engine.built for engine in report.engines)
     tiles: list[tuple[str, str]] = [
-        (f"{report.coverage:.1%}", "of the nodes that do work lie in engines"),
+        (f"{report.coverage:.1%}", f"of the nodes that do work lie in {_where(report, report.built_coverage)}"),
         (f"{built} of {len(report.engines)}", "engines are built"),
         (str(len(report.native)), f"of {report.total_nodes} nodes stay native"),
         (report.precision.label, "is what engines compute in"),
     ]
     if report.flops_coverage is not None and report.flops:
-        tiles.insert(1, (f"{report.flops_coverage:.1%}", f"of {flops_text(report.flops)} a call lie in engines"))
+        share = sum(engine.flops or 0 for engine in report.engines if engine.built) / report.flops
+        words = f"of {flops_text(report.flops)} a call lie in {_where(report, share)}"
+        tiles.insert(1, (f"{report.flops_coverage:.1%}", words))
     if report.verification:
         worst = max(report.verification.values())
         tiles.append((f"{worst:.1e}", "largest relative difference of the export from its source"))
@@ -41,6 +43,18 @@ def overview(shown: Shown) -> web.Html:
         _bar(report),
         web.paragraph(coverage_line(report), kind="soft"),
     )
+
+
+def _where(report: Report, built: float) -> str:
+    """What a share of the model lies in: engines, or segments that not all have one.
+
+    Args:
+        report: of the conversion.
+        built: the share that lies in engines that are there.
+    """
+    if all(engine.built for engine in report.engines):
+        return "engines"
+    return f"segments, {built:.1%} in engines that are built"
 
 
 def _bar(report: Report) -> web.Html:

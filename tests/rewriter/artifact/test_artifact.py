@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -464,6 +465,7 @@ def test_a_newer_schema_is_refused_with_advice(save, out):
     ("change", "words"),
     [
         (lambda d: d.pop("signature"), "no field 'signature'"),
+        (lambda d: d.update(schema_version=0), r"older format \(schema 0.*convert the model again"),
         (lambda d: d.update(schema_version="1"), "schema_version is '1'"),
         (lambda d: d.update(schema_version=True), "schema_version is True"),
         (lambda d: d.update(engines=7), "damaged"),
@@ -483,6 +485,15 @@ def test_a_damaged_manifest_is_told_in_one_line(save, out, change, words):
     with pytest.raises(ArtifactError, match=words) as caught:
         load_artifact(out)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_an_artifact_names_its_folder(save, out):
+    save()
+    for path in (out / "model.onnx", next(out.rglob("*.engine"))):
+        with pytest.raises(
+            ArtifactError, match=rf"is a file in an artifact: give the folder of that, {re.escape(str(out))}$"
+        ):
+            load_artifact(path)
 
 
 def test_things_that_are_no_artifact_get_a_hint(tmp_path, model):

@@ -32,8 +32,9 @@ def test_it_tells_everything_about_a_conversion(page):
     words = plain(page)
     for wanted in (
         "A title", "artifact out", "model &lt;x&gt;",
-        "66.7% of the nodes that do work lie in engines", "3 of 4 engines are built", "3 of 9 nodes stay native",
-        "33.3% of 18.00 kFLOP a call", "3.0e-07 largest relative difference",
+        "66.7% of the nodes that do work lie in segments, 33.3% in engines that are built",
+        "3 of 4 engines are built", "3 of 9 nodes stay native",
+        "33.3% of 18.00 kFLOP a call lie in segments, 27.8% in", "3.0e-07 largest relative difference",
         "5 nodes in engines 1 node in segments without an engine 3 nodes native",
         "build TRTEngineOp_002 unsupported it failed", "A &lt;note&gt; to know",
         "2 nodes Sin x2 (parser) TensorRT does not support Sin &amp; says &quot;no&quot; &lt;here&gt; sine t2",
@@ -45,6 +46,13 @@ def test_it_tells_everything_about_a_conversion(page):
         "minimum_ segment_ size 1", "op_ denylist none", "backend mock 1.0",
     ):  # fmt: skip
         assert wanted in words
+
+
+def test_nothing_lies_in_engines_that_are_not_built():
+    part = shown(small())
+    engines = tuple(dataclasses.replace(engine, built=True) for engine in part.report.engines)
+    built = dataclasses.replace(part, report=dataclasses.replace(part.report, engines=engines))
+    assert "66.7% of the nodes that do work lie in engines 3" in plain(report_page("t", [built], {}))
 
 
 def test_it_asks_for_nothing(page):
