@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rewriter.commands import compare_options
 from rewriter.commands.npz import batches, read_npz
 from rewriter.commands.options import parse_shapes, words
-from rewriter.errors import ConversionError, InputError, InvalidParameterError
+from rewriter.errors import ConversionError, InputError, InvalidParameterError, SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,19 +53,41 @@ def run(arguments: argparse.Namespace) -> int:
     console = plain_console()
     with _counting(console) as on_step:
         comparison = _compare(arguments, artifact, reference, tolerances, options, on_step)
-        findings = _find(arguments, comparison, artifact, reference, on_step)
     print_comparison(console, comparison)
-    for finding in findings:
-        console.print(f"\n{finding.text}")
-    _write(arguments, console, comparison, findings, artifact)
-    print_verdict(console, comparison)
+    try:
+        with _counting(console) as on_step:
+            findings = _find(arguments, comparison, artifact, reference, on_step)
+        for finding in findings:
+            console.print(f"\n{finding.text}")
+    finally:
+        print_verdict(console, comparison)
+    try:
+        _write(arguments, console, comparison, findings, artifact)
+    except (ConversionError, OSError) as error:
+        if comparison.passed:
+            raise
+        # That the comparison failed is the graver news, and the status says only one of them.
+        print(f"trt-rewriter: {' '.join(str(error).split())}", file=sys.stderr)
     return 0 if comparison.passed else 1
 
 
 def _load(arguments: argparse.Namespace) -> Artifact:
-    """The artifact, with the signature that was asked for where it has several."""
-    from rewriter.artifact import load_artifact
+    """The artifact, with the signature that was asked for where it has several.
 
+    Raises:
+        InvalidParameterError: the source is an artifact.
+        ArtifactError: it cannot be read.
+    """
+    from rewriter.artifact import load_artifact
+    from rewriter.artifact.paths import is_artifact
+
+    source, folder = arguments.source, arguments.artifact
+    if is_artifact(source):
+        if Path(folder).exists() and not is_artifact(folder):
+            raise InvalidParameterError(
+                f"SRC and OUT are swapped: {source} is an artifact, {folder} is none: write compare {folder} {source}"
+            )
+        raise InvalidParameterError(f"SRC {source} is an artifact itself: name the model that it was converted from")
     artifact = load_artifact(arguments.artifact)
     if arguments.signature in artifact.signatures[1:]:
         return load_artifact(arguments.artifact, signature=arguments.signature)
@@ -75,17 +98,24 @@ def _open_source(arguments: argparse.Namespace, artifact: Artifact) -> Reference
     """The source as a function.
 
     Raises:
+        SourceError: it cannot be read, or it has several signatures and none is named.
         ConversionError: the artifact was not made from it, as far as its inputs show.
     """
     from rewriter.frontend.reference import open_reference
 
-    reference = open_reference(
-        arguments.source,
-        tags=words(arguments.tags) if arguments.tags else None,
-        signature_key=arguments.signature,
-        inputs=words(arguments.graph_inputs) if arguments.graph_inputs else None,
-        outputs=words(arguments.graph_outputs) if arguments.graph_outputs else None,
-    )
+    try:
+        reference = open_reference(
+            arguments.source,
+            tags=words(arguments.tags) if arguments.tags else None,
+            signature_key=arguments.signature,
+            inputs=words(arguments.graph_inputs) if arguments.graph_inputs else None,
+            outputs=words(arguments.graph_outputs) if arguments.graph_outputs else None,
+        )
+    except SourceError as error:
+        several = "several signatures, name one"
+        if several not in str(error):
+            raise
+        raise SourceError(str(error).replace(several, f"{several} with --signature")) from error
     known = [spec.name for spec in artifact.signature.inputs]
     if set(known) != set(reference.inputs):
         raise ConversionError(
@@ -109,7 +139,7 @@ def _samples(
         for path in arguments.inputs:
             _check_file(path)
         return lambda: data.bound_samples(signature, _read_all(arguments), "--inputs")
-    made = data.made_up(signature, parse_shapes(arguments.shapes), reference.samples())
+    made = data.made_up(signature, parse_shapes(arguments.shapes), reference.samples(), artifact.engines)
     return lambda: data.bound_samples(signature, made(), "the made-up inputs")
 
 
@@ -144,6 +174,7 @@ def _compare(
 ) -> Comparison:
     """Opens what is compared, and runs it."""
     from rewriter.comparing.comparison import compare
+    from rewriter.comparing.engine_notes import shape_notes, state_notes
     from rewriter.comparing.runners import engine_precisions, input_notes, open_runners
     from rewriter.comparing.tolerances import make_pairs
 
@@ -163,7 +194,10 @@ def _compare(
             heat_maps=pictured,
             on_sample=lambda number: on_step(f"sample {number}"),
         )
-        return dataclasses.replace(comparison, notes=(*comparison.notes, *side_by_side.late_notes()))
+        notes = [*comparison.notes, *state_notes(artifact), *side_by_side.late_notes()]
+        if "tensorrt" not in side_by_side.runners:  # which else tells what ran natively, and builds what it may
+            notes += shape_notes(artifact, comparison.samples)
+        return dataclasses.replace(comparison, notes=tuple(notes))
 
 
 def _signature_note(artifact: Artifact) -> list[str]:
@@ -206,25 +240,50 @@ def _write(
     Raises:
         InvalidParameterError: one of them cannot be written.
     """
-    if arguments.json:
-        figures = {**comparison.to_dict(), "bisections": [finding.to_dict() for finding in findings]}
-        text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
-        try:
-            Path(arguments.json).write_text(text, "utf-8")
-        except OSError as error:
-            raise InvalidParameterError(f"cannot write {arguments.json!r}: {error}") from error
-    if arguments.pictures:
-        from rewriter.comparing.pictures import write_pictures
+    steps = {"json": _write_json, "pictures": _write_pictures, "html": _write_page}
+    failures: list[ConversionError] = []
+    for option, step in steps.items():
+        if getattr(arguments, option):
+            try:
+                step(arguments, console, comparison, findings, artifact)
+            except InvalidParameterError as error:  # the others are still to be written
+                failures.append(error)
+    if failures:
+        raise InvalidParameterError("; ".join(map(str, failures))) from failures[0]
 
-        written = write_pictures(comparison, arguments.pictures)
-        console.print(f"{len(written)} pictures in {arguments.pictures} (equal outputs have none)")
-    if arguments.html:
-        from rewriter.comparing.page import comparison_page, write_page
 
-        title = f"{artifact.path.name} compared with {Path(arguments.source).name}"
-        page = comparison_page(comparison, title=title, findings=findings, facts=_facts(artifact))
-        write_page(arguments.html, page)
-        console.print(f"page: {arguments.html}")
+def _write_json(
+    arguments: argparse.Namespace, _console: Console, comparison: Comparison, findings: Sequence[Finding], _: Artifact
+) -> None:
+    figures = {**comparison.to_dict(), "bisections": [finding.to_dict() for finding in findings]}
+    text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        Path(arguments.json).write_text(text, "utf-8")
+    except OSError as error:
+        raise InvalidParameterError(f"cannot write {arguments.json!r}: {error}") from error
+
+
+def _write_pictures(
+    arguments: argparse.Namespace, console: Console, comparison: Comparison, _findings: Sequence[Finding], _: Artifact
+) -> None:
+    from rewriter.comparing.pictures import write_pictures
+
+    written = write_pictures(comparison, arguments.pictures)
+    console.print(f"{len(written)} pictures in {arguments.pictures} (equal outputs have none)")
+
+
+def _write_page(
+    arguments: argparse.Namespace,
+    console: Console,
+    comparison: Comparison,
+    findings: Sequence[Finding],
+    artifact: Artifact,
+) -> None:
+    from rewriter.comparing.page import comparison_page, write_page
+
+    title = f"{artifact.path.name} compared with {Path(arguments.source).name}"
+    write_page(arguments.html, comparison_page(comparison, title=title, findings=findings, facts=_facts(artifact)))
+    console.print(f"page: {arguments.html}")
 
 
 def _facts(artifact: Artifact) -> dict[str, object]:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="what to hold against each other, out of source,native,emulated,tensorrt (default: all that runs here)",
     )
-    add("--strict", action="store_true", help="fail when TensorRT would not use an engine")
+    add("--strict", action="store_true", help="fail when TensorRT would not use an engine, or there is no GPU")
     add("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
     add("--tags", help="tags of the SavedModel's graph, separated by commas (default serve)")
     add("--signature", help="signature key (default serving_default)")

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewriter.errors import InputError
+from rewriter.errors import InputError, InvalidParameterError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from rewriter.artifact.manifest import EngineEntry
     from rewriter.source import Signature
 
 #: The function of a data script that is called where no other is named, as in Polygraphy's `--data-loader-script`.
@@ -48,7 +49,7 @@ def bound_samples(signature: Signature, samples: Iterable[Any], what: str) -> It
 
 
 def made_up(
-    signature: Signature, shapes: Mapping[str, Any], known: Sequence[Sample]
+    signature: Signature, shapes: Mapping[str, Any], known: Sequence[Sample], engines: Sequence[EngineEntry] = ()
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     """Made-up inputs: what the source takes, or its values in the wanted shapes.
 
@@ -56,6 +57,7 @@ def made_up(
         signature: the inputs of the artifact.
         shapes: input name -> shapes; {} leaves them open.
         known: samples that the source is known to take; may be none.
+        engines: of the artifact: what their profiles are tuned for fixes shapes that nothing else does.
 
     Raises:
         InvalidParameterError: shapes that do not fit, or a dimension that nothing fixes.
@@ -64,7 +66,25 @@ def made_up(
 
     if known and not shapes and all(_has_shapes_of(signature, sample) for sample in known):
         return lambda: iter([dict(sample) for sample in known])
-    return shaped_input_fn(signature, shapes, known)
+    try:
+        return shaped_input_fn(signature, shapes, known)
+    except InvalidParameterError:
+        if shapes or not engines:
+            raise
+        tuned = _tuned(signature, engines)
+        if not tuned:
+            raise
+    return lambda: iter(tuned)
+
+
+def _tuned(signature: Signature, engines: Sequence[EngineEntry]) -> list[dict[str, np.ndarray]]:
+    """Made-up inputs of the shapes that the engines are tuned for; [] where these leave a dimension open."""
+    from rewriter.runtime.warmup import warmup_samples
+
+    try:
+        return warmup_samples(signature, engines, None)
+    except InvalidParameterError:  # the engines do not read that input themselves
+        return []
 
 
 def saved_inputs(path: str) -> list[Sample]:

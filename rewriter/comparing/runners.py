@@ -42,7 +42,7 @@ class RunnerOptions:
 
     Attributes:
         wanted: names out of `RUNNERS`; None: all that can run here.
-        strict: an engine that would not be used is an error.
+        strict: an engine that would not be used is an error; so is a machine without a GPU.
         device: number of the GPU.
     """
 
@@ -58,6 +58,8 @@ class RunnerOptions:
         if unknown or len(set(wanted)) < 2:
             told = f"unknown {', '.join(unknown)}" if unknown else "at least two are needed"
             raise InvalidParameterError(f"--runners: {told}; choose from {', '.join(RUNNERS)}")
+        if self.strict and "tensorrt" not in wanted:
+            raise InvalidParameterError("--strict says how tensorrt runs, and --runners leaves that out: name it there")
 
     def asks_for(self, name: str) -> bool:
         """True for a runner that the user named."""
@@ -94,7 +96,7 @@ def open_runners(
 
     Raises:
         InvalidParameterError: a runner that was asked for cannot run, and why.
-        ConversionError: as `rewriter.load` raises it.
+        ConversionError: as `rewriter.load` raises it; or `strict`, and there is no GPU.
     """
     options = options or RunnerOptions()
     runners: dict[str, Runner] = {}
@@ -136,10 +138,16 @@ def _open_tensorrt(artifact: Artifact, options: RunnerOptions) -> tuple[Converte
     """The function on the GPU; or None, and why not."""
     from passes.engine_node import engine_nodes
     from rewriter.runtime import device
+    from rewriter.runtime.function import counted
 
-    if not any(True for _ in engine_nodes(artifact.model.proto)):
+    ops = [node.op_type for _, node in engine_nodes(artifact.model.proto)]
+    if not ops:
         return None, "the model has no engine"
     missing = device.missing_gpu()
+    if missing and options.strict:
+        raise ConversionError(
+            f"strict: {counted(len(ops), 'engine node')} would not run on TensorRT; {ops[0]}: {missing}"
+        )
     if missing:
         return None, missing
     try:

@@ -16,6 +16,7 @@ from passes.segments import Segmentation
 from passes.splice import EngineAttributes, splice
 from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.cli import main
+from rewriter.errors import SourceError
 from rewriter.frontend.onnx import signature_of
 
 MODEL = """
@@ -226,6 +227,10 @@ def test_models_with_other_names_are_told_apart(artifact, tmp_path, capsys):
         (["SRC", "OUT", "--html", "GONE/page.html"], "there is no such folder"),
         (["SRC", "OUT", "--html", "."], "--html '.' is a folder: name a file"),
         (["SRC", "OUT", "--pictures", "SRC"], "is a file: name a folder"),
+        (["SRC", "OUT", "--strict"], "strict: 1 engine node would not run on TensorRT; TRTEngineOp_000: no GPU"),
+        (["SRC", "OUT", "--strict", "--runners", "source,native"], "--runners leaves that out"),
+        (["OUT", "SRC"], "SRC and OUT are swapped"),
+        (["OUT", "OUT"], "is an artifact itself: name the model that it was converted from"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, source, artifact, tmp_path, capsys, monkeypatch):
@@ -234,6 +239,40 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, source, artifact
     places = {"SRC": source, "OUT": artifact, "WIDE": str(tmp_path / "wide.npz")}
     assert main(["compare", *(places.get(a, a) for a in arguments)]) == 2
     assert message in one_line_error(capsys)
+
+
+def test_a_file_that_cannot_be_written_hides_no_verdict(source, artifact, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    report = str(tmp_path / "figures.json")
+    assert main(["compare", source, artifact, "--json", report]) == 2
+    captured = capsys.readouterr()
+    assert "PASSED: " in captured.out
+    assert "no space left" in captured.err
+    other = tmp_path / "other.onnx"
+    onnx.save(make_model(seed=1), other)
+    assert main(["compare", str(other), artifact, "--json", report]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED: " in captured.out
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_an_engine_that_was_not_built_is_told(source, artifact, capsys):
+    assert main(["compare", source, artifact]) == 0
+    assert "Note: no engine is built for 1 of 1 engine node(s) (TRTEngineOp_000)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_source_of_several_signatures_names_the_option(source, artifact, capsys, monkeypatch):
+    def several(*_, **__):
+        raise SourceError("SavedModel x has several signatures, name one: 'a', 'b'")
+
+    monkeypatch.setattr("rewriter.frontend.reference.open_reference", several)
+    assert main(["compare", source, artifact]) == 2
+    assert "has several signatures, name one with --signature: 'a', 'b'" in one_line_error(capsys)
 
 
 def test_the_other_signatures_of_an_artifact_are_told():
