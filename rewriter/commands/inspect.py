@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints signature, engines, native nodes by reason, files and sizes; or what was asked for instead."""
     from rewriter.artifact import load_artifact
+    from rewriter.commands.options import check_target
     from rewriter.errors import ArtifactError, InvalidParameterError
     from rewriter.reports.report import Report
 
@@ -49,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidParameterError("--expand-engines says how --picture draws: give --picture, too")
     if arguments.json and arguments.nonconversion is not None:
         raise InvalidParameterError("--json and --nonconversion both print to the terminal: give one of them")
+    check_target("--html", arguments.html)
+    check_target("--picture", arguments.picture)
+    check_target("--nonconversion", arguments.nonconversion or None)  # "" prints only
     if arguments.html is not None:
         from rewriter.reports.page import artifact_page, write_page
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,19 @@ def check_target(option: str, path: str | None) -> None:
     """Refuses a file that cannot be written for certain, before the work that would be lost; None is no file.
 
     Raises:
-        InvalidParameterError: its folder is not there, or it is a folder itself.
+        InvalidParameterError: an empty path, its folder is not there, it is a folder itself, or nobody lets us write.
     """
     if path is None:
         return
-    if not Path(path).resolve().parent.is_dir():
+    if not path:
+        raise InvalidParameterError(f"{option} is an empty path: name a file")
+    target = Path(path).resolve()
+    if not target.parent.is_dir():
         raise InvalidParameterError(f"{option} {path!r}: there is no such folder")
-    if not path or Path(path).is_dir():
+    if target.is_dir():
         raise InvalidParameterError(f"{option} {path!r} is a folder: name a file")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InvalidParameterError(f"{option} {path!r} cannot be written: permission denied")
 
 
 def words(text: str) -> tuple[str, ...]:

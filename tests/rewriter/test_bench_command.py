@@ -104,6 +104,8 @@ def test_inputs_of_the_user(artifact, tmp_path):
         (["--trim-mean-percentage", "0.5"], "trim_mean_percentage"),
         (["--json", "/none/at/all.json"], "--json '/none/at/all.json': there is no such folder"),
         (["--json", "/"], "--json '/' is a folder: name a file"),
+        (["--csv", ""], "--csv is an empty path: name a file"),
+        (["--csv", "/"], "--csv '/' is a folder: name a file"),
         (["--csv", "/none/at/all.csv"], "--csv '/none/at/all.csv': there is no such folder"),
         (["--signature", "other"], "no signature 'other'"),
         (["--strict"], "strict: 1 engine node would not run on TensorRT"),

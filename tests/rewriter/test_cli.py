@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rewriter.artifact import load_artifact
 from rewriter.cli import main
-from rewriter.commands.options import parse_shapes
+from rewriter.commands.options import check_target, parse_shapes
 from rewriter.commands.screen import StageScreen
 from rewriter.errors import InvalidParameterError
 from rewriter.progress import ProgressEvent
@@ -368,3 +368,14 @@ def test_output_that_cannot_be_written_is_one_line(how):
         )
     assert done.returncode == 2
     assert done.stderr == "trt-rewriter: the output cannot be written: No space left on device\n"
+
+
+def test_a_file_that_nobody_lets_us_write_is_refused_at_once(tmp_path, monkeypatch):
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.touch()
+    check_target("--csv", str(there))
+    check_target("--csv", str(new))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for path in (there, new):
+        with pytest.raises(InvalidParameterError, match=r"--csv '.*' cannot be written: permission denied"):
+            check_target("--csv", str(path))

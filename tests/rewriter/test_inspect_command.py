@@ -87,10 +87,10 @@ def test_the_nonconversion_report_is_printed_and_written(artifact, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--html", "/none/at/all.html"], "cannot be written to /none/at/all.html"),
+        (["--html", "/none/at/all.html"], "'/none/at/all.html': there is no such folder"),
         (["--html", "a.html", "--signature", "other"], "other"),
-        (["--picture", "/none/at/all.svg"], "cannot be written to /none/at/all.svg"),
-        (["--nonconversion", "/none/at/all.csv"], "cannot be written to /none/at/all.csv"),
+        (["--picture", "/none/at/all.svg"], "'/none/at/all.svg': there is no such folder"),
+        (["--nonconversion", "/none/at/all.csv"], "'/none/at/all.csv': there is no such folder"),
         (["--expand-engines"], "give --picture"),
         (["--json", "--nonconversion"], "give one of them"),
         (["--signature", "other"], "other"),
