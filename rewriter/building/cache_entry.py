@@ -130,7 +130,8 @@ def copy_and_hash(source: BinaryIO, target: Path, *, durable: bool = False) -> F
     """Copies a file and hashes what it copies; a copy cut short is removed.
 
     The hash is most of the work and leaves Python's lock alone, so it is taken in a thread while the next piece is
-    read and written.
+    read and written. When Python is ending, which is when runtime caches are often saved, it starts no thread any more:
+    then the hash is taken in between.
 
     Args:
         source: open for reading.
@@ -145,7 +146,7 @@ def copy_and_hash(source: BinaryIO, target: Path, *, durable: bool = False) -> F
             while chunk := source.read(_CHUNK):
                 if hashed is not None:  # at most two pieces are in memory
                     hashed.result()
-                hashed = hashing.submit(digest.update, chunk)
+                hashed = _beside(hashing, digest.update, chunk)
                 copy.write(chunk)
                 size += len(chunk)
             if durable:
@@ -155,6 +156,17 @@ def copy_and_hash(source: BinaryIO, target: Path, *, durable: bool = False) -> F
         target.unlink(missing_ok=True)
         raise
     return FileRecord(size, digest.hexdigest())
+
+
+def _beside(threads: ThreadPoolExecutor, work: Callable[[bytes], None], chunk: bytes) -> Future[None]:
+    """Starts the work in a thread; does it at once where no thread can be started."""
+    try:
+        return threads.submit(work, chunk)
+    except RuntimeError:
+        done: Future[None] = Future()
+        work(chunk)
+        done.set_result(None)
+        return done
 
 
 def write_json(path: Path, data: object) -> None:
