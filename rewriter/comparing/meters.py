@@ -83,7 +83,7 @@ class DifferenceMeter:
         self._misplaced = False
         self._gaps = Gaps()
         self._agreement = _Agreement()
-        self._floating = False
+        self._floating = self._text = False
         self._top = {k: [0, 0] for k in top_k}
         self._histogram = HistogramMeter() if histogram else None
         self._heat_map = HeatMapMeter() if heat_map else None
@@ -126,6 +126,7 @@ class DifferenceMeter:
             gaps.reference,
             self._histogram.histogram() if self._histogram else None,
             self._heat_map.heat_map() if self._heat_map else None,
+            self._text,
         )
 
     def _words(self) -> str:
@@ -138,6 +139,7 @@ class DifferenceMeter:
 
     def _add_text(self, left: np.ndarray, right: np.ndarray) -> float:
         """Counts other texts; infinite where there are some."""
+        self._text = True
         sides = texts(left), texts(right)
         gaps = np.where(sides[0] != sides[1], np.inf, 0.0)
         wrong = int(np.count_nonzero(gaps))

@@ -36,6 +36,8 @@ _STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 1rem;align-items:start}
 .pictures figure{margin:.5rem 0}
 .verdict{font-size:1.15rem;font-weight:700}
+.pair{overflow-wrap:anywhere;min-width:4.5rem}
+@media (max-width:40rem){#verdict th,#verdict td{padding-left:.2rem;padding-right:.2rem}#verdict th{white-space:normal}}
 .whole{white-space:nowrap}
 .name{display:inline-block;min-width:6.5rem}
 .cause{white-space:pre-wrap}
@@ -94,22 +96,25 @@ def _verdict(comparison: Comparison) -> web.Html:
     for number, pair in enumerate(comparison.pairs):
         worst = (pair.failed or sorted(pair.differences, key=lambda d: -d.max_rel))[:1]
         names = f"{web.text(pair.pair.reference)} &rarr; {web.text(pair.pair.result)}"
-        link = web.Html(f'<a class="whole" href="#pair{number}">{names}</a>')
+        link = web.Html(f'<a href="#pair{number}">{names}</a>')
         found = worst[0] if worst else None
         limit = None if found is None else pair.pair.limit(found.output)
-        name = "-" if found is None or not found.max_rel else _name(found.output)
-        rows.append([link, _state(pair), size(found.max_rel if found else 0.0), size(limit), name])
+        far = "-" if found is None or found.text or found.fault else size(found.max_rel)
+        said = "" if found is None or not found.max_rel else f'<br><span class="soft">{web.text(found.output)}</span>'
+        rows.append([web.Html(f'<div class="pair">{link}{said}</div>'), _state(pair), far, size(limit)])
     return web.section(
         "Verdict",
         web.Html(f'<p class="verdict {kind}">{word}</p>'),
-        web.table(["pair", "", "max rel", "limit", "in output"], rows, numeric=(2, 3)),
+        web.table(["pair, output", "", "max rel", "limit"], rows, numeric=(2, 3)),
         anchor="verdict",
     )
 
 
 def _state(pair: PairDifference) -> web.Html:
     if all(pair.pair.limit(d.output) is None for d in pair.differences):
-        return web.Html('<span class="whole soft">only reported</span>')
+        return web.Html('<span class="soft">only reported</span>')
+    if pair.passed and any(map(pair.pair.by_absolute, pair.differences)):
+        return web.Html(f'<span class="good">ok by the absolute bound {size(pair.pair.absolute)}</span>')
     return web.Html('<span class="good">ok</span>' if pair.passed else '<span class="whole bad">FAILED</span>')
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,8 +119,8 @@ def heat_map_png(pair: Pair, found: Difference) -> bytes | None:
         bar.set_ticks(ticks, labels=[f"{tick:.1e}" for tick in ticks])
         bar.minorticks_off()
     _label_sides(axes, heat_map)
-    odd = "; violet: NaN, infinity or text" if np.isposinf(values).any() else ""
-    _title(figure, f"{found.output}: where it differs{_meaning(heat_map)}{odd}")
+    odd = "; violet: NaN, inf or text" if np.isposinf(values).any() else ""
+    _title(figure, f"{found.output}: differences{_meaning(heat_map)}{odd}")
     return _png(figure)
 
 
@@ -225,8 +226,8 @@ def _label_sides(axes: Any, heat_map: HeatMap) -> None:
 
 def _meaning(heat_map: HeatMap) -> str:
     """What a cell stands for beside one value."""
-    words = f" (largest over {heat_map.over})" if heat_map.over else ""
-    return f"{words}; sizes differ, laid over each other" if heat_map.resized else words
+    words = f", largest over {heat_map.over}" if heat_map.over else ""
+    return f"{words}; of several sizes" if heat_map.resized else words
 
 
 def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:
@@ -237,11 +238,12 @@ def _figure(height: float, layout: Literal["constrained", "compressed"] = "const
 
 
 def _title(figure: Any, text: str) -> None:
-    """A title of at most two lines; the middle of long names is left out."""
+    """A title whose lines fit the picture; the middle of long names is left out."""
     name, _, rest = text.rpartition(": ")
     short = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
     joint = ":\n" if len(short) + len(rest) > 58 else ": "
-    figure.suptitle(f"{short}{joint}{rest}", fontsize=10, x=0.02, ha="left", parse_math=False)
+    lines = "\n".join(textwrap.wrap(rest, 72))
+    figure.suptitle(f"{short}{joint}{lines}", fontsize=10, x=0.02, ha="left", parse_math=False)
 
 
 def _png(figure: Any) -> bytes:

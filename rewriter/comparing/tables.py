@@ -101,6 +101,8 @@ def _differences(pair: PairDifference, shown: set[str], width: int) -> tuple[Tab
     limits = {pair.pair.limit(d.output) for d in pair.differences}
     common = limits.pop() if len(limits) == 1 else pair.pair.tolerance  # of several limits a column tells
     limit = "" if common is None else f", limit {common:.1e}"
+    if any(pair.pair.by_absolute(d) for d in pair.differences):
+        limit += f" or within the absolute bound {pair.pair.absolute:.1e} (ok abs)"
     found = [d for d in pair.differences if d.output in shown]
     columns = difference_columns(pair)
     dropped = []

@@ -80,6 +80,7 @@ class Difference:
         scale: max|reference| of the finite values.
         histogram: how many values differ by how much; None where it was not asked for.
         heat_map: where in the output the differences are; likewise.
+        text: True for an output of text.
     """
 
     output: str
@@ -96,6 +97,7 @@ class Difference:
     scale: float = 0.0
     histogram: Histogram | None = dataclasses.field(default=None, repr=False)
     heat_map: HeatMap | None = dataclasses.field(default=None, repr=False, compare=False)
+    text: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All but the heat map, which is a picture."""
@@ -132,9 +134,14 @@ class Pair:
     def passes(self, difference: Difference) -> bool:
         """True for an output that differs by no more than it may."""
         limit = self.limit(difference.output)
-        if limit is None or difference.max_rel <= limit:
-            return True
-        return self.absolute is not None and not difference.fault and difference.max_abs <= self.absolute
+        return limit is None or difference.max_rel <= limit or self.by_absolute(difference)
+
+    def by_absolute(self, difference: Difference) -> bool:
+        """True for an output that passes by the absolute bound alone."""
+        limit = self.limit(difference.output)
+        if limit is None or difference.max_rel <= limit or self.absolute is None:
+            return False
+        return not difference.fault and difference.max_abs <= self.absolute
 
 
 @dataclasses.dataclass(frozen=True)

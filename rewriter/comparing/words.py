@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from rewriter.comparing.values import Comparison, Difference, Pair, PairDifference, Spread
@@ -20,10 +21,10 @@ def difference_columns(pair: PairDifference) -> list[Column]:
     """The columns that say something of at least one output."""
     tops = sorted({k for found in pair.differences for k in found.top_k})
     columns = [
-        Column("max abs", lambda d: size(d.max_abs)),
-        Column("max rel", lambda d: size(d.max_rel)),
-        Column("mean abs", lambda d: size(d.mean_abs)),
-        Column("mean rel", lambda d: size(d.mean_rel)),
+        Column("max abs", lambda d: _number(d, d.max_abs)),
+        Column("max rel", lambda d: _number(d, d.max_rel)),
+        Column("mean abs", lambda d: _number(d, d.mean_abs)),
+        Column("mean rel", lambda d: _number(d, d.mean_rel)),
         Column("cosine", lambda d: "-" if d.cosine is None else f"{d.cosine:.6f}"),
         Column("agree", lambda d: share(d.agreement)),
         *(Column(f"top-{k}", lambda d, k=k: share(d.top_k.get(k))) for k in tops),  # type: ignore[misc]
@@ -34,9 +35,11 @@ def difference_columns(pair: PairDifference) -> list[Column]:
 
 
 def mark(pair: Pair, found: Difference) -> str:
-    """Whether an output passes; "" where that is not judged."""
+    """Whether an output passes, "ok abs" by the absolute bound alone; "" where that is not judged."""
     if pair.limit(found.output) is None:
         return ""
+    if pair.by_absolute(found):
+        return "ok abs"
     return "ok" if pair.passes(found) else "FAILED"
 
 
@@ -48,9 +51,26 @@ def verdict(pair: PairDifference) -> str:
     if found is None:
         return f"{names} in nothing: there are no outputs"
     limit = pair.pair.limit(found.output)
-    where = f" in {found.output!r}" if len(pair.differences) > 1 and found.max_rel else ""
     more = f", and in {len(failed) - 1} other output(s) by more than they may" if len(failed) > 1 else ""
-    return f"{names} by {size(found.max_rel)}{where}{'' if limit is None else f' (limit {limit:.1e})'}{more}"
+    if found.fault:
+        return f"{pair.pair.result} differs from {pair.pair.reference}: output {found.output!r} {found.fault}{more}"
+    if found.text:
+        return f"{names} in no text"
+    where = f" in {found.output!r}" if len(pair.differences) > 1 and found.max_rel else ""
+    told = [] if limit is None else [f"limit {limit:.1e}"]
+    told += filter(None, [absolute_words(pair)])
+    amount = f"{size(found.max_abs)} where all of it is 0" if math.isinf(found.max_rel) else size(found.max_rel)
+    limits = f" ({'; '.join(told)})" if told else ""
+    return f"{names} by {amount}{where}{limits}{more}"
+
+
+def absolute_words(pair: PairDifference) -> str:
+    """Which outputs pass by the absolute bound alone; "" for none."""
+    names = [repr(d.output) for d in pair.differences if pair.pair.by_absolute(d)]
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{shown} within the absolute bound {pair.pair.absolute:.1e}"
 
 
 def failure(pair: Pair, found: Difference) -> str:
@@ -103,6 +123,11 @@ def size(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.1e}" if value else "0"
+
+
+def _number(found: Difference, value: float) -> str:
+    """A figure of numbers: text has none."""
+    return "-" if found.text else size(value)
 
 
 def share(value: float | None) -> str:

@@ -8,7 +8,7 @@ import pytest
 from rewriter.comparing.comparison import Comparison, Pair, compare
 from rewriter.comparing.tables import MOST_OUTPUTS, print_comparison, print_verdict
 from rewriter.reports.summary import plain_console
-from tests.rewriter.comparing.cases import comparison
+from tests.rewriter.comparing.cases import SAMPLES, comparison, runner
 
 
 def printed(found: Comparison, width: int = 100) -> str:
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_told_with_its_place():
         "native -> emulated: output 'grown' has shape [1, 3] instead of [1, 2]",
         "native -> emulated: output 'text' has 2 other texts, first at [1] of sample 0: 'c' instead of '<b>'",
         "native -> emulated: output 'feature/map:0' differs most at [2, 5, 4, 3] of sample 1",
-        "in 'odd$x$' (limit 5.0e-03), and in 4 other output(s) by more than they may",
+        "from native: output 'odd$x$' has NaN or infinity in 4 other place(s), and in 4 other output(s) by more",
     ):
         assert words in text
 
@@ -99,3 +99,29 @@ def test_a_model_without_outputs():
     text = printed(compare({"a": lambda _: {}, "b": lambda _: {}}, [{}], [Pair("a", "b", 1.0)]))
     assert "no inputs" in text
     assert "PASSED: b differs from a in nothing: there are no outputs" in text
+
+
+def test_an_output_within_the_absolute_bound_alone_says_so():
+    text = " ".join(
+        printed(comparison(("scores", "digit"), pairs=[Pair("native", "emulated", 1e-9, absolute=1e-2)])).split()
+    )
+    assert "limit 1.0e-09 or within the absolute bound 1.0e-02 (ok abs)" in text
+    assert text.count("ok abs") == 2  # the title and one row
+    assert "(limit 1.0e-09; 'scores' within the absolute bound 1.0e-02)" in text
+    assert "absolute bound" not in printed(
+        comparison(("scores",), pairs=[Pair("native", "emulated", 1.0, absolute=1.0)])
+    )
+
+
+def test_text_has_no_figures_and_nothing_differs_by_inf():
+    equal = {"source": runner(0, ("text",)), "native": runner(0, ("text",))}
+    text = printed(compare(equal, SAMPLES, [Pair("source", "native", 1e-4)]))
+    assert "max abs" not in text
+    assert "PASSED: native differs from source in no text" in text
+    assert "by inf" not in printed(comparison(("text",))) + printed(comparison(("grown",)))
+
+
+def test_a_reference_of_zeros_is_told_in_words():
+    runners = {"source": lambda _: {"y": np.zeros(3)}, "native": lambda _: {"y": np.full(3, 0.5)}}
+    text = printed(compare(runners, SAMPLES, [Pair("source", "native", 1e-4)]))
+    assert "native differs from source by 5.0e-01 where all of it is 0" in text
