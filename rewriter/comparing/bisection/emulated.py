@@ -25,6 +25,8 @@ _PAIR = ("native", "emulated")
 _BROKEN, _ROUNDED = 10, 0.05
 #: Nodes so many steps from each other may be in one kernel of TensorRT.
 _NEAR = 4
+#: Keeping so many nodes, and more than half of those that are rounded, is no advice.
+_MANY = 4
 
 
 def bisect_emulated(subject: Subject) -> Bisection:
@@ -238,6 +240,12 @@ class _Ranking:
         index, homes = self._case.subject.index, self._case.subject.homes
         return Contribution(index.names[number], index.nodes[number].op_type, homes.get(index.names[number]), own)
 
+    def share(self, names: Names) -> tuple[int, int]:
+        """(how many of the nodes that are off on their own these names keep, how many such nodes there are)."""
+        kept = set(names)
+        units = [self._case.subject.excluded(number) for number, _ in self.nodes]
+        return sum(kept.issuperset(unit) for unit in units), len(units)
+
     def rankings(self) -> Iterator[list[Names]]:
         """What must be named to keep each of them; then the same with what only moves or chooses values behind it.
 
@@ -272,6 +280,14 @@ def _exclude(
             return None, ("no node in an engine is off on its own: there is nothing to keep",)
         first = subject.excluded(ranking.nodes[0][0])
     exclusion = find_exclusion(first, case.following, ranking.rankings, case.attempt)
+    many = exclusion.trial.passed and len(exclusion.names) >= _MANY  # only then it is worth to measure all
+    kept, lowered = ranking.share(exclusion.names) if many else (0, 0)
+    if kept >= _MANY and 2 * kept > lowered:
+        note = (
+            f"this precision cannot keep the tolerance: {kept} of the {lowered} nodes that it rounds would have to be "
+            "kept out of it; give a larger --tolerance, or convert with a higher precision_mode"
+        )
+        return None, (note,)
     notes = [f"the option was tried in emulation: {exclusion.runs} run(s) over {len(subject.feeds)} sample(s)"]
     if not exclusion.trial.passed:
         notes.append(

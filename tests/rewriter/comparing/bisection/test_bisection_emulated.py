@@ -246,3 +246,19 @@ def test_mistakes_are_told_in_one_line(tmp_path):
     del artifact.params["recipe"]
     with pytest.raises(ArtifactError, match="convert the model again"):
         bisect(artifact, [X], 1e-3)
+
+
+def test_a_precision_that_cannot_keep_the_tolerance_is_told_instead_of_an_option(tmp_path):
+    names = "abcdefgh"
+    body = " ".join(f"{after} = Tanh({before})" for before, after in zip("x" + names, names + "y", strict=True))
+    artifact = make_artifact(
+        parse(f"g (float[n, 8] x) => (float[n, 8] y) {{ {body} }}"),
+        tmp_path / "out",
+        "BF16",
+        [f"n_{v}" for v in names + "y"],
+    )
+    x = np.random.default_rng(2).standard_normal((4, 8)).astype(np.float32)
+    found = bisect(artifact, [x], 1e-7)
+    assert found.node
+    assert (found.option, found.excluded, found.passed) == ("", (), None)
+    assert any("this precision cannot keep the tolerance" in note for note in found.notes)
