@@ -27,7 +27,7 @@ def state_notes(artifact: Artifact) -> list[str]:
     if missing:
         notes.append(
             f"no engine is built for {len(missing)} of {len(ops)} engine node(s) ({_few(missing)}): the artifact was "
-            "converted without shapes to build for, or their builds failed"
+            "converted without building it (--no-engines, no shapes), or the build failed"
         )
     problems: dict[str, list[str]] = {}
     for entry in artifact.engines:
