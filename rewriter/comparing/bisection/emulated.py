@@ -25,7 +25,7 @@ _PAIR = ("native", "emulated")
 _BROKEN, _ROUNDED = 10, 0.05
 #: Nodes so many steps from each other may be in one kernel of TensorRT.
 _NEAR = 4
-#: Keeping so many nodes, and more than half of those that are rounded, is no advice.
+#: Keeping so many nodes, and more than three quarters of those that are rounded, is no advice.
 _MANY = 4
 
 
@@ -282,7 +282,7 @@ def _exclude(
     exclusion = find_exclusion(first, case.following, ranking.rankings, case.attempt)
     many = exclusion.trial.passed and len(exclusion.names) >= _MANY  # only then it is worth to measure all
     kept, lowered = ranking.share(exclusion.names) if many else (0, 0)
-    if kept >= _MANY and 2 * kept > lowered:
+    if kept >= _MANY and 4 * kept > 3 * lowered:
         note = (
             f"this precision cannot keep the tolerance: {kept} of the {lowered} nodes that it rounds would have to be "
             "kept out of it; give a larger --tolerance, or convert with a higher precision_mode"
