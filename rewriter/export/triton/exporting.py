@@ -1,0 +1,150 @@
+"""`export_triton`: an artifact becomes a version of a model in a repository of Triton."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rewriter.artifact import Artifact, load_artifact
+from rewriter.errors import InvalidParameterError
+from rewriter.export.triton.config import BACKENDS, ConfigOptions, config_text
+from rewriter.export.triton.contents import Content, onnx_content, plan_content, python_content
+from rewriter.export.triton.kserve import service_text
+from rewriter.export.triton.repository import (
+    CONFIG_FILE,
+    OLD_CONFIG_FILE,
+    add_version,
+    check_repository,
+    checked_name,
+    write_text,
+)
+from rewriter.export.triton.shapes import find_batching, find_warmups
+
+_log = logging.getLogger(__name__)
+_CONTENTS: dict[str, Callable[[Artifact], Content]] = {
+    "python": python_content,
+    "onnxruntime": onnx_content,
+    "tensorrt_plan": plan_content,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """One version of a model in a repository.
+
+    Attributes:
+        repository: the folder that the server is given, resolved.
+        name: the model's.
+        version: its number.
+        flavour: what runs it.
+        max_batch_size: the largest batch; 0 where Triton does not batch.
+        files: all files of this version, of its settings and for KServe, relative to the repository, sorted.
+        notes: what is to be known, a sentence each.
+    """
+
+    repository: Path
+    name: str
+    version: int
+    flavour: str
+    max_batch_size: int
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this version."""
+        return self.repository / self.name / str(self.version)
+
+
+def export_triton(
+    artifact: str | Path,
+    repository: str | Path,
+    *,
+    name: str | None = None,
+    flavour: str = "python",
+    signature: str | None = None,
+    instances: int = 1,
+    kind: str = "auto",
+    gpus: Sequence[int] = (),
+    max_queue_delay_us: int = 1000,
+    max_batch_size: int | None = None,
+    strict: bool = False,
+    warmup: bool = True,
+    storage_uri: str | None = None,
+    image: str | None = None,
+) -> Exported:
+    """Writes an artifact into a model repository, as the next version of a model.
+
+    Args:
+        artifact: the directory that `Converter.save` wrote.
+        repository: the folder that the server is given; made where it is missing.
+        name: the model's name; default: that of the artifact's folder.
+        flavour: "python" (runs wherever this package does, engines included), "onnxruntime" (ONNX Runtime's backend,
+            no engine) or "tensorrt_plan" (TensorRT's backend, when the whole graph is one engine).
+        signature: which of several; default: the first.
+        instances: copies of the model for each device.
+        kind: "auto" (GPUs where there are some), "cpu", "gpu" or "model".
+        gpus: numbers of the GPUs, with kind "gpu"; () for all.
+        max_queue_delay_us: how long a request may wait for others to make a batch with, in microseconds.
+        max_batch_size: the largest batch; default: what the engines' profiles allow, 8 without any, 0 where inputs
+            and outputs do not share a batch dimension.
+        strict: True: an engine that is not used is an error (python flavour), as in `rewriter.load`.
+        warmup: True has the server run the optimum of every profile before the model is ready.
+        storage_uri: where KServe finds the repository; default: a placeholder.
+        image: the image of the server for KServe; default: the cluster's.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged, or the repository cannot be written.
+        InvalidParameterError: an option is not allowed, or Triton or the flavour cannot express the model; the message
+            names the tensor or the part.
+    """
+    if flavour not in _CONTENTS:
+        raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
+    if strict and flavour != "python":
+        raise InvalidParameterError(f"strict is for flavour='python', not {flavour!r}: other flavours know no fallback")
+    loaded = load_artifact(artifact, signature=signature)
+    name = checked_name(name, loaded.path)
+    root = check_repository(repository, name)
+    content = _CONTENTS[flavour](loaded)
+    batching = find_batching(content.signature, content.engines, max_batch_size)
+    warmups, without = find_warmups(content.signature, content.engines, batching) if warmup else ([], "")
+    options = ConfigOptions(
+        instances=instances,
+        kind=kind,
+        gpus=tuple(gpus),
+        max_queue_delay_us=max_queue_delay_us,
+        parameters=_parameters(loaded, strict=strict, warmup=warmup) if flavour == "python" else {},
+        plans=content.plans,
+        profiles=max((len(entry.profiles) for entry in content.engines), default=0) if content.plans else 0,
+    )
+    text = config_text(name, flavour, content.signature, batching, warmups, options)
+    notes = [*content.notes, *(note for note in (batching.reason, without) if note)]
+    notes += [f"engine {entry.op} cannot be used: {entry.problem}" for entry in loaded.engines if not entry.usable]
+    version = add_version(root, name, text, content.fill)
+    service = f"{name}.inferenceservice.yaml"
+    write_text(root / service, service_text(name, gpu=kind != "cpu", storage_uri=storage_uri, image=image))
+    folder = root / name / str(version)
+    files = [path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if (root / name / OLD_CONFIG_FILE).is_file() and version > 1:
+        notes.append(f"the settings before this version are in {name}/{OLD_CONFIG_FILE}")
+    _log.info("exported %s as version %d of %s in %s (%s)", loaded.path, version, name, root, flavour)
+    return Exported(
+        repository=root,
+        name=name,
+        version=version,
+        flavour=flavour,
+        max_batch_size=batching.maximum,
+        files=tuple(sorted([*files, f"{name}/{CONFIG_FILE}", service])),
+        notes=tuple(notes),
+    )
+
+
+def _parameters(artifact: Artifact, *, strict: bool, warmup: bool) -> dict[str, str]:
+    """What the python flavour reads from its settings (see `rewriter.export.triton.serving`)."""
+    return {
+        "signature": artifact.signature.name,
+        "strict": str(strict).lower(),
+        "warmup": str(warmup).lower(),
+    }

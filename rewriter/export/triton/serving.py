@@ -1,0 +1,102 @@
+"""What Triton's python backend runs: the `TritonPythonModel` of an exported artifact.
+
+It reads these `parameters` of `config.pbtxt`: `signature` (which of the artifact), `strict` ("true": an engine that is
+not used is an error) and `warmup` ("true": engines, sessions and graphs are made before the model is ready).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import ConversionError, InputError, InvalidParameterError, MissingDependencyError
+from rewriter.export.triton.batches import Arrays, answer
+from rewriter.export.triton.contents import ARTIFACT_FOLDER
+from rewriter.runtime.function import ConvertedFunction
+from rewriter.runtime.loading import load
+
+_log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """One instance of a model; Triton makes it, and calls these methods one after the other."""
+
+    _function: ConvertedFunction
+    _max_batch_size: int
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Loads the artifact of this version, for the device of this instance.
+
+        Args:
+            args: what Triton tells: `model_config` (JSON), `model_repository` (the model's folder), `model_version`,
+                `model_instance_kind`, `model_instance_device_id` ...
+
+        Raises:
+            ConversionError: as `rewriter.load` raises it; Triton then says that the model failed to load, and why.
+        """
+        config = json.loads(args["model_config"])
+        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        self._max_batch_size = int(config.get("max_batch_size", 0))
+        on_cpu = args.get("model_instance_kind") == "CPU"
+        folder = Path(args["model_repository"]) / args["model_version"] / ARTIFACT_FOLDER
+        self._function = load(
+            folder,
+            signature=given.get("signature"),
+            strict=True if given.get("strict") == "true" else None,
+            provider="cpu" if on_cpu else "auto",
+            device=0 if on_cpu else int(args.get("model_instance_device_id") or 0),
+        )
+        if given.get("warmup") == "true":
+            self._warm_up()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answers requests, computed together where they may be; an error goes to the request that made it."""
+        utils = _utils()
+        inputs = [self._inputs(request) for request in requests]
+        answers = answer(inputs, self._function.run, self._max_batch_size)
+        return [_response(utils, request, found) for request, found in zip(requests, answers, strict=True)]
+
+    def finalize(self) -> None:
+        """Frees sessions and engines."""
+        self._function.close()
+
+    def _inputs(self, request: Any) -> dict[str, np.ndarray]:
+        return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+    def _warm_up(self) -> None:
+        try:
+            self._function.warmup()
+        except InvalidParameterError as error:
+            _log.warning("no warm-up: %s", error)
+
+
+def _response(utils: Any, request: Any, found: Arrays | ConversionError) -> Any:
+    if isinstance(found, ConversionError):
+        codes = utils.TritonError
+        code = codes.INVALID_ARG if isinstance(found, InputError) else codes.INTERNAL
+        return utils.InferenceResponse(output_tensors=[], error=codes(str(found), code))
+    wanted = set(request.requested_output_names())
+    tensors = [utils.Tensor(name, _contiguous(array)) for name, array in found.items() if name in wanted]
+    return utils.InferenceResponse(output_tensors=tensors)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The same, contiguous: Triton reads memory from the first element on."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _utils() -> Any:
+    """Triton's module, which there is only inside of its python backend."""
+    try:
+        return importlib.import_module("triton_python_backend_utils")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this model runs inside of Triton's python backend only: start tritonserver with its repository, or use "
+            "rewriter.load"
+        ) from error
