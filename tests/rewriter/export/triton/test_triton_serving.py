@@ -1,0 +1,90 @@
+"""The model of Triton's python backend, with a stand-in for Triton's module."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from rewriter import load
+from rewriter.errors import MissingDependencyError
+from rewriter.export.triton import export_triton
+from rewriter.export.triton.serving import TritonPythonModel
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+class TritonError:
+    INVALID_ARG, INTERNAL = "invalid", "internal"
+
+    def __init__(self, message, code):
+        self.message, self.code = message, code
+
+
+class Response:
+    def __init__(self, output_tensors, error=None):
+        self.outputs = {t.name(): t.as_numpy() for t in output_tensors}
+        self.error = error
+
+
+class Request:
+    def __init__(self, wanted=("out",), **arrays):
+        self._tensors = [Tensor(name, array) for name, array in arrays.items()]
+        self._wanted = list(wanted)
+
+    def inputs(self):
+        return self._tensors
+
+    def requested_output_names(self):
+        return self._wanted
+
+
+@pytest.fixture
+def model(dense, tmp_path):
+    done = export_triton(dense, tmp_path / "repo")
+    config = {
+        "max_batch_size": 8,
+        "parameters": {key: {"string_value": "true"} for key in ("warmup",)},
+    }
+    model = TritonPythonModel()
+    model.initialize(
+        {
+            "model_config": json.dumps(config),
+            "model_repository": str(done.repository / done.name),
+            "model_version": str(done.version),
+            "model_instance_kind": "CPU",
+            "model_instance_device_id": "0",
+        }
+    )
+    yield model
+    model.finalize()
+
+
+def test_requests_get_what_a_call_gives(model, dense, monkeypatch):
+    utils = types.SimpleNamespace(Tensor=Tensor, TritonError=TritonError, InferenceResponse=Response)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    one = np.arange(4, dtype=np.float32)[None]
+    wrong = one.astype(np.float64)
+    found = model.execute([Request(image=one), Request(image=wrong), Request(image=one * 2), Request((), image=one)])
+    with load(dense, provider="cpu") as function:
+        both = function(np.concatenate([one, one * 2, one]))["out"]
+    np.testing.assert_array_equal(found[0].outputs["out"], both[:1])
+    np.testing.assert_array_equal(found[2].outputs["out"], both[1:2])
+    assert found[3].outputs == {}
+    assert found[1].error.code == "invalid"
+    assert "float64" in found[1].error.message
+
+
+def test_outside_of_triton_it_says_so(model):
+    with pytest.raises(MissingDependencyError, match="inside of Triton's python backend only"):
+        model.execute([])
