@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +26,13 @@ from rewriter.installing import install, made_parents, sibling
 _log = logging.getLogger(__name__)
 
 
-def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPart, overwrite: bool = False) -> Path:
+def save_artifact(
+    directory: str | Path,
+    part: ArtifactPart,
+    *others: ArtifactPart,
+    overwrite: bool = False,
+    versions: Mapping[str, str] | None = None,
+) -> Path:
     """Writes an artifact: into a sibling directory first, then renamed into place.
 
     Whatever goes wrong, `directory` is afterwards what it was before, and nothing is left beside it.
@@ -37,6 +43,7 @@ def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPa
         others: further signatures.
         overwrite: True replaces an existing artifact whose folder holds nothing else; no other folder that is not
             empty is ever replaced.
+        versions: distribution name -> version at the conversion; default: what is installed.
 
     Returns:
         The artifact's directory, resolved.
@@ -63,7 +70,7 @@ def save_artifact(directory: str | Path, part: ArtifactPart, *others: ArtifactPa
             files = _write_content(scratch, list(zip(parts, contents, strict=True)))
             content = Manifest(
                 created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                versions=manifests.installed_versions(),
+                versions=manifests.installed_versions() if versions is None else versions,
                 parts=parts,
                 files=files,
             )

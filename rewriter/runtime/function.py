@@ -261,12 +261,12 @@ class ConvertedFunction:
             On a GPU also what its executor counts:
             steps, islands: engines and native islands of a call, and how many of them are islands.
             discoveries: calls that ran step by step, for shapes that were new or depend on the data.
-            plans, graphs: input shapes that are bound and ready, and those with a CUDA graph.
-            graph_launches: calls that launched one.
+            plans, graphs: input shapes that are bound and ready, and those with a CUDA graph; graph_launches: its runs.
             memory_retries: calls that gave up all plans because memory ran out.
             no_plan, no_graph: why calls, and plans, do without: reason -> number.
             device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
+            engines_chosen: engine node -> its `engines` in memory with reasons, and why the `others` are not (by key).
         """
         with self._lock:
             executor, extra, provider = self._executor, self._last_stats, self._provider

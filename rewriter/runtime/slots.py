@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.segments import SegmentModel
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import (
     ConversionError,
     ConverterStateError,
@@ -211,6 +212,13 @@ class EngineSlot:
                 "failed_builds": dict(self._failures),
                 "building": BUILDING in self._asked.values(),
             }
+
+    def fates(self) -> tuple[dict[str, EngineEntry], dict[str, str]]:
+        """(key -> entry of the engines in memory, key -> why one cannot be used)."""
+        with self._lock:
+            by_path = {stored.path: stored.entry for stored in self._stored.values()}
+            opened = {by_path[path].key: by_path[path] for path in self._memory}
+            return opened, {by_path[path].key: text for path, text in self._refused.items() if path in by_path}
 
     def close(self) -> None:
         """Closes the engines in memory; harmless when repeated. A build that ends later is ignored."""

@@ -59,6 +59,7 @@ class HybridExecutor:
         builds: builds engines at run time; None where that is not allowed.
         builder: what `builds` builds with; both are closed with the executor.
         waits: True lets a call wait for engines that are being built for it.
+        chosen: tells which engines are used and why (see `rewriter.runtime.choosing.chosen`), by engine operator.
     """
 
     provider = "cuda"
@@ -73,8 +74,10 @@ class HybridExecutor:
         builds: BackgroundBuilds | None = None,
         builder: RuntimeBuilder | None = None,
         waits: bool = False,
+        chosen: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._pieces = pieces
+        self._chosen = chosen
         self._cuda = pieces.cuda
         self._discovery = Discovery(pieces)
         self._blocked = dict(blocked or {})
@@ -161,6 +164,7 @@ class HybridExecutor:
             memory_retries: calls for which all plans were given up, because memory ran out.
             device_bytes: shared memory of values and activations.
             slots: engine operator -> counters of its engines (see `EngineSlot.stats`).
+            engines_chosen: engine operator -> its engines in memory, and why not the others.
         """
         with self._lock:
             steps = self._pieces.schedule.steps
@@ -174,6 +178,7 @@ class HybridExecutor:
                 "memory_retries": self._counts["memory_retries"],
                 "device_bytes": self._pieces.device_bytes,
                 "slots": {op: slot.stats() for op, slot in slots.items()},
+                "engines_chosen": dict(self._chosen()),
             }
 
     def to_host(self, value: Any) -> np.ndarray:

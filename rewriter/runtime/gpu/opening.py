@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
 from rewriter.errors import ConversionError, CudaError, DeviceMemoryError, EngineRefusedError, MissingDependencyError
+from rewriter.runtime.choosing import Ranked, chosen, order, version_problem
 from rewriter.runtime.executor import NativeExecutor
 from rewriter.runtime.gpu.cuda import Cuda
 from rewriter.runtime.gpu.engine import LoadedEngine, TrtRuntime, import_runtime
@@ -101,7 +103,16 @@ class Opener:
     ) -> None:
         self.cuda = cuda
         self._folder = runtime_cache_folder
+        self._modules = modules
         self._runtime = functools.cache(lambda flavour: TrtRuntime(modules(flavour), cuda))
+
+    def installed(self, flavour: str) -> str:
+        """The version of a TensorRT package.
+
+        Raises:
+            MissingDependencyError, InvalidParameterError: as `import_runtime`.
+        """
+        return str(self._modules(flavour).__version__)
 
     def __call__(self, stored: StoredEngine) -> LoadedEngine:
         """An engine with its first context, so that nothing is compiled in a call for it.
@@ -115,12 +126,9 @@ class Opener:
             try:
                 runtime = self._runtime(entry.backend)
             except MissingDependencyError as error:
-                raise EngineRefusedError(f"it needs {entry.backend} {entry.version}: {error}") from error
-            if entry.version != runtime.version:
-                raise EngineRefusedError(
-                    f"it was built by {entry.backend} {entry.version}, and engines run with that version only; "
-                    f"installed is {runtime.version}"
-                )
+                raise EngineRefusedError(version_problem(entry, error)) from error
+            if problem := version_problem(entry, runtime.version):
+                raise EngineRefusedError(problem)
             cache = None
             if self._folder is not None:
                 major, minor = self.cuda.compute_capability
@@ -148,10 +156,12 @@ def assemble(
 ) -> HybridExecutor | str:
     """`open_gpu_executor` on a device that is there."""
     nodes = {node.op_type: scope for scope, node in engine_nodes(model.proto)}
-    own = {op: [stored for stored in engines if stored.entry.op == op] for op in nodes}
+    ranked = {op: _ranked([item for item in engines if item.entry.op == op], opener) for op in nodes}
+    own = {op: [item.stored for item in found] for op, found in ranked.items()}
     blocked: dict[str, str] = {}
     with contextlib.ExitStack() as undo:
-        builder, builds = _builds(engines, options, params, recipe, ranges, undo)
+        first = sorted(itertools.chain(*own.values()), key=lambda stored: not stored.entry.usable)
+        builder, builds = _builds(first, options, params, recipe, ranges, undo)
         blocked.update(what_if_nodes(model.proto))
         for op, stored in own.items():
             if op not in blocked and not nodes[op] and builds is None and not any(item.entry.usable for item in stored):
@@ -160,6 +170,7 @@ def assemble(
         schedule = make_schedule(model, outputs, wanted, hashed=False)
         slots = _slots(schedule, own, options, builds, opener)
         undo.callback(_close_all, slots)
+        fates = dict(slots)
         refused = _preload(slots) if builds is None else _preload_all(slots)
         if refused and builds is None:
             blocked.update(refused)
@@ -190,9 +201,24 @@ def assemble(
             builds=builds,
             builder=builder,
             waits=options.wait_for_builds,
+            chosen=lambda: _chosen(ranked, fates, blocked),
         )
         undo.pop_all()
         return executor
+
+
+def _ranked(engines: Sequence[StoredEngine], opener: Opener) -> tuple[Ranked, ...]:
+    """The engines of one node in the order in which this machine prefers them."""
+    return order(engines, opener.cuda.compute_capability, opener.installed)
+
+
+def _chosen(
+    ranked: Mapping[str, Sequence[Ranked]], slots: Mapping[str, EngineSlot], blocked: Mapping[str, str]
+) -> dict[str, Any]:
+    """Engine operator -> which of its engines are used, and why not the others; only where there are some."""
+    fates = {op: slots[op].fates() if op in slots else ({}, {}) for op in ranked}
+    told = {op: chosen(found, *fates[op], blocked.get(op, "")) for op, found in ranked.items()}
+    return {op: facts for op, facts in told.items() if any(facts.values())}
 
 
 def _builds(
