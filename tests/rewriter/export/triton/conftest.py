@@ -56,11 +56,11 @@ def with_engines(tmp_path):
 
     def make(*engines):
         stored = []
-        for number, fields in enumerate(engines):
+        for number, given in enumerate(engines):
             path = tmp_path / f"{number}.engine"
             path.write_bytes(f"engine {number}".encode() * 9)
             record = manifests.hash_file(path)
-            fields = {"backend": "tensorrt", "version": "10.9.0", "profiles": (profile(1, 4, 16),), **fields}
+            fields = {"backend": "tensorrt", "version": "10.9.0", "profiles": (profile(1, 4, 16),), **given}
             entry = EngineEntry("TRTEngineOp_000", f"key{number}", record.size, record.sha256, **fields)
             stored.append((entry, path))
         part = ArtifactPart(dense_model(ENGINE), SIGNATURE, {}, {}, engines=stored)

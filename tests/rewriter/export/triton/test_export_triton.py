@@ -76,7 +76,7 @@ def test_a_failure_changes_nothing(dense, tmp_path, monkeypatch, existing):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(contents, "link_or_copy", fail)
-    with pytest.raises(ArtifactError, match="cannot write the model repository .*: No space left on device"):
+    with pytest.raises(ArtifactError, match=r"cannot write the model repository .*No space"):
         export_triton(dense, tmp_path / "repo")
     assert tree(tmp_path) == before
 
@@ -127,7 +127,7 @@ def test_what_is_no_plan_is_refused(with_engines, tmp_path, engines, words):
 
 
 def test_a_graph_around_the_engine_is_no_plan(dense, tmp_path):
-    with pytest.raises(InvalidParameterError, match="not one engine as a whole .MatMul is outside"):
+    with pytest.raises(InvalidParameterError, match=r"not one engine as a whole \(MatMul is outside"):
         export_triton(dense, tmp_path / "repo", flavour="tensorrt_plan")
 
 
