@@ -149,6 +149,10 @@ def _notes(
         f"without {provider.name} ONNX Runtime refuses {MODEL_FILE}; the artifact's own model runs everywhere",
         "the exported model has no native fallback: shapes outside an engine's profile are an error of the provider",
     ]
+    named = [s for s in (*source.signature.inputs, *source.signature.outputs) if s.tensor != s.name]
+    if named:
+        told = ", ".join(f"{spec.tensor!r} for {spec.name!r}" for spec in named)
+        notes.append(f"the model has other names than the signature: {told}")
     several = [op for op, entry in engines.items() if len(entry.profiles) > 1]
     if several:
         notes.append(

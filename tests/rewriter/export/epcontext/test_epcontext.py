@@ -360,6 +360,15 @@ def test_a_segment_in_a_body(tmp_path):
     assert any("body of control flow" in note for note in exported.notes)
 
 
+def test_names_that_differ_from_the_signature_are_told(tmp_path):
+    scratch = tmp_path / "scratch"
+    part = ctx.part([ctx.engine(scratch, op, "k") for op in (ctx.FIRST, ctx.SECOND)])
+    inputs = (dataclasses.replace(part.signature.inputs[0], name="image"),)
+    part = dataclasses.replace(part, signature=dataclasses.replace(part.signature, inputs=inputs))
+    exported = export_epcontext(save_artifact(tmp_path / "artifact", part), tmp_path / "out")
+    assert "the model has other names than the signature: 'x' for 'image'" in exported.notes
+
+
 @pytest.mark.parametrize(
     ("targets", "text"),
     [(("SM89",), "80+"), (("SM120", "SM80"), "80+"), (("SM75",), "75"), (("SM75", "SM89"), "75"), ((), "")],
@@ -390,19 +399,21 @@ def test_real_engines(rtx, tmp_path):
     weight = rng.standard_normal((ctx.SIZE, ctx.SIZE)).astype(np.float32) / 4
     graph = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "w"], ["m"], "mm"),
+            helper.make_node("MatMul", ["first_input", "w"], ["m"], "mm"),
             helper.make_node("Relu", ["m"], ["r"], "relu"),
-            helper.make_node("Tanh", ["r"], ["a"], "tanh"),
-            helper.make_node("Scaler", ["a"], ["f"], "scale", domain="ai.onnx.ml", offset=[0.5], scale=[2.0]),
-            helper.make_node("Mul", ["f", "a"], ["p"], "mul"),
-            helper.make_node("Sub", ["p", "a"], ["s"], "sub"),
-            helper.make_node("Relu", ["s"], ["y"], "out"),
+            helper.make_node("Tanh", ["r"], ["between_a"], "tanh"),
+            helper.make_node(
+                "Scaler", ["between_a"], ["between_f"], "scale", domain="ai.onnx.ml", offset=[0.5], scale=[2.0]
+            ),
+            helper.make_node("Mul", ["between_f", "between_a"], ["p"], "mul"),
+            helper.make_node("Sub", ["p", "between_a"], ["s"], "sub"),
+            helper.make_node("Relu", ["s"], ["last_output"], "out"),
         ],
         "g",
-        [value("x", TensorProto.FLOAT, ["batch", ctx.SIZE])],
-        [value("y", TensorProto.FLOAT, ["batch", ctx.SIZE])],
+        [value("first_input", TensorProto.FLOAT, ["batch", ctx.SIZE])],
+        [value("last_output", TensorProto.FLOAT, ["batch", ctx.SIZE])],
         [onnx.numpy_helper.from_array(weight, "w")],
-        value_info=[value("f", TensorProto.FLOAT, ["batch", ctx.SIZE])],
+        value_info=[value("between_f", TensorProto.FLOAT, ["batch", ctx.SIZE])],
     )
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
     x = rng.standard_normal((3, ctx.SIZE)).astype(np.float32)
@@ -410,13 +421,15 @@ def test_real_engines(rtx, tmp_path):
         model=helper.make_model(graph, opset_imports=imports, ir_version=10), backend=rtx, progress=False
     ) as converter:
         converter.convert()
-        converter.build(lambda: iter([{"x": x}]))
+        converter.build(lambda: iter([{"first_input": x}]))
         converter.save(tmp_path / "artifact")
     exported = export_epcontext(tmp_path / "artifact", tmp_path / "out")
     assert len(exported.engines) == len(nodes_of(exported)) == 2
     loaded = load_artifact(tmp_path / "artifact")
-    result = open_native(ctx.native_again(exported, loaded)).run({"x": x})
-    np.testing.assert_array_equal(result["y"], open_native(loaded.model).run({"x": x})["y"])
+    result = open_native(ctx.native_again(exported, loaded)).run({"first_input": x})
+    np.testing.assert_array_equal(
+        result["last_output"], open_native(loaded.model).run({"first_input": x})["last_output"]
+    )
     (info,) = onnx.load(exported.model).metadata_props
     assert bytes.fromhex(info.value)[:4] == b"vtrt"
     for node in nodes_of(exported):
