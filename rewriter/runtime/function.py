@@ -266,14 +266,14 @@ class ConvertedFunction:
             no_plan, no_graph: why calls, and plans, do without: reason -> number.
             device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
-            engines_chosen: engine node -> its `engines` in memory with reasons, and why the `others` are not (by key).
+            engines_chosen: engine node -> its `engines` in memory and why not the `others`, by key; {} without a GPU.
         """
         with self._lock:
             executor, extra, provider = self._executor, self._last_stats, self._provider
         if executor is not None:
             extra, provider = executor.stats(), executor.provider
         return {
-            **extra,
+            **({"engines_chosen": {}} | extra),
             **self._counters.to_dict(),
             "engine_nodes": self._engine_nodes,
             "engines": len(self.engines),

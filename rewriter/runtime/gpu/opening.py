@@ -160,8 +160,7 @@ def assemble(
     own = {op: [item.stored for item in found] for op, found in ranked.items()}
     blocked: dict[str, str] = {}
     with contextlib.ExitStack() as undo:
-        first = sorted(itertools.chain(*own.values()), key=lambda stored: not stored.entry.usable)
-        builder, builds = _builds(first, options, params, recipe, ranges, undo)
+        builder, builds = _builds(_usable_first(own), options, params, recipe, ranges, undo)
         blocked.update(what_if_nodes(model.proto))
         for op, stored in own.items():
             if op not in blocked and not nodes[op] and builds is None and not any(item.entry.usable for item in stored):
@@ -210,6 +209,11 @@ def assemble(
 def _ranked(engines: Sequence[StoredEngine], opener: Opener) -> tuple[Ranked, ...]:
     """The engines of one node in the order in which this machine prefers them."""
     return order(engines, opener.cuda.compute_capability, opener.installed)
+
+
+def _usable_first(own: Mapping[str, Sequence[StoredEngine]]) -> list[StoredEngine]:
+    """The engines of all nodes; the first says with which package engines are built at run time."""
+    return sorted(itertools.chain(*own.values()), key=lambda stored: not stored.entry.usable)
 
 
 def _chosen(

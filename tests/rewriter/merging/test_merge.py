@@ -330,4 +330,6 @@ def test_real_engines_for_two_gpus(tmp_path):
     feeds = {"x": np.arange(32, dtype=np.float32).reshape(4, 8) - 9}
     with load(merged.path, provider="cpu") as function:
         np.testing.assert_array_equal(function.run(feeds)["y"], np.maximum(feeds["x"] ** 2 + feeds["x"], 0))
-        assert function.stats()["engines"] == 2
+        stats = function.stats()
+    assert (stats["engines"], stats["engines_chosen"]) == (2, {})
+    assert stats["fallbacks"] == {"provider 'cpu' was asked for": 1}

@@ -176,6 +176,7 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "engine_nodes": 1,
         "engines": 1,
         "unusable_engines": {},
+        "engines_chosen": {},
         "builds": {"engines": 0, "seconds": 0.0, "running": 0, "failed": {}},
         "provider": "cpu",
         "execution": "auto",

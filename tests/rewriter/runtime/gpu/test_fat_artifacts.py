@@ -116,3 +116,17 @@ def test_engines_of_a_package_that_is_not_installed_are_passed_over(fat):
     assert told["others"] == {
         "classic": "it was built by tensorrt 10.9.0, and engines run with that version only; installed is 1.7.1.116"
     }
+
+
+def test_builds_at_run_time_use_a_package_that_is_there(fat, monkeypatch):
+    from rewriter.runtime.gpu import opening
+
+    seen = []
+
+    def builds(engines, *rest):
+        seen.extend(stored.entry.key for stored in engines)
+        return None, None
+
+    monkeypatch.setattr(opening, "_builds", builds)
+    fat({"old": (["SM90"], {"version": "1.4.0.76"}), "older": (["SM80", "SM90"], {})})
+    assert seen == ["older", "old"]
