@@ -1,0 +1,156 @@
+"""An artifact over a dataset of Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewriter.artifact import load_artifact
+from rewriter.errors import ConversionError, InputError, InvalidParameterError
+from rewriter.export.ray.batching import batch_dimension, largest_batch
+from rewriter.export.ray.importing import import_ray
+from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
+
+__all__ = ["map_batches"]
+
+
+def map_batches(
+    dataset: Any,
+    artifact: str | Path,
+    *,
+    batch_size: int | None = None,
+    actors: int | tuple[int, int] = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    columns: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    keep: bool = True,
+    strict: bool = False,
+    warmup: bool = False,
+    **load_options: Any,
+) -> Any:
+    """The dataset with the model's outputs as further columns, computed by a pool of actors that hold the artifact.
+
+    1. Where inputs and outputs share a batch dimension, a row of the dataset is a row of a batch. Elsewhere a row holds
+       whole inputs, and the model is run once a row.
+    2. Ray runs a batch again whose actor was lost: no row is lost or doubled.
+
+    Args:
+        dataset: a `ray.data.Dataset`.
+        artifact: the folder; every node that runs an actor must be able to read it under this path.
+        batch_size: rows of a batch; default: what the engines' profiles take, or 8.
+        actors: how many; or (least, most).
+        num_cpus: CPUs that an actor takes, as Ray counts them.
+        num_gpus: GPUs likewise.
+        columns: input name -> column; an input that is not named reads the column of its own name.
+        outputs: output name -> column; an output that is not named goes to the column of its own name.
+        keep: False drops the dataset's columns.
+        strict: True: an actor that cannot use an engine fails, instead of running its segment natively.
+        warmup: True runs each actor once before its first batch.
+        load_options: further arguments of `rewriter.load`, by name.
+
+    Raises:
+        MissingDependencyError: Ray Data is not installed.
+        ArtifactError: not an artifact, or a damaged one.
+        InvalidParameterError: an unknown input or output, columns that would be overwritten, or a size out of bounds.
+    """
+    data = import_ray("ray.data")
+    root = Path(artifact).resolve()
+    found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
+    signature = found.signature
+    reads = _named("columns", columns, [spec.name for spec in signature.inputs])
+    writes = _named("outputs", outputs, [spec.name for spec in signature.outputs])
+    if len(set(writes.values())) < len(writes):
+        raise InvalidParameterError(f"outputs: two outputs go to one column: {sorted(writes.values())}")
+    least, most = (actors, actors) if isinstance(actors, int) else actors
+    if isinstance(actors, bool) or not 1 <= least <= most:
+        raise InvalidParameterError(f"actors must be at least 1, or (least, most), not {actors!r}")
+    size = largest_batch(signature, found.engines, batch_size)
+    options = ReplicaOptions(str(root), size, warmup, load={"strict": strict, **load_options})
+    return dataset.map_batches(
+        BatchActor,
+        batch_size=size,
+        batch_format="numpy",
+        compute=data.ActorPoolStrategy(min_size=least, max_size=most),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
+        fn_constructor_kwargs={"options": options, "reads": reads, "writes": writes, "keep": keep},
+    )
+
+
+class BatchActor:
+    """What an actor of `map_batches` does; no Ray in it."""
+
+    def __init__(
+        self, options: ReplicaOptions, reads: Mapping[str, str], writes: Mapping[str, str], keep: bool
+    ) -> None:
+        self._core = ReplicaCore(options)
+        self._reads, self._writes, self._keep = reads, writes, keep
+        self._batched = batch_dimension(self._core.signature) is not None
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with the outputs.
+
+        Raises:
+            InputError: a column is missing, would be overwritten, or does not fit the input it is for.
+            ConversionError: the model fails.
+        """
+        missing = [column for column in self._reads.values() if column not in batch]
+        if missing:
+            raise InputError(f"the dataset has no column {missing[0]!r} (it has {', '.join(batch)}): say columns=")
+        kept = dict(batch) if self._keep else {}
+        taken = [column for column in self._writes.values() if column in kept]
+        if taken:
+            raise InputError(f"the dataset has a column {taken[0]!r} already: say outputs=, or keep=False")
+        return {**kept, **self._outputs({name: batch[column] for name, column in self._reads.items()})}
+
+    def _outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        count = min(len(values) for values in inputs.values())
+        if self._batched:
+            found = _all(self._core.answer([{name: _dense(values) for name, values in inputs.items()}]))[0]
+            short = [name for name in self._writes if len(found[name]) != count]
+            if short:
+                raise ConversionError(f"output {short[0]!r} has {len(found[short[0]])} rows for {count} rows of inputs")
+            return {column: found[name] for name, column in self._writes.items()}
+        rows = _all(self._core.answer([{n: values[row] for n, values in inputs.items()} for row in range(count)]))
+        return {column: _stacked([row[name] for row in rows]) for name, column in self._writes.items()}
+
+
+def _all(answers: list[dict[str, np.ndarray] | ConversionError]) -> list[dict[str, np.ndarray]]:
+    """The answers.
+
+    Raises:
+        ConversionError: the first one that is none.
+    """
+    found = []
+    for answer in answers:
+        if isinstance(answer, ConversionError):
+            raise answer
+        found.append(answer)
+    return found
+
+
+def _dense(values: np.ndarray) -> np.ndarray:
+    """A column of arrays of one shape as one array."""
+    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
+        return _stacked(list(values))
+    return values
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays as one, or as a column of arrays where their shapes differ."""
+    if len({array.shape for array in arrays}) == 1:
+        return np.stack(arrays)
+    column = np.empty(len(arrays), object)
+    column[:] = arrays
+    return column
+
+
+def _named(what: str, given: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:
+    unknown = [name for name in given or {} if name not in names]
+    if unknown:
+        raise InvalidParameterError(f"{what}: the model has no {unknown[0]!r}; it has: {', '.join(names)}")
+    return {name: (given or {}).get(name, name) for name in names}
