@@ -69,7 +69,9 @@ def config_text(
 
     Rules:
         1. With a batch dimension `dims` leave it out; without one `max_batch_size` is 0 and `dims` are whole.
-        2. Dimensions that are not fixed are -1. A tensor without dimensions is `dims: [ 1 ]`, reshaped to none.
+        2. Dimensions that are not fixed are -1. Where nothing is left beside the batch, it is `dims: [ 1 ]` and a
+           reshape to none. Triton has no tensors without dimensions: the python flavour has one of size 1 for them
+           (`rewriter.export.triton.serving` reshapes it), the others refuse them.
         3. Only the newest version is served.
         4. `dynamic_batching` stands only where there is a batch above 1.
 
@@ -131,6 +133,13 @@ def _dims(spec: TensorSpec, batched: bool) -> list[int]:
 def _tensor(spec: TensorSpec, flavour: str, batched: bool) -> dict[str, Any]:
     kind = Word(triton_type(spec, flavour))
     dims = _dims(spec, batched)
+    if not dims and not batched:
+        if flavour != "python":
+            raise InvalidParameterError(
+                f"{spec.name!r} has no dimensions, and Triton takes no such tensor in a model without batches: use "
+                "flavour='python', where it has one of size 1"
+            )
+        return {"name": spec.name, "data_type": kind, "dims": [1]}
     if not dims:
         return {"name": spec.name, "data_type": kind, "dims": [1], "reshape": {"shape": Word("[]")}}
     return {"name": spec.name, "data_type": kind, "dims": dims}

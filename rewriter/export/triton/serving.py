@@ -67,7 +67,10 @@ class TritonPythonModel:
         self._function.close()
 
     def _inputs(self, request: Any) -> dict[str, np.ndarray]:
-        return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        scalars = (spec.name for spec in self._function.signature.inputs if spec.shape == ())
+        arrays.update((name, arrays[name].reshape(())) for name in scalars if name in arrays)
+        return arrays
 
     def _warm_up(self) -> None:
         try:
@@ -82,12 +85,14 @@ def _response(utils: Any, request: Any, found: Arrays | ConversionError) -> Any:
         code = codes.INVALID_ARG if isinstance(found, InputError) else codes.INTERNAL
         return utils.InferenceResponse(output_tensors=[], error=codes(str(found), code))
     wanted = set(request.requested_output_names())
-    tensors = [utils.Tensor(name, _contiguous(array)) for name, array in found.items() if name in wanted]
+    tensors = [utils.Tensor(name, _for_triton(array)) for name, array in found.items() if name in wanted]
     return utils.InferenceResponse(output_tensors=tensors)
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The same, contiguous: Triton reads memory from the first element on."""
+def _for_triton(array: np.ndarray) -> np.ndarray:
+    """The same, contiguous, for Triton reads memory from the first element on; and with a dimension at least."""
+    if not array.ndim:
+        return array.reshape(1)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 

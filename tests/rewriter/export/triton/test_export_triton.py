@@ -12,8 +12,11 @@ from rewriter import load
 from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.export.triton import contents, export_triton
+from rewriter.export.triton.config import config_text
 from rewriter.export.triton.kserve import service_name
 from rewriter.export.triton.repository import versions_of
+from rewriter.export.triton.shapes import Batching
+from rewriter.source import Signature
 
 
 def resaved(artifact, folder, change):
@@ -201,13 +204,14 @@ def test_kserve_gets_what_is_given(dense, tmp_path):
     assert 'nvidia.com/gpu: "1"' in text
 
 
-def test_scalars_are_reshaped():
-    from rewriter.export.triton.config import config_text
-    from rewriter.export.triton.shapes import Batching
-    from rewriter.source import Signature
-
-    spec = TensorSpec("k", TensorProto.INT64, ())
-    text = config_text("m", "python", Signature((spec,), ()), Batching(0), [])
+def test_what_has_no_dimensions():
+    scalar, vector = (TensorSpec("k", TensorProto.INT64, shape) for shape in ((), ("batch",)))
+    text = config_text("m", "python", Signature((vector,), ()), Batching(4), [])
     assert "  dims: [ 1 ]\n  reshape {\n    shape: []\n  }\n" in text
+    text = config_text("m", "python", Signature((scalar,), ()), Batching(0), [])
+    assert "  dims: [ 1 ]\n}\n" in text
+    assert "reshape" not in text  # Triton refuses an empty one in a model without a batch
     assert "max_batch_size: 0" in text
     assert "dynamic_batching" not in text
+    with pytest.raises(InvalidParameterError, match="'k' has no dimensions"):
+        config_text("m", "onnxruntime", Signature((scalar,), ()), Batching(0), [])
