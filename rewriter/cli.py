@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "run an artifact on inputs from a file",
     "compare": "compare the source, the native run, emulated precision and TensorRT side by side",
     "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
+    "merge": "put the engines of several artifacts of one model into one",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
     "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",
     "demo": "the whole road on a small model, end to end",
