@@ -10,18 +10,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import _skeleton
 import numpy as np
-import onnx
 from _common import add_project_to_path, print_table
-from _skeleton import fill, strip
-from onnx import ModelProto
 from runtime_models import MODELS as RUNTIME_MODELS
 from runtime_models import Case, Feeds, RuntimeModel, images, tokens
 
@@ -81,32 +77,13 @@ def feeds_of(name: str, batch: int, number: int) -> Feeds:
 
 
 def make(name: str, folder: Path) -> dict[str, Any]:
-    """Writes the skeleton of one model, FOLDER/NAME.skeleton; returns a line for the table."""
-    started = time.perf_counter()
-    module, function, arguments = MODELS[name].maker
-    made = getattr(importlib.import_module(module), function)(*arguments)
-    skeleton, strangers = strip(made.proto, made.known)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.skeleton"
-    path.write_bytes(skeleton.SerializeToString())
-    return {
-        "model": name,
-        "full MB": made.proto.ByteSize() / 1e6,
-        "skeleton MB": path.stat().st_size / 1e6,
-        "large weights kept": len(strangers),
-        "seconds": time.perf_counter() - started,
-    }
+    """Writes the skeleton of one model; returns a line for the table."""
+    return _skeleton.write(name, MODELS[name].maker, folder)
 
 
 def filled(name: str, folder: Path) -> Path:
     """The ONNX file of a model, made of its skeleton when it is not there yet."""
-    path = folder / f"{name}.onnx"
-    if not path.exists():
-        skeleton = ModelProto.FromString((folder / f"{name}.skeleton").read_bytes())
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may come at once
-        onnx.save(fill(skeleton), str(temporary))
-        temporary.rename(path)
-    return path
+    return _skeleton.filled(name, folder)
 
 
 def expected(name: str, batch: int, folder: Path) -> Feeds:

@@ -8,12 +8,17 @@ than a megabyte, and is the same model wherever it is filled.
 from __future__ import annotations
 
 import base64
+import importlib
 import itertools
 import json
+import os
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 #: Smaller weights travel as they are, elements.
@@ -126,3 +131,38 @@ def _scale(array: np.ndarray, base: np.ndarray) -> tuple[int | None, np.ndarray]
 def _size(array: np.ndarray) -> float:
     """One number that another order or scale of the values would change."""
     return float(np.abs(array.astype(np.float64).reshape(-1)) @ np.linspace(1, 2, array.size))
+
+
+def write(name: str, maker: tuple[str, str, tuple[Any, ...]], folder: Path) -> dict[str, Any]:
+    """Makes a model and writes its skeleton, FOLDER/NAME.skeleton; returns a line for the table.
+
+    Args:
+        name: of its files.
+        maker: (module of benchmarks/, function, arguments); the function gives a `_runtime_tf.Made`.
+        folder: is made where it is not there.
+    """
+    started = time.perf_counter()
+    module, function, arguments = maker
+    made = getattr(importlib.import_module(module), function)(*arguments)
+    skeleton, strangers = strip(made.proto, made.known)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.skeleton"
+    path.write_bytes(skeleton.SerializeToString())
+    return {
+        "model": name,
+        "full MB": made.proto.ByteSize() / 1e6,
+        "skeleton MB": path.stat().st_size / 1e6,
+        "large weights kept": len(strangers),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def filled(name: str, folder: Path) -> Path:
+    """The ONNX file of a model, FOLDER/NAME.onnx, made of its skeleton when it is not there yet."""
+    path = folder / f"{name}.onnx"
+    if not path.exists():
+        skeleton = ModelProto.FromString((folder / f"{name}.skeleton").read_bytes())
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may come at once
+        onnx.save(fill(skeleton), str(temporary))
+        temporary.rename(path)
+    return path

@@ -15,18 +15,17 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _skeleton
 import numpy as np
-import onnx
 from _common import add_project_to_path, print_table
-from _skeleton import fill, seeded, strip
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from _skeleton import seeded
+from onnx import TensorProto, helper, numpy_helper
 
 add_project_to_path()
 
@@ -189,33 +188,12 @@ def file_of(name: str) -> str:
 
 def make(name: str, folder: Path) -> dict[str, Any]:
     """Writes the skeleton of one model; returns a line for the table."""
-    import importlib
-
-    started = time.perf_counter()
-    module, function, arguments = MODELS[name].maker
-    made = getattr(importlib.import_module(module), function)(*arguments)
-    skeleton, strangers = strip(made.proto, made.known)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{file_of(name)}.skeleton"
-    path.write_bytes(skeleton.SerializeToString())
-    return {
-        "model": file_of(name),
-        "full MB": made.proto.ByteSize() / 1e6,
-        "skeleton MB": path.stat().st_size / 1e6,
-        "large weights kept": len(strangers),
-        "seconds": time.perf_counter() - started,
-    }
+    return _skeleton.write(file_of(name), MODELS[name].maker, folder)
 
 
 def filled(name: str, folder: Path) -> Path:
     """The ONNX file of a model, made of its skeleton when it is not there yet."""
-    path = folder / f"{file_of(name)}.onnx"
-    if not path.exists():
-        skeleton = ModelProto.FromString((folder / f"{file_of(name)}.skeleton").read_bytes())
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may come at once
-        onnx.save(fill(skeleton), str(temporary))
-        temporary.rename(path)
-    return path
+    return _skeleton.filled(file_of(name), folder)
 
 
 def artifact(name: str, precision: str, folder: Path) -> Path:
