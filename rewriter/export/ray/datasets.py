@@ -10,7 +10,7 @@ import numpy as np
 
 from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
-from rewriter.export.ray.batching import batch_dimension, largest_batch
+from rewriter.export.batching import batch_dimension, largest_batch
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
 

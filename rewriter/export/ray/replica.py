@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import BackendError, ConversionError, InputError, InvalidParameterError
-from rewriter.export.ray.batching import batch_dimension, largest_batch, run
+from rewriter.export.batching import batch_dimension, largest_batch, run
 from rewriter.export.ray.wire import checked
 from rewriter.runtime.loading import load
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
-from rewriter.export.ray.batching import largest_batch
+from rewriter.export.batching import largest_batch
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
 from rewriter.export.ray.wire import JSON, NPZ, decode, encode, media_type

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import ConversionError, InputError, InvalidParameterError, MissingDependencyError
-from rewriter.export.triton.batches import Arrays, answer
+from rewriter.export.batching import Inputs, run
 from rewriter.export.triton.contents import ARTIFACT_FOLDER
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import load
@@ -59,7 +59,7 @@ class TritonPythonModel:
         """Answers requests, computed together where they may be; an error goes to the request that made it."""
         utils = _utils()
         inputs = [self._inputs(request) for request in requests]
-        answers = answer(inputs, self._function.run, self._max_batch_size)
+        answers = run(inputs, self._max_batch_size, self._function.run)
         return [_response(utils, request, found) for request, found in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
@@ -79,7 +79,7 @@ class TritonPythonModel:
             _log.warning("no warm-up: %s", error)
 
 
-def _response(utils: Any, request: Any, found: Arrays | ConversionError) -> Any:
+def _response(utils: Any, request: Any, found: Inputs | ConversionError) -> Any:
     if isinstance(found, ConversionError):
         codes = utils.TritonError
         code = codes.INVALID_ARG if isinstance(found, InputError) else codes.INTERNAL

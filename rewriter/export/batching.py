@@ -1,4 +1,4 @@
-"""Several requests as one run of the model, and its outputs as several answers. Pure: nothing here knows Ray.
+"""Several requests as one run of the model, and its outputs as several answers: one rule for all servers. Pure.
 
 Rows of different requests may lie in one batch only where the signature says that the model works row by row. A
 signature cannot say that a model does not mix rows inside (a softmax over the batch): serve such a one with a maximum
@@ -13,16 +13,44 @@ from typing import Any
 
 import numpy as np
 
+from passes.segments import TensorSpec
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.source import Signature
 
-__all__ = ["DEFAULT_MAXIMUM", "Group", "Inputs", "batch_dimension", "groups", "join", "largest_batch", "run", "split"]
+__all__ = [
+    "DEFAULT_MAXIMUM",
+    "EngineRows",
+    "Group",
+    "Inputs",
+    "batch_dimension",
+    "checked_maximum",
+    "engine_rows",
+    "groups",
+    "join",
+    "largest_batch",
+    "run",
+    "split",
+    "why_no_batch",
+]
 
 #: Public name -> array.
 Inputs = Mapping[str, np.ndarray]
 #: Rows of a batch where no engine's profile sets a limit.
 DEFAULT_MAXIMUM = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineRows:
+    """What the profiles of engines say of a batch's rows.
+
+    Attributes:
+        maximum: the most that run in engines on every machine; None where no profile says.
+        optima: those that the engines are tuned for, ascending.
+    """
+
+    maximum: int | None = None
+    optima: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +67,68 @@ class Group:
 
 
 def batch_dimension(signature: Signature) -> str | None:
-    """The name of the dimension along which requests may be joined; None where there is none.
+    """The name of the dimension along which requests may be joined; None where there is none (`why_no_batch`)."""
+    if why_no_batch(signature):
+        return None
+    shape = signature.inputs[0].shape
+    return str(shape[0]) if shape else None
+
+
+def why_no_batch(signature: Signature) -> str:
+    """Why the inputs and outputs share no batch dimension, in a few words; "" where they do.
 
     1. Every input and every output has it as its first dimension: one open dimension, under one name.
     2. It stands nowhere else: where [batch, batch] comes out, each row would see the rows of others.
     """
     specs = (*signature.inputs, *signature.outputs)
-    shapes = [spec.shape for spec in specs if spec.shape]
-    first = {shape[0] for shape in shapes}
-    if not signature.inputs or len(shapes) < len(specs) or len(first) != 1:
+    if not signature.inputs:
+        return "the model has no input"
+    batch = signature.inputs[0].shape[0] if signature.inputs[0].shape else None
+    return next((reason for reason in (_why_not(spec, batch) for spec in specs) if reason), "")
+
+
+def engine_rows(signature: Signature, engines: Sequence[EngineEntry]) -> EngineRows:
+    """How many rows a batch may have to run in engines.
+
+    1. Only profiles of inputs of the model count, and only of engines that can be used.
+    2. Engines of one node for one GPU, package and version stand in for each other: of their profiles the one that
+       takes most rows counts. Of all nodes, GPUs, packages and versions the least of these counts, so that a batch
+       fits wherever the artifact is used.
+    """
+    tensors = {spec.tensor for spec in signature.inputs}
+    limits: dict[Any, int] = {}
+    optima: set[int] = set()
+    for entry in engines:
+        place = (entry.op, entry.backend, entry.version, entry.targets)
+        for item in (item for profile in entry.profiles for name, item in profile.items() if name in tensors):
+            if entry.usable and not item.is_values and item.maximum:
+                limits[place] = max(limits.get(place, 0), item.maximum[0])
+                optima.add(item.optimum[0])
+    return EngineRows(min(limits.values(), default=None), tuple(sorted(optima)))
+
+
+def checked_maximum(signature: Signature, wanted: int | None, least: int = 1) -> int | None:
+    """The user's `max_batch_size` as it is.
+
+    Args:
+        signature: names and shapes.
+        wanted: the limit; None where the user has none.
+        least: the smallest number that is allowed.
+
+    Raises:
+        InvalidParameterError: `wanted` is no such number, or above 1 although requests cannot be joined.
+    """
+    if wanted is None:
         return None
-    name = first.pop()
-    if not isinstance(name, str) or any(name in shape[1:] for shape in shapes):
-        return None
-    return name
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < least:
+        raise InvalidParameterError(f"max_batch_size must be a whole number of at least {least}, not {wanted!r}")
+    reason = why_no_batch(signature) if wanted > 1 else ""
+    if reason:
+        raise InvalidParameterError(
+            f"max_batch_size={wanted} needs a batch dimension that all inputs and outputs of {signature.name!r} share, "
+            f"but {reason}: leave max_batch_size out"
+        )
+    return wanted
 
 
 def largest_batch(signature: Signature, engines: Sequence[EngineEntry] = (), wanted: int | None = None) -> int:
@@ -60,35 +136,16 @@ def largest_batch(signature: Signature, engines: Sequence[EngineEntry] = (), wan
 
     Args:
         signature: names and shapes.
-        engines: those whose profiles limit the batch: of each engine that reads inputs of the model, the most rows
-            that one of its profiles takes; the least of these counts.
+        engines: those whose profiles limit the batch (`engine_rows`).
         wanted: the user's limit, 1 or more; default: what the engines take, or `DEFAULT_MAXIMUM`.
 
     Raises:
-        InvalidParameterError: `wanted` is no such number, or above 1 although requests cannot be joined.
+        InvalidParameterError: as `checked_maximum`.
     """
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
-        raise InvalidParameterError(f"max_batch_size must be a whole number of at least 1, not {wanted!r}")
-    if batch_dimension(signature) is None:
-        if (wanted or 1) > 1:
-            raise InvalidParameterError(
-                f"max_batch_size={wanted} cannot be had: the inputs and outputs of {signature.name!r} do not share an "
-                "open first dimension; leave it out"
-            )
+    checked_maximum(signature, wanted)
+    if why_no_batch(signature):
         return 1
-    if wanted is not None:
-        return wanted
-    tensors = {spec.tensor for spec in signature.inputs}
-    limits = []
-    for entry in engines:
-        taken = [
-            found.maximum[0]
-            for profile in entry.profiles
-            for name, found in profile.items()
-            if name in tensors and not found.is_values and found.maximum
-        ]
-        limits += [max(taken)] if taken else []
-    return min(limits, default=DEFAULT_MAXIMUM)
+    return wanted or engine_rows(signature, engines).maximum or DEFAULT_MAXIMUM
 
 
 def groups(requests: Sequence[Inputs], maximum: int) -> tuple[Group, ...]:
@@ -147,7 +204,7 @@ def run(
 
     Args:
         requests: arrays that fit the signature.
-        maximum: rows of a batch; 1 joins nothing.
+        maximum: rows of a batch; 1 or 0 joins nothing.
         call: the model.
     """
     answers: dict[int, dict[str, np.ndarray] | ConversionError] = {}
@@ -175,6 +232,22 @@ def _single_run(
         return dict(call(dict(request)))
     except ConversionError as error:
         return error
+
+
+def _why_not(spec: TensorSpec, batch: int | str | None) -> str:
+    """Why a tensor does not begin with the dimension `batch`, which the first input begins with; "" if it does."""
+    if spec.shape is None:
+        return f"{spec.name!r} has an unknown number of dimensions"
+    if not spec.shape:
+        return f"{spec.name!r} has no dimensions"
+    first, *others = spec.shape
+    if isinstance(first, int):
+        return f"the first dimension of {spec.name!r} is always {first}"
+    if first is None:
+        return f"the first dimension of {spec.name!r} has no name that tells it to be the batch"
+    if first != batch:
+        return f"{spec.name!r} begins with dimension {first!r}, the first input with {batch!r}"
+    return f"dimension {first!r} of {spec.name!r} is more than its first" if first in others else ""
 
 
 def _rows(request: Inputs) -> int | None:

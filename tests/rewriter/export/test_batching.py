@@ -1,66 +1,103 @@
 """Joining requests and splitting answers changes no value, no order and nobody else's request."""
 
-import types
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passes.segments import TensorSpec
+from rewriter.artifact import EngineEntry
 from rewriter.backends.base import InputProfile
 from rewriter.errors import ConversionError, InvalidParameterError
-from rewriter.export.ray.batching import DEFAULT_MAXIMUM, batch_dimension, groups, join, largest_batch, run, split
+from rewriter.export.batching import (
+    DEFAULT_MAXIMUM,
+    EngineRows,
+    batch_dimension,
+    engine_rows,
+    groups,
+    join,
+    largest_batch,
+    run,
+    split,
+    why_no_batch,
+)
+from rewriter.source import Signature
+
+
+def signature(inputs, outputs=(("n", 3),)):
+    """Inputs x0, x1 ... and outputs y0, y1 ... of these shapes."""
+    sides = [
+        tuple(TensorSpec(f"{c}{i}", 1, s) for i, s in enumerate(side))
+        for c, side in zip("xy", (inputs, outputs), strict=True)
+    ]
+    return Signature(*sides)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "found"),
+    ("inputs", "outputs"),
+    [([("n", 3)], [("n", 3)]), ([("n", 3), ("n",)], [("n", "m")]), ([("n", "m")], [("n", "m", "m")])],
+)
+def test_the_batch_dimension_is_shared_by_all(inputs, outputs):
+    found = signature(inputs, outputs)
+    assert (batch_dimension(found), why_no_batch(found)) == ("n", "")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "words"),
     [
-        ([("batch", 3)], [("batch", 3)], "batch"),
-        ([("batch", 3), ("batch",)], [("batch", "n")], "batch"),
-        ([("batch", 3), ("other", 3)], [("batch", 3)], None),
-        ([("batch", 3)], [("batch", "batch")], None),  # a matrix of similarities
-        ([("batch", 3)], [(3,)], None),
-        ([("batch", 3)], [()], None),
-        ([("batch", 3)], [None], None),
-        ([(8, 3)], [(8, 3)], None),
-        ([(None, 3)], [(None, 3)], None),
-        ([], [("batch",)], None),
+        ([], [("n", 2)], "the model has no input"),
+        ([("n", 4), ()], [("n",)], "'x1' has no dimensions"),
+        ([("n", 4)], [()], "'y0' has no dimensions"),
+        ([None], [("n",)], "'x0' has an unknown number of dimensions"),
+        ([(8, 4)], [(8, 4)], "the first dimension of 'x0' is always 8"),
+        ([("n", 4)], [(3,)], "the first dimension of 'y0' is always 3"),
+        ([(None, 4)], [(None, 4)], "the first dimension of 'x0' has no name"),
+        ([("n", 4)], [(None, 4)], "the first dimension of 'y0' has no name"),
+        ([("n", 4), ("m", 4)], [("n", 4)], "'x1' begins with dimension 'm', the first input with 'n'"),
+        ([("n", 4)], [("n", "n")], "dimension 'n' of 'y0' is more than its first"),  # a matrix of similarities
     ],
 )
-def test_the_batch_dimension_is_shared_by_all(ray_models, inputs, outputs, found):
-    assert batch_dimension(ray_models.batched_signature(*inputs, outputs=outputs)) == found
+def test_no_batch_has_a_reason(inputs, outputs, words):
+    found = signature(inputs, outputs)
+    assert batch_dimension(found) is None
+    assert words in why_no_batch(found)
+    assert largest_batch(found) == largest_batch(found, wanted=1) == 1
+    with pytest.raises(InvalidParameterError, match=r"max_batch_size=4 needs a batch dimension .*but ") as caught:
+        largest_batch(found, wanted=4)
+    assert words in str(caught.value)
 
 
-def engine(*maxima, name="x0", is_values=False):
-    profiles = [{name: InputProfile((1, 3), (1, 3), (most, 3), is_values)} for most in maxima]
-    return types.SimpleNamespace(profiles=tuple(profiles))
+def engine(*maxima, name="x0", values=False, **given):
+    profiles = tuple({name: InputProfile((1, 3), (2, 3), (most, 3), values)} for most in maxima)
+    fields = {"op": "TRTEngineOp_000", "backend": "tensorrt", "version": "10.9.0", "targets": ("SM89",), **given}
+    return EngineEntry(key="k", size=1, sha256="0" * 64, profiles=profiles, **fields)
 
 
 @pytest.mark.parametrize(
-    ("engines", "found"),
+    ("engines", "most"),
     [
-        ([], DEFAULT_MAXIMUM),
+        ([], None),
         ([engine(16)], 16),
-        ([engine(4, 16), engine(12)], 12),
-        ([engine(2, name="inner")], DEFAULT_MAXIMUM),
-        ([engine(2, is_values=True)], DEFAULT_MAXIMUM),
+        ([engine(4, 16), engine(12, op="TRTEngineOp_001")], 12),
+        ([engine(4), engine(16)], 16),  # one was built at run time for what the other does not take
+        ([engine(4), engine(16, targets=("SM120",))], 4),
+        ([engine(4, version="10.8.0"), engine(16)], 4),
+        ([engine(4, problem="damaged"), engine(16)], 16),
+        ([engine(2, name="inner")], None),
+        ([engine(2, values=True)], None),
     ],
 )
-def test_the_profiles_limit_the_batch(ray_models, engines, found):
-    assert largest_batch(ray_models.batched_signature(("batch", 3)), engines) == found
-
-
-def test_what_cannot_be_joined_has_batches_of_one(ray_models):
-    signature = ray_models.batched_signature((8, 3))
-    assert largest_batch(signature) == largest_batch(signature, wanted=1) == 1
-    with pytest.raises(InvalidParameterError, match="max_batch_size=4 cannot be had"):
-        largest_batch(signature, wanted=4)
+def test_the_profiles_limit_the_batch(engines, most):
+    found = signature([("n", 3)])
+    assert engine_rows(found, engines) == EngineRows(most, (2,) if most else ())
+    assert largest_batch(found, engines) == (most or DEFAULT_MAXIMUM)
+    assert largest_batch(found, engines, 5) == 5
 
 
 @pytest.mark.parametrize("wanted", [0, -1, True, 2.0])
-def test_a_limit_is_a_positive_whole_number(ray_models, wanted):
-    with pytest.raises(InvalidParameterError, match="max_batch_size must be a whole number"):
-        largest_batch(ray_models.batched_signature(("batch", 3)), wanted=wanted)
+def test_a_limit_is_a_positive_whole_number(wanted):
+    with pytest.raises(InvalidParameterError, match="max_batch_size must be a whole number of at least 1"):
+        largest_batch(signature([("n", 3)]), wanted=wanted)
 
 
 @st.composite
