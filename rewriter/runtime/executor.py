@@ -83,6 +83,7 @@ class NativeExecutor:
         outputs: ONNX output names to compute.
         fallbacks: reason -> number of engine nodes that are not run by TensorRT for it (the same for every run).
         lazy: True makes the session at the first run.
+        threads: of the session, see `rewriter.runtime.native.session_options`.
 
     Raises:
         SourceError: ONNX Runtime refuses the model.
@@ -92,9 +93,16 @@ class NativeExecutor:
     provider = "cpu"
 
     def __init__(
-        self, model: Model, outputs: Sequence[str], fallbacks: Mapping[str, int], *, lazy: bool = False
+        self,
+        model: Model,
+        outputs: Sequence[str],
+        fallbacks: Mapping[str, int],
+        *,
+        lazy: bool = False,
+        threads: int = 0,
     ) -> None:
         self._model: Model | None = model
+        self._threads = threads
         self._outputs = tuple(dict.fromkeys(outputs))
         self._fallbacks = dict(fallbacks)
         self._lock = threading.Lock()
@@ -133,7 +141,7 @@ class NativeExecutor:
             self._model = self._session = None
 
     def _make_session(self, model: Model) -> Session:
-        return open_native(model, self._outputs)
+        return open_native(model, self._outputs, threads=self._threads)
 
     def _ready(self) -> Session:
         with self._lock:
@@ -161,6 +169,7 @@ class EmulatedExecutor(NativeExecutor):
         recipe: the arithmetic of the engines.
         ranges: calibrated ranges; None for a recipe that needs none.
         lazy: True makes the emulated model and the session at the first run.
+        threads: as `NativeExecutor` takes them.
 
     Raises:
         ConversionError: the model cannot be emulated: a range is missing, or an engine node is damaged.
@@ -168,11 +177,18 @@ class EmulatedExecutor(NativeExecutor):
     """
 
     def __init__(
-        self, model: Model, outputs: Sequence[str], recipe: Recipe, ranges: RangeTable | None, *, lazy: bool = False
+        self,
+        model: Model,
+        outputs: Sequence[str],
+        recipe: Recipe,
+        ranges: RangeTable | None,
+        *,
+        lazy: bool = False,
+        threads: int = 0,
     ) -> None:
         self._recipe = recipe
         self._ranges = ranges
-        super().__init__(model, outputs, {}, lazy=lazy)
+        super().__init__(model, outputs, {}, lazy=lazy, threads=threads)
 
     def _make_session(self, model: Model) -> Session:
         from rewriter.precision.emulation import emulated_artifact
@@ -181,4 +197,4 @@ class EmulatedExecutor(NativeExecutor):
             emulated = emulated_artifact(model, self._recipe, self._ranges)
         except PassError as error:
             raise ConversionError(f"the engines cannot be emulated: {error}") from error
-        return open_native(emulated, self._outputs, honest=True)
+        return open_native(emulated, self._outputs, honest=True, threads=self._threads)

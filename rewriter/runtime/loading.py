@@ -37,6 +37,7 @@ def load(
     cuda_graph: bool = True,
     stream: Any = None,
     device: int = 0,
+    threads: int | None = None,
     wait_for_builds: bool = False,
     engine_cache_dir: str | Path | None = None,
     engine_cache_max_bytes: int | None = None,
@@ -60,6 +61,8 @@ def load(
         stream: the CUDA stream to work on: a handle, or an object of PyTorch, CuPy or cuda-core; it must outlive the
             function. Default: a stream of its own.
         device: number of the GPU, as CUDA counts them.
+        threads: with how many threads ONNX Runtime computes native parts on the CPU, without spinning: for several
+            processes on one machine. Default: as many as there are cores. (TensorFlow's are its own.)
         wait_for_builds: True: a call that finds no fitting engine waits until one is built. False: it runs natively
             meanwhile.
         engine_cache_dir: folder in which engines built at run time are kept for other processes.
@@ -85,6 +88,7 @@ def load(
         cuda_graph=cuda_graph,
         stream=stream,
         device=device,
+        threads=threads,
         wait_for_builds=wait_for_builds,
         engine_cache_dir=engine_cache_dir,
         engine_cache_max_bytes=engine_cache_max_bytes,

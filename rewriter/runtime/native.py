@@ -43,7 +43,7 @@ class NativeSession:
         outputs: graph outputs to compute; default all, in graph order.
         optimize: False switches ONNX Runtime's graph optimisations off.
         honest: True rounds exactly where the graph says so: no fusion passes over the Casts of an emulated model.
-        threads: intra-op threads; 0 for ONNX Runtime's default.
+        threads: see `session_options`.
         profile: prefix of a file in which ONNX Runtime records every node that it runs, with shapes (bodies of
             control flow included); `end_profiling` finishes it.
         lean: True computes from the files of mapped weights, slower and without that copy: for a run or two.
@@ -63,8 +63,7 @@ class NativeSession:
         profile: Path | None = None,
         lean: bool = False,
     ) -> None:
-        options = _options(optimize=optimize, honest=honest)
-        options.intra_op_num_threads = threads
+        options = _options(optimize=optimize, honest=honest, threads=threads)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -170,13 +169,18 @@ def open_session(model: Model, options: Any, providers: Sequence[Any], *, lean: 
     return session, (arrays, values)
 
 
-def _options(*, optimize: bool, honest: bool) -> Any:
+def _options(*, optimize: bool, honest: bool, threads: int) -> Any:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Q/DQ pairs are computed as they are written. Left to itself ONNX Runtime quantises biases and, where only a
     # MatMul's weight is int8, the activations as well: errors of 0.1 and more that the model does not make.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if threads:
+        options.intra_op_num_threads = threads
+        # Threads that spin while they wait keep a core from whoever shares the machine; that somebody does is why
+        # their number was said.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if honest:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if not optimize:
@@ -184,13 +188,17 @@ def _options(*, optimize: bool, honest: bool) -> Any:
     return options
 
 
-def session_options() -> Any:
+def session_options(threads: int = 0) -> Any:
     """The `onnxruntime.SessionOptions` that every session of this package begins with.
+
+    Args:
+        threads: intra-op threads, the caller's own among them; they sleep while they wait. 0: as many as there are
+            cores, spinning a while before they sleep, as ONNX Runtime would have it.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    return _options(optimize=True, honest=False)
+    return _options(optimize=True, honest=False, threads=threads)
 
 
 def _drop_pages(arrays: Iterable[np.ndarray]) -> None:

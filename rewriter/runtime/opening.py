@@ -135,7 +135,9 @@ def _make_part(part: _Part, options: RuntimeOptions, blocked: str, *, lazy: bool
     """
     whole = part.whole
     if options.execution == "emulate" and whole.recipe is not None:
-        return EmulatedExecutor(part.model, part.outputs, whole.recipe, whole.ranges, lazy=lazy)
+        return EmulatedExecutor(
+            part.model, part.outputs, whole.recipe, whole.ranges, lazy=lazy, threads=options.threads or 0
+        )
     if not blocked:
         opened = _open_gpu(part, options)
         if not isinstance(opened, str):
@@ -150,7 +152,7 @@ def _make_part(part: _Part, options: RuntimeOptions, blocked: str, *, lazy: bool
             f"strict: {counted(len(reasons), 'engine node')} would not run on TensorRT; {first}: {reasons[first]}"
         )
     fallbacks = collections.Counter(reasons[op] for op in part.ops)
-    return NativeExecutor(part.model, part.outputs, fallbacks, lazy=lazy)
+    return NativeExecutor(part.model, part.outputs, fallbacks, lazy=lazy, threads=options.threads or 0)
 
 
 def _open_gpu(part: _Part, options: RuntimeOptions) -> Executor | str:

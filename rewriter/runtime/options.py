@@ -34,6 +34,10 @@ class RuntimeOptions:
             stream of the function's own. Nothing can be captured on the legacy default stream (0), so there are no
             CUDA graphs on it.
         device: number of the GPU, as CUDA counts them.
+        threads: with how many threads ONNX Runtime computes a native part on the CPU (on a GPU: what is left to the
+            CPU there); they sleep while they wait. None: as many as there are cores, which spin a while before they
+            sleep: the fastest where nobody else needs the cores. TensorFlow's threads are its own: those of the
+            process, `tf.config.threading`.
         wait_for_builds: True lets a call that finds no fitting engine wait until one is built; False runs natively
             meanwhile.
         engine_cache_dir: folder in which engines built at run time are kept for other processes; None: none.
@@ -54,6 +58,7 @@ class RuntimeOptions:
     cuda_graph: bool = True
     stream: Any = None
     device: int = 0
+    threads: int | None = None
     wait_for_builds: bool = False
     engine_cache_dir: str | Path | None = None
     engine_cache_max_bytes: int | None = None
@@ -71,6 +76,8 @@ class RuntimeOptions:
             self._set("stream_owner", self.stream)
         self._set("stream", stream_handle(self.stream))
         self._set("device", _check_integer("device", self.device, 0))
+        if self.threads is not None:
+            self._set("threads", _check_integer("threads", self.threads, 1))
         if self.allow_build_at_runtime is not None:
             self._set(
                 "allow_build_at_runtime", parameters.check_switch("allow_build_at_runtime", self.allow_build_at_runtime)

@@ -42,6 +42,7 @@ class Island:
         outputs: likewise.
         cuda: where it runs.
         on_host: True passes every tensor through CPU memory (strings, or an ONNX Runtime without the CUDA provider).
+        threads: of the session on the CPU, see `rewriter.runtime.native.session_options`.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Island:
         cuda: Cuda,
         *,
         on_host: bool = False,
+        threads: int = 0,
     ) -> None:
         self.name = name
         self.inputs = inputs
         self.outputs = outputs
         self.on_host = on_host
         self._cuda = cuda
+        self._threads = threads
         self._model: Model | None = model
         self._lock = threading.Lock()
         self._session: Any = None
@@ -157,7 +160,7 @@ class Island:
             if self._model is None:
                 raise SourceError(f"{self.name} is closed")
             ort = import_onnxruntime()
-            options = session_options()
+            options = session_options(self._threads)
             options.add_session_config_entry(_RECORD_PLACEMENT, "1")
             providers = ["CPUExecutionProvider"] if self.on_host else self._cuda.providers
             try:

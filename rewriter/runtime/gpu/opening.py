@@ -191,10 +191,11 @@ def assemble(
             host_islands=bool(problem),
             no_graphs=_why_no_graphs(options, opener.cuda),
             can_capture=opener.cuda.stream not in _DEFAULT_STREAMS,
+            threads=options.threads or 0,
         )
         executor = HybridExecutor(
             pieces,
-            lambda: NativeExecutor(model, outputs, {}),
+            lambda: NativeExecutor(model, outputs, {}, threads=options.threads or 0),
             blocked=collections.Counter(blocked.values()),
             strict=options.strict,
             builds=builds,

@@ -28,6 +28,7 @@ class Pieces:
         host_islands: True runs the native steps in CPU memory (an ONNX Runtime without the CUDA provider).
         no_graphs: why nothing is captured; "" when it may be.
         can_capture: False on a stream on which nothing can be recorded, not even to look at it.
+        threads: of what runs on the CPU, see `rewriter.runtime.native.session_options`.
 
     Attributes:
         dtypes: value name -> onnx.TensorProto data type number.
@@ -47,6 +48,7 @@ class Pieces:
         host_islands: bool = False,
         no_graphs: str = "",
         can_capture: bool = True,
+        threads: int = 0,
     ) -> None:
         self.schedule = schedule
         self.slots = slots
@@ -56,6 +58,7 @@ class Pieces:
         self.scratch = SharedMemory(cuda)
         self._host_islands = host_islands
         self._no_graphs = no_graphs
+        self._threads = threads
         self.can_capture = can_capture
         self._islands: dict[int, Island] = {}
         self._hazards: dict[int, str] = {}
@@ -88,6 +91,7 @@ class Pieces:
                 step.outputs,
                 self.cuda,
                 on_host=self._host_islands or (isinstance(step, NativeStep) and step.on_host),
+                threads=self._threads,
             )
         return self._islands[number]
 

@@ -23,6 +23,8 @@ from rewriter.runtime.options import RuntimeOptions, stream_handle
         ({"device": -1}, "device must be an integer of at least 0, not -1"),
         ({"device": True}, "device must be an integer of at least 0, not True"),
         ({"device": "cuda:0"}, "device must be an integer of at least 0, not 'cuda:0'"),
+        ({"threads": 0}, "threads must be an integer of at least 1, not 0"),
+        ({"threads": "all"}, "threads must be an integer of at least 1, not 'all'"),
         ({"allow_build_at_runtime": 0}, "allow_build_at_runtime must be True or False, not 0"),
         ({"maximum_cached_engines": 0}, "maximum_cached_engines must be an integer of at least 1, not 0"),
         ({"maximum_cached_engines": 1.5}, "maximum_cached_engines must be an integer of at least 1, not 1.5"),

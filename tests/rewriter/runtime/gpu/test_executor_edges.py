@@ -191,3 +191,21 @@ def test_others_go_on_while_a_call_waits_for_a_build(make, hybrid, monkeypatch):
 def test_objects_are_never_copied_to_the_device(cuda):
     with pytest.raises(ConversionError, match="no place on the device"):
         engine_step.to_device(np.array(["a"], object), cuda)
+
+
+def test_islands_and_the_last_resort_compute_with_the_threads_that_were_said(make, hybrid, cuda, monkeypatch):
+    import onnxruntime
+
+    found, real = [], onnxruntime.InferenceSession
+
+    def session(model, options, **more):
+        found.append(options.intra_op_num_threads)
+        return real(model, options, **more)
+
+    case, executor = make(options={"threads": 2})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    feeds = hybrid.feeds_of(case, 3)
+    assert executor.run(feeds).engine_runs == 2
+    cuda.fail_next("to_device")
+    assert executor.run(feeds).engine_runs == 0
+    assert [each for each in found if each] == [2, 2]  # the others are those of TensorRT's double
