@@ -59,12 +59,16 @@ def emulated_artifact(model: Model, recipe: Recipe, ranges: RangeTable | None = 
     return emulated_model(native, segments, recipe, ranges)
 
 
-def engine_segments(spliced: Model, native: Model) -> tuple[SegmentModel, ...]:
-    """The segments behind the engine nodes whose precision is not FP32, cut out of the unspliced model.
+def engine_segments(
+    spliced: Model, native: Model, *, every: bool = False, hashed: bool = False
+) -> tuple[SegmentModel, ...]:
+    """The segments behind the engine nodes, cut out of the unspliced model, in graph order.
 
     Args:
         spliced: the model with the engine nodes.
         native: `unsplice(spliced)`.
+        every: False leaves out the nodes whose precision is FP32.
+        hashed: True gives them their content hash, which reads all weights.
 
     Raises:
         PassError: an engine node has lost its function or its attributes.
@@ -73,10 +77,10 @@ def engine_segments(spliced: Model, native: Model) -> tuple[SegmentModel, ...]:
     functions = {f.name: f for f in spliced.proto.functions if f.domain == ENGINE_DOMAIN}
     found = []
     for scope, node in engine_nodes(spliced.proto):
-        if read_attributes(node).precision == "FP32":
+        if not every and read_attributes(node).precision == "FP32":
             continue
         if node.op_type not in functions:
             raise PassError(f"engine node {node.name!r} has lost its function: a tool dropped it, convert again")
         names = [inner.name for inner in functions[node.op_type].node]
-        found.append(extractor.extract_nodes(scope, names, node.op_type, hashed=False))
+        found.append(extractor.extract_nodes(scope, names, node.op_type, hashed=hashed))
     return tuple(found)
