@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--provider", default="auto", choices=("auto", "cpu", "cuda"), help="what to run on (default: the best)")
     add("--device", type=int, default=0, metavar="N", help="number of the GPU (default: 0)")
+    add(
+        "--native-threads",
+        type=int,
+        metavar="N",
+        help="threads of ONNX Runtime on the CPU, as a replica that shares its machine has them (default: all cores)",
+    )
     add("--device-inputs", action="store_true", help="inputs lie in the GPU's memory (default: numpy arrays)")
     add("--device-outputs", action="store_true", help="outputs stay in the GPU's memory (default: numpy arrays)")
     add("--no-cuda-graph", action="store_true", help="never capture a CUDA graph")
@@ -147,6 +153,7 @@ def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "provider": arguments.provider,
         "execution": arguments.execution,
         "device": arguments.device,
+        "threads": arguments.native_threads,
         "strict": arguments.strict or None,  # else the environment decides
         "cuda_graph": not arguments.no_cuda_graph,
         "allow_build_at_runtime": False if arguments.no_build_at_runtime else None,  # else the artifact decides
@@ -157,7 +164,9 @@ def _options(arguments: argparse.Namespace, options: TimingOptions) -> dict[str,
     """The options as they go into the files."""
     import dataclasses
 
-    return {**_load_options(arguments), **dataclasses.asdict(options)}
+    loaded = _load_options(arguments)
+    # "threads" are those that call, as the option has it.
+    return {**loaded, "native_threads": loaded["threads"], **dataclasses.asdict(options)}
 
 
 def _write(path: str, text: str) -> None:

@@ -39,7 +39,7 @@ def artifact(tmp_path_factory):
 
 def test_what_is_printed_and_written(artifact, tmp_path, capsys):
     figures, lines = tmp_path / "figures.json", tmp_path / "lines.csv"
-    words = ["--shapes", "x:1x4,16x4", "--threads", "2", "--experiment-name", "first"]
+    words = ["--shapes", "x:1x4,16x4", "--threads", "2", "--native-threads", "1", "--experiment-name", "first"]
     assert main(["bench", artifact, *QUICK, *words, "--json", str(figures), "--csv", str(lines)]) == 0
     printed = capsys.readouterr().out
     for expected in (
@@ -52,7 +52,9 @@ def test_what_is_printed_and_written(artifact, tmp_path, capsys):
     assert (found["provider"], found["experiment_name"], found["artifact"]) == ("cpu", "first", "out")
     assert found["environment"]["packages"]["numpy"] == np.__version__
     assert found["environment"]["tf32"]["engines"] is None
-    assert (found["options"]["iterations"], found["options"]["execution"]) == (3, "auto")
+    options = found["options"]
+    assert (options["iterations"], options["execution"]) == (3, "auto")
+    assert (options["threads"], options["native_threads"]) == (2, 1)
     first, second = found["timings"]
     assert (first["shapes"], second["items"]) == ({"x": [1, 4]}, 16)
     assert (first["latency"]["calls"], first["threads"]["throughput"]["calls"]) == (3, 6)
