@@ -12,6 +12,19 @@ from rewriter.artifact.manifest import EngineEntry, engine_file, profile_to_json
 from rewriter.backends.base import BuiltEngine, Profile
 from rewriter.building.builder import BuildResult, EngineBuilder
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
+from rewriter.runtime.device import installed_compute_capabilities
+
+
+def built_for(builder: EngineBuilder | SegmentBuilder) -> tuple[str, ...]:
+    """Compute capabilities that a builder's engines are for, as "SM89".
+
+    A builder without targets builds for the GPU of this machine, which must be told: nobody could choose among engines
+    from several machines otherwise. () where there is none, or GPUs differ, so that it is not known which one it was.
+    """
+    found = set(installed_compute_capabilities())
+    if builder.targets or len(found) != 1 or (0, 0) in found:
+        return builder.targets
+    return tuple(f"SM{major}{minor}" for major, minor in found)
 
 
 def engine_attributes(
@@ -34,7 +47,7 @@ def engine_attributes(
                 profiles=json.dumps([profile_to_json(profile) for profile in build.profiles]),
                 backend=builder.backend.flavour,
                 backend_version=builder.backend.version,
-                targets=builder.targets,
+                targets=built_for(builder),
             )
     return attributes
 
@@ -81,7 +94,7 @@ def engine_entry(
         sha256=engine.sha256,
         backend=builder.backend.flavour,
         version=builder.backend.version,
-        targets=builder.targets,
+        targets=built_for(builder),
         profiles=profiles,
         precision=precision,
         segment_hash=segment_hash,
