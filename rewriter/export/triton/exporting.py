@@ -6,12 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rewriter.artifact import Artifact, load_artifact
 from rewriter.errors import InvalidParameterError
 from rewriter.export.triton.config import BACKENDS, ConfigOptions, config_text
-from rewriter.export.triton.contents import Content, onnx_content, plan_content, python_content
+from rewriter.export.triton.contents import Content, onnx_content, python_content
 from rewriter.export.triton.kserve import service_text
+from rewriter.export.triton.plans import plan_content
 from rewriter.export.triton.repository import (
     CONFIG_FILE,
     OLD_CONFIG_FILE,
@@ -23,11 +25,7 @@ from rewriter.export.triton.repository import (
 from rewriter.export.triton.shapes import find_batching, find_warmups
 
 _log = logging.getLogger(__name__)
-_CONTENTS: dict[str, Callable[[Artifact], Content]] = {
-    "python": python_content,
-    "onnxruntime": onnx_content,
-    "tensorrt_plan": plan_content,
-}
+_CONTENTS: dict[str, Callable[[Artifact], Content]] = {"python": python_content, "onnxruntime": onnx_content}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +55,11 @@ class Exported:
         """The folder of this version."""
         return self.repository / self.name / str(self.version)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `trt-rewriter export triton --json` prints it."""
+        plain = {**dataclasses.asdict(self), "files": list(self.files), "notes": list(self.notes)}
+        return {**plain, "repository": str(self.repository), "folder": str(self.folder)}
+
 
 def export_triton(
     artifact: str | Path,
@@ -70,6 +73,7 @@ def export_triton(
     gpus: Sequence[int] = (),
     max_queue_delay_us: int = 1000,
     max_batch_size: int | None = None,
+    engine_version: str | None = None,
     strict: bool = False,
     warmup: bool = True,
     storage_uri: str | None = None,
@@ -90,6 +94,8 @@ def export_triton(
         max_queue_delay_us: how long a request may wait for others to make a batch with, in microseconds.
         max_batch_size: the largest batch; default: what the engines' profiles allow, 8 without any, 0 where inputs
             and outputs do not share a batch dimension.
+        engine_version: TensorRT's version in the server, where the artifact has engines of several (tensorrt_plan
+            flavour); default: the newest. The python flavour takes all with it, and each server chooses.
         strict: True: an engine that is not used is an error (python flavour), as in `rewriter.load`.
         warmup: True has the server run the optimum of every profile before the model is ready.
         storage_uri: where KServe finds the repository; default: a placeholder.
@@ -100,14 +106,16 @@ def export_triton(
         InvalidParameterError: an option is not allowed, or Triton or the flavour cannot express the model; the message
             names the tensor or the part.
     """
-    if flavour not in _CONTENTS:
+    if flavour not in BACKENDS:
         raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
     if strict and flavour != "python":
         raise InvalidParameterError(f"strict is for flavour='python', not {flavour!r}: other flavours know no fallback")
+    if engine_version is not None and flavour != "tensorrt_plan":
+        raise InvalidParameterError(f"engine_version is for flavour='tensorrt_plan', not {flavour!r}: leave it out")
     loaded = load_artifact(artifact, signature=signature)
     name = checked_name(name, loaded.path)
     root = check_repository(repository, name)
-    content = _CONTENTS[flavour](loaded)
+    content = plan_content(loaded, engine_version) if flavour == "tensorrt_plan" else _CONTENTS[flavour](loaded)
     batching = find_batching(content.signature, content.engines, max_batch_size)
     warmups, without = find_warmups(content.signature, content.engines, batching) if warmup else ([], "")
     options = ConfigOptions(

@@ -14,6 +14,7 @@ from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.export.triton import contents, export_triton
 from rewriter.export.triton.config import config_text
 from rewriter.export.triton.kserve import service_name
+from rewriter.export.triton.plans import plan_content
 from rewriter.export.triton.repository import versions_of
 from rewriter.export.triton.shapes import Batching
 from rewriter.source import Signature
@@ -102,7 +103,7 @@ def test_plans_by_compute_capability(with_engines, tmp_path):
     done = export_triton(artifact, tmp_path / "repo", name="m", flavour="tensorrt_plan")
     assert (done.folder / "model.plan").read_bytes().startswith(b"engine 0")
     assert (done.folder / "sm90.plan").read_bytes().startswith(b"engine 1")
-    assert contents.plan_content(load_artifact(artifact)).plans == {
+    assert plan_content(load_artifact(artifact)).plans == {
         "8.9": "model.plan",
         "9.0": "sm90.plan",
         "12.0": "sm90.plan",
@@ -119,7 +120,6 @@ def test_plans_by_compute_capability(with_engines, tmp_path):
     [
         ([], "has no engine that can be used; build one first"),
         ([{"backend": "tensorrt_rtx"}], "are of tensorrt_rtx, which Triton's TensorRT backend cannot load"),
-        ([{}, {"version": "10.8.0"}], "are of TensorRT 10.8.0 and 10.9.0"),
         ([{}, {"profiles": ()}], "have different profiles"),
     ],
 )
@@ -127,6 +127,35 @@ def test_what_is_no_plan_is_refused(with_engines, tmp_path, engines, words):
     with pytest.raises(InvalidParameterError, match=words):
         export_triton(with_engines(*engines), tmp_path / "repo", flavour="tensorrt_plan")
     assert not (tmp_path / "repo").exists()
+
+
+def test_all_plans_are_of_one_version(with_engines, tmp_path):
+    engines = [("10.9.0", "SM89"), ("10.13.2", "SM80"), ("10.13.2", "SM120"), ("10.9.0", "SM120")]
+    artifact = with_engines(*({"version": version, "targets": (target,)} for version, target in engines))
+    newest = export_triton(artifact, tmp_path / "repo", name="newest", flavour="tensorrt_plan")
+    older = export_triton(artifact, tmp_path / "repo", name="older", flavour="tensorrt_plan", engine_version="10.9.0")
+    for done, first, second in ((newest, 1, 2), (older, 0, 3)):
+        assert (done.folder / "model.plan").read_bytes().startswith(b"engine %d" % first)
+        assert (done.folder / "sm120.plan").read_bytes().startswith(b"engine %d" % second)
+        assert len(list(done.folder.iterdir())) == 2
+    assert newest.notes == (
+        "Triton's container must have TensorRT 10.13.2, with which the plan was built",
+        "the engines of TensorRT 10.9.0 are left out: all plans of a server are of one version, here 10.13.2; choose "
+        "another with engine_version=... (--engine-version)",
+        "one plan for each compute capability: 8.0 (model.plan), 12.0 (sm120.plan); any other GPU is given model.plan",
+    )
+    with pytest.raises(InvalidParameterError, match=r"no engine of TensorRT 10\.1; it has those of 10\.9\.0, 10\.13"):
+        export_triton(artifact, tmp_path / "repo", name="none", flavour="tensorrt_plan", engine_version="10.1")
+    assert tree(tmp_path / "repo")[0] == "newest"
+    assert not (tmp_path / "repo" / "none").exists()
+
+
+def test_an_engine_for_an_unknown_gpu_is_for_all_others(with_engines, tmp_path):
+    artifact = with_engines({"targets": ("SM89",)}, {}, {"targets": ("SM89",)})
+    done = export_triton(artifact, tmp_path / "repo", name="m", flavour="tensorrt_plan")
+    assert (done.folder / "model.plan").read_bytes().startswith(b"engine 1")
+    assert (done.folder / "sm89.plan").read_bytes().startswith(b"engine 0")
+    assert "1 further engine for the same GPUs left out: the first is taken" in done.notes
 
 
 def test_a_graph_around_the_engine_is_no_plan(dense, tmp_path):
@@ -163,6 +192,7 @@ def test_what_triton_has_no_word_for(dense, tmp_path, change, words):
         ({"gpus": [0]}, "gpus need kind='gpu'"),
         ({"gpus": [-1], "kind": "gpu"}, "gpus must be numbers from 0"),
         ({"flavour": "onnxruntime", "strict": True}, "strict is for flavour='python'"),
+        ({"engine_version": "10.9.0"}, "engine_version is for flavour='tensorrt_plan', not 'python'"),
         ({"signature": "other"}, "has no signature 'other'"),
     ],
 )
