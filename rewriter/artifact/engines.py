@@ -1,4 +1,4 @@
-"""Engines that were built at run time, added to an artifact on disk."""
+"""Engines that were built after the conversion, added to an artifact on disk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -21,8 +22,9 @@ from rewriter.artifact import manifest as manifests
 from rewriter.artifact.check import examine_files
 from rewriter.artifact.manifest import EngineEntry, FileRecord, Manifest, Part, engine_file, sidecar_file
 from rewriter.artifact.manifest_json import manifest_from_json, manifest_to_json
+from rewriter.artifact.parts import Artifact
 from rewriter.artifact.paths import checked_path, output_errors
-from rewriter.artifact.reading import RETRIES, read_manifest, state_of
+from rewriter.artifact.reading import RETRIES, read_manifest, read_ranges, state_of
 from rewriter.artifact.writing import place_engine, write_json
 from rewriter.errors import ArtifactError
 from rewriter.runtime.slot_values import StoredEngine
@@ -31,7 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 def save_engines(
-    path: str | Path, engines: Sequence[StoredEngine], signature: str | None = None
+    path: str | Path,
+    engines: Sequence[StoredEngine],
+    signature: str | None = None,
+    *,
+    built_from: Artifact | None = None,
 ) -> tuple[StoredEngine, ...]:
     """Adds engines to an artifact.
 
@@ -45,6 +51,8 @@ def save_engines(
         4. Only the manifest is changed, and it is what `load_artifact` reads. `model.onnx` and `report.json` go on
            naming the engines of the conversion: two files cannot be changed in one step, and a model that does not
            fit the manifest's hash would be refused.
+        5. The parameter "targets" of the signature, where it names any, then names those of the new engines, too, in
+           the same step: so that engines built at run time fit wherever the artifact is used.
 
     Engines of a node may be more than `maximum_cached_engines`, which limits those in memory.
 
@@ -52,14 +60,15 @@ def save_engines(
         path: the artifact's folder.
         engines: the engines; their files are linked or copied. Of none only the artifact's manifest is checked.
         signature: whose engines they are; None for the artifact's first or only one.
+        built_from: the artifact as it was read before they were built; None where that is not known.
 
     Returns:
         Those that were added, with their files in the artifact.
 
     Raises:
         InvalidParameterError: the artifact has no such signature.
-        ArtifactError: no artifact, an engine that belongs to another model or has changed since it was built, or the
-            folder cannot be written.
+        ArtifactError: no artifact, an engine that belongs to another model or has changed since it was built, the
+            artifact is another one than `built_from`, or the folder cannot be written.
     """
     root = checked_path(path).resolve()
     for _ in range(RETRIES + 1):
@@ -72,6 +81,7 @@ def save_engines(
             if state_of(root) != before:
                 continue
             _check_nodes(root, part.model, engines)
+            _check_arithmetic(root, content, part, built_from)
             missing, taken = _missing(root, content, part, engines)
             added = [*(stored.entry for stored in missing), *taken]
             if not added or _write(root, content, part, missing, taken, before):
@@ -112,6 +122,18 @@ def _check_nodes(root: Path, model: str, engines: Sequence[StoredEngine]) -> Non
             raise ArtifactError(
                 f"{root}: the segment of {entry.op} is not the one that engine {entry.key} was built of"
             )
+
+
+def _check_arithmetic(root: Path, content: Manifest, part: Part, built_from: Artifact | None) -> None:
+    """Refuses engines where the artifact has another recipe or other ranges than when they were begun."""
+    if built_from is None:
+        return
+    ranges, old = read_ranges(root, part.ranges, content.files), built_from.ranges
+    if part.params.get("recipe") != built_from.params.get("recipe") or ranges != old:
+        raise ArtifactError(
+            f"{root} was replaced while engines were built for it, and its recipe or calibration is another one now: "
+            "build them again"
+        )
 
 
 def _missing(
@@ -155,10 +177,20 @@ def _grown(
     parts = []
     for other in content.parts:
         engines = tuple(written.get(entry.file, entry) for entry in other.engines)
+        params = other.params
         if other is part:
             engines = (*(entry for entry in other.engines if entry.file not in more), *more.values())
-        parts.append(dataclasses.replace(other, engines=engines))
+            params = _with_targets(params, more.values())
+        parts.append(dataclasses.replace(other, engines=engines, params=params))
     return tuple(parts)
+
+
+def _with_targets(params: Mapping[str, Any], entries: Iterable[EngineEntry]) -> Mapping[str, Any]:
+    """The parameters with the targets of these engines; no targets mean all that TensorRT knows, which stays."""
+    known = params.get("targets")
+    if not known:
+        return params
+    return {**params, "targets": list(dict.fromkeys([*known, *(t for entry in entries for t in entry.targets)]))}
 
 
 def _write(

@@ -9,7 +9,9 @@ from typing import Any
 
 from passes.model import Model
 from passes.precision.ranges import RangeTable
+from passes.precision.recipe import Recipe
 from rewriter.artifact.manifest import EngineEntry
+from rewriter.errors import ArtifactError
 from rewriter.source import Signature
 
 
@@ -61,6 +63,24 @@ class Artifact:
     created: str
     ranges: RangeTable | None = None
     signatures: tuple[str, ...] = ()
+
+    def recipe(self, purpose: str) -> Recipe:
+        """The arithmetic of its engines.
+
+        Args:
+            purpose: what cannot be done without it, for the message: "emulated", "extended".
+
+        Raises:
+            ArtifactError: the artifact does not say, or not in words that this version knows.
+        """
+        data = self.params.get("recipe")
+        problem = "it does not hold its recipe"
+        try:
+            if isinstance(data, Mapping):
+                return Recipe.from_json(data)
+        except ValueError as error:
+            problem = str(error)
+        raise ArtifactError(f"{self.path} cannot be {purpose}: {problem}: convert the model again")
 
     def engine_path(self, entry: EngineEntry) -> Path:
         """The file of one of `engines`."""

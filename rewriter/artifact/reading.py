@@ -85,7 +85,7 @@ def _load(root: Path, check_hashes: bool, signature: str | None) -> Artifact:
         report=_read_json(root, part.report),
         versions=content.versions,
         created=content.created,
-        ranges=_read_ranges(root, part.ranges, content.files),
+        ranges=read_ranges(root, part.ranges, content.files),
         signatures=tuple(other.signature.name for other in content.parts),
     )
 
@@ -142,7 +142,17 @@ def _read_json(root: Path, name: str) -> Any:
         raise ArtifactError(f"{root}: {name} is damaged: {error}") from error
 
 
-def _read_ranges(root: Path, name: str, files: Mapping[str, FileRecord]) -> RangeTable | None:
+def read_ranges(root: Path, name: str, files: Mapping[str, FileRecord]) -> RangeTable | None:
+    """The ranges of a signature; None where the manifest does not list them.
+
+    Args:
+        root: the artifact.
+        name: their file.
+        files: what the manifest lists.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
     if name not in files:
         return None
     try:
