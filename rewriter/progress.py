@@ -13,6 +13,25 @@ from rewriter.errors import InvalidParameterError
 
 
 @dataclasses.dataclass(frozen=True)
+class EngineStep:
+    """Which of several engines an event speaks of; those that are built side by side take turns.
+
+    Attributes:
+        name: the engine ("TRTEngineOp_003").
+        index: its place among them, from 0.
+        total: how many there are.
+        finished: how many have come to their end, with an engine or without.
+        ended: True in the last event of this engine; False as an answer to it has no effect.
+    """
+
+    name: str
+    index: int
+    total: int
+    finished: int = 0
+    ended: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ProgressEvent:
     """One step.
 
@@ -21,6 +40,7 @@ class ProgressEvent:
         done, total: steps done and steps in all; `done == total` ends the stage.
         detail: what is worked on ("TRTEngineOp_003: Building Engine").
         seconds: how long the stage took, in its last event only.
+        engine: the engine that `done`, `total` and `detail` are about; None for other work.
     """
 
     stage: str
@@ -28,9 +48,11 @@ class ProgressEvent:
     total: int
     detail: str = ""
     seconds: float | None = None
+    engine: EngineStep | None = None
 
 
-#: Called with every event; returning False during "build" cancels the engine in work.
+#: Called with every event, by the thread that called for the work; returning False during "build" cancels the engine
+#: that the event is about, and no other.
 ProgressCallback = Callable[[ProgressEvent], "bool | None"]
 
 
@@ -64,7 +86,10 @@ class Stages:
 
 
 class ProgressBar:
-    """A transient progress bar on stderr (rich), for stages longer than a moment."""
+    """A transient progress bar on stderr (rich), for stages longer than a moment.
+
+    While engines are built it counts them, and has a line below for each engine in work.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -77,27 +102,45 @@ class ProgressBar:
             TimeElapsedColumn(),
         )
         self._bar: Any = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task: Any = None
+        #: The stage's line under None, and one for each engine in work under its index.
+        self._lines: dict[int | None, Any] = {}
 
     def __call__(self, event: ProgressEvent) -> bool:
         """Shows one event."""
+        engine = event.engine
         if event.seconds is not None:
-            if self._task is not None:
-                self._bar.stop()
-                self._bar.remove_task(self._task)
-                self._task = None
-        elif self._task is None:
-            self._task = self._bar.add_task(event.stage, total=event.total or None, detail=event.detail)
-            self._bar.start()
+            self._clear()
+        elif engine is None:
+            self._show(None, event.stage, event.done, event.total, event.detail)
         else:
-            self._bar.update(
-                self._task,
-                description=event.stage,
-                completed=event.done,
-                total=event.total or None,
-                detail=event.detail,
-            )
+            count = f"{engine.finished} of {engine.total} engine{'s' * (engine.total != 1)}"
+            self._show(None, event.stage, engine.finished, engine.total, count)
+            if engine.ended:
+                self._remove(engine.index)
+            else:
+                self._show(engine.index, f"  {engine.name}", event.done, event.total, event.detail)
         return True
+
+    def _show(self, key: int | None, description: str, done: int, total: int, detail: str) -> None:
+        """Adds or changes one line."""
+        if key in self._lines:
+            self._bar.update(
+                self._lines[key], description=description, completed=done, total=total or None, detail=detail
+            )
+            return
+        self._lines[key] = self._bar.add_task(description, total=total or None, completed=done, detail=detail)
+        if len(self._lines) == 1:
+            self._bar.start()
+
+    def _remove(self, key: int | None) -> None:
+        if key in self._lines:
+            self._bar.remove_task(self._lines.pop(key))
+
+    def _clear(self) -> None:
+        if self._lines:
+            self._bar.stop()
+        for key in tuple(self._lines):
+            self._remove(key)
 
 
 def resolve(progress: ProgressCallback | bool | None) -> ProgressCallback | None:

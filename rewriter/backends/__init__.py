@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rewriter.backends.base import Backend
     from rewriter.backends.client import ProcessBackend
     from rewriter.backends.flavours import Flavour
+    from rewriter.backends.pool import PoolBackend
 
 __all__ = ["BACKENDS", "as_backend", "installed_backends", "open_backend"]
 
@@ -17,7 +18,9 @@ __all__ = ["BACKENDS", "as_backend", "installed_backends", "open_backend"]
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 
 
-def open_backend(name: str = "auto", targets: Iterable[str] = (), **options: Any) -> ProcessBackend:
+def open_backend(
+    name: str = "auto", targets: Iterable[str] = (), *, jobs: int | None = 1, **options: Any
+) -> ProcessBackend | PoolBackend:
     """The backend called `name`, with TensorRT in a child process that starts with the first use.
 
     Args:
@@ -25,16 +28,23 @@ def open_backend(name: str = "auto", targets: Iterable[str] = (), **options: Any
             tensorrt_rtx.
         targets: compute capabilities to build for, as "SM89", "sm89" or "8.9"; () for the package's default.
             Given ones are checked against the installed version at once, which starts the child.
+        jobs: child processes at the same time, at most: so many engines can be built side by side. None: as many as
+            are asked for, by `Converter.build(jobs=)` for example.
         options: `timeouts` and `command` of `ProcessBackend`.
 
     Raises:
-        InvalidParameterError: an unknown name or target.
+        InvalidParameterError: an unknown name or target, or `jobs` is no integer of at least 1.
         MissingDependencyError: the package is not installed; for "auto", neither is.
         BackendError: the package is installed but cannot be loaded (only when `targets` are given).
     """
     from rewriter.backends.client import ProcessBackend
+    from rewriter.backends.pool import PoolBackend
 
-    backend = ProcessBackend(_flavour(name), targets, **options)
+    backend: ProcessBackend | PoolBackend
+    if jobs == 1 and not isinstance(jobs, bool):
+        backend = ProcessBackend(_flavour(name), targets, **options)
+    else:
+        backend = PoolBackend(_flavour(name), targets, jobs=jobs, **options)
     if targets:
         try:
             backend.default_targets  # noqa: B018 -- it checks the targets
@@ -44,8 +54,13 @@ def open_backend(name: str = "auto", targets: Iterable[str] = (), **options: Any
     return backend
 
 
-def as_backend(backend: object, targets: tuple[str, ...] = ()) -> Backend:
+def as_backend(backend: object, targets: tuple[str, ...] = (), *, jobs: int | None = 1) -> Backend:
     """What the parameters `backend` and `targets` mean: a name is opened, an open backend is taken as it is.
+
+    Args:
+        backend: a name, or an open backend, which keeps the number of processes that it has.
+        targets: as for `open_backend`.
+        jobs: as for `open_backend`.
 
     Raises:
         InvalidParameterError: neither; or targets beside an open backend, which has its own.
@@ -55,7 +70,7 @@ def as_backend(backend: object, targets: tuple[str, ...] = ()) -> Backend:
     from rewriter.errors import InvalidParameterError
 
     if isinstance(backend, str):
-        return open_backend(backend, targets)
+        return open_backend(backend, targets, jobs=jobs)
     if not isinstance(backend, Backend):
         raise InvalidParameterError(f"backend must be a name or an open Backend, not {backend!r}")
     if targets:

@@ -25,6 +25,8 @@ from rewriter.backends.spool import WeightPlaces
 from rewriter.errors import BackendError, InvalidParameterError, missing_dependency
 
 _LOG = logging.getLogger(__name__)
+#: The reason of a build that was cancelled.
+CANCELLED = "the build was cancelled"
 #: Runs the worker with this process's search path. The packages around it are made bare, without running their
 #: `__init__`, so that the child imports nothing but numpy and TensorRT.
 _BOOT = """
@@ -66,6 +68,7 @@ class ProcessBackend:
         targets: compute capabilities to build for ("SM89", "sm89" or "8.9"); () for the package's default.
         timeouts: when a silent child counts as hung.
         command: the child's command line; default: this Python with `rewriter.backends.worker`.
+        places: where weights that are in no file are written, when others use it too; whoever made it closes it.
 
     Raises:
         InvalidParameterError: a target is not a compute capability.
@@ -78,6 +81,7 @@ class ProcessBackend:
         *,
         timeouts: Timeouts | None = None,
         command: Sequence[str] | None = None,
+        places: WeightPlaces | None = None,
     ) -> None:
         self._flavour = flavour
         self._targets = tuple(dict.fromkeys(normalize_target(t) for t in targets))
@@ -89,9 +93,11 @@ class ProcessBackend:
         self._begun: Child | None = None
         self._finalizer: weakref.finalize[..., ProcessBackend] | None = None
         self._info: Header | None = None
-        self._places = WeightPlaces()
+        self._owns_places = places is None
+        self._places = WeightPlaces() if places is None else places
         self._numbers = itertools.count(1)
         self._closed = False
+        self._service = _Service()
 
     @property
     def flavour(self) -> str:
@@ -140,7 +146,7 @@ class ProcessBackend:
             MissingDependencyError, BackendError: TensorRT cannot be loaded, or a weight cannot be handed over.
         """
         timeout = self._timeouts.parse + self._timeouts.parse_per_node * len(model.proto.graph.node)
-        with self._lock:
+        with self._lock, self._service:
             try:
                 answer = self._request({"command": "parse"}, model, timeout)
             except ChildDied as death:
@@ -165,7 +171,7 @@ class ProcessBackend:
         level = options.optimization_level
         if level is not None and not 0 <= level <= 5:
             raise InvalidParameterError(f"optimization_level={level}: it is one of 0, 1, 2, 3, 4, 5")
-        with self._lock:
+        with self._lock, self._service:
             targets = self._flavour.check_targets(options.targets, self.known_targets) or self.default_targets
             header = {
                 "command": "build",
@@ -178,14 +184,26 @@ class ProcessBackend:
             try:
                 answer = self._request(header, model, self._timeouts.build, watch)
             except ChildDied as death:
+                if self._service.interrupted:
+                    return BuildFailure("cancelled", CANCELLED)
                 return BuildFailure("crash", f"TensorRT's builder did not survive this model: {death}")
         if watch.cancelled:  # a small engine may have been finished before the child heard of it
             Path(output).unlink(missing_ok=True)
-            return BuildFailure("cancelled", "the build was cancelled")
+            return BuildFailure("cancelled", CANCELLED)
         if "failure" in answer:
             failure = answer["failure"]
             return BuildFailure(failure["kind"], failure["reason"], tuple(failure["log"]))
         return BuiltEngine(**{**answer["engine"], "path": Path(output)})
+
+    def interrupt(self, thread: int) -> None:
+        """Ends what is in work for another thread, by killing the child; the next request starts a new one.
+
+        A build ends as cancelled then. Harmless when nothing is in work for that thread.
+
+        Args:
+            thread: its `threading.get_ident()`.
+        """
+        self._service.interrupt(thread)
 
     def close(self) -> None:
         """Ends the child process; harmless when repeated, final."""
@@ -194,7 +212,8 @@ class ProcessBackend:
             self._child = self._begun = None
             if self._finalizer is not None:
                 self._finalizer()  # closes the child, once
-            self._places.close()
+            if self._owns_places:
+                self._places.close()
 
     def __enter__(self) -> ProcessBackend:
         return self
@@ -248,6 +267,7 @@ class ProcessBackend:
         child = Child(self._command)
         # The child's reader threads keep it alive: a backend that is dropped without close() must end it.
         self._finalizer = weakref.finalize(self, child.close)
+        self._service.child = child
         return child
 
     def _import_failure(self, reason: str) -> Exception:
@@ -292,6 +312,36 @@ class ProcessBackend:
             if "error" in answer:
                 raise BackendError(f"{self.flavour}: {answer['error']}")
             return answer
+
+
+class _Service:
+    """Which thread the child works for, so that another thread can end that work and no other.
+
+    Attributes:
+        child: the child that was started last; it may still be starting.
+        interrupted: True when the work that is going on, or was last, has been ended by another thread.
+    """
+
+    def __init__(self) -> None:
+        self.child: Child | None = None
+        self.interrupted = False
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._thread, self.interrupted = threading.get_ident(), False
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._thread = None
+
+    def interrupt(self, thread: int) -> None:
+        """Kills the child if it works for `thread`, and waits until it is dead: nobody is to be given a dying one."""
+        with self._lock:
+            if self._thread == thread and self.child is not None and self.child.owner == os.getpid():
+                self.interrupted = True
+                self.child.interrupt()
 
 
 class _Watch:

@@ -91,6 +91,11 @@ class Child:
         self._process.kill()
         self._collect()
 
+    def interrupt(self) -> None:
+        """Ends the process while another thread waits for its answer, which reaps it."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         """Asks the process to end by closing its stdin, then makes sure; in a forked copy it does nothing."""
         if self.owner != os.getpid():

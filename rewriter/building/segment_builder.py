@@ -43,6 +43,8 @@ class SegmentBuild:
 class SegmentBuilder:
     """Builds engines; what was built, or failed to build, is not tried again (by key).
 
+    Threads may build segments of different keys at the same time (`rewriter.building.parallel`).
+
     Attributes:
         backend: where TensorRT runs.
         options: workspace, targets and level, the same for every segment.
@@ -107,18 +109,34 @@ class SegmentBuilder:
             InvalidParameterError: a target or optimization level that TensorRT does not know.
             BackendError, MissingDependencyError: TensorRT cannot be run, or a file cannot be read or written.
         """
+        known = self.known(lowered, profiles)
+        if known is not None:
+            return known
+        assert not isinstance(profiles, str)  # noqa: S101 - narrows the type: that is known
+        key = self.key(lowered, profiles)
+        outcome = self._outcome(key, lowered, profiles, progress)
+        if isinstance(outcome, BuiltEngine) or outcome.kind != "cancelled":
+            self._outcomes[key] = outcome
+        return SegmentBuild(key, profiles, outcome, lowered)
+
+    def known(self, lowered: Lowered, profiles: tuple[Profile, ...] | str) -> SegmentBuild | None:
+        """What comes of a segment without asking TensorRT or the cache on disk; None when that is not known.
+
+        Args:
+            lowered: as for `build`.
+            profiles: as for `build`.
+
+        Raises:
+            InvalidParameterError: a target that TensorRT does not know.
+            BackendError, MissingDependencyError: TensorRT's version cannot be asked.
+        """
         if self.abort_builds:
             made = () if isinstance(profiles, str) else profiles
             return SegmentBuild("", made, BuildFailure("aborted", ABORTED), lowered)
         if isinstance(profiles, str):
             return SegmentBuild("", (), BuildFailure("profile", profiles), lowered)
         key = self.key(lowered, profiles)
-        if key in self._outcomes:
-            return SegmentBuild(key, profiles, self._outcomes[key], lowered)
-        outcome = self._outcome(key, lowered, profiles, progress)
-        if isinstance(outcome, BuiltEngine) or outcome.kind != "cancelled":
-            self._outcomes[key] = outcome
-        return SegmentBuild(key, profiles, outcome, lowered)
+        return SegmentBuild(key, profiles, self._outcomes[key], lowered) if key in self._outcomes else None
 
     def _outcome(
         self, key: str, lowered: Lowered, profiles: tuple[Profile, ...], progress: Progress | None
