@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +196,9 @@ def _recipe_of(artifact: Artifact, *, needed: bool) -> Recipe | None:
     Raises:
         ArtifactError: it is needed, but the artifact does not say, or not in words that this version knows.
     """
-    data = artifact.params.get("recipe")
-    problem = "it does not hold its recipe"
     try:
-        if isinstance(data, Mapping):
-            return Recipe.from_json(data)
-    except ValueError as error:
-        problem = str(error)
-    if needed:
-        raise ArtifactError(f"{artifact.path} cannot be emulated: {problem}: convert the model again")
-    return None
+        return artifact.recipe("emulated")
+    except ArtifactError:
+        if needed:
+            raise
+        return None
