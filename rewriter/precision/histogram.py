@@ -1,38 +1,35 @@
-"""Counts of values on a grid that grows with them: a fixed amount of memory, whatever comes and in how many pieces."""
+"""Counts of values in a fixed amount of memory, which are the same however the values are divided and in what order.
+
+That holds bit for bit, so counts of several machines may be merged: nothing here adds floating-point numbers up.
+"""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-#: Bins on either side of zero. Far finer than what thresholds are searched on, so that the grid hardly matters there.
-HALF = 1 << 14
+#: Bins of magnitudes. At least half of them are in use, far more than thresholds are searched on.
+FINE = 1 << 15
 #: Values counted at once: the temporary arrays stay in the processor's cache (7 times quicker than 1 << 20).
 _CHUNK = 1 << 16
-#: Scales that float32 arithmetic can hold with room to spare.
-_FLOAT32_SCALES = (1e-30, 1e30)
+#: Up to this power of two scales are float32 themselves; beyond it the tiny values of such a grid need float64.
+_FLOAT32_POWER = 127
 
 
-class Histogram:
-    """How often values fall into 2 * HALF equal bins over [-limit, limit].
-
-    1. The first values that are not all zero set `limit` to their largest magnitude.
-    2. A larger value doubles `limit` as often as needed; bins merge, none is split, so no count is ever guessed.
-    3. Nothing depends on how the values are divided into calls, but for `limit`'s starting point.
+class Extremes:
+    """The least and the greatest of all values.
 
     Attributes:
-        minimum, maximum: the extremes so far (infinities the wrong way round before the first value).
+        minimum, maximum: the extremes so far (infinities the wrong way round before the first value); never -0.0,
+            which would depend on the order.
         total: number of values.
-        zeros: how many of them are exactly 0.
     """
 
     def __init__(self) -> None:
-        self.minimum = np.inf
-        self.maximum = -np.inf
+        self.minimum = math.inf
+        self.maximum = -math.inf
         self.total = 0
-        self.zeros = 0
-        self._limit = 0.0
-        self._early = 0  # zeros that came before there was a grid
-        self._counts = np.zeros(2 * HALF, np.int64)
 
     @property
     def amax(self) -> float:
@@ -47,28 +44,69 @@ class Histogram:
             minimum: the least of them.
             maximum: the greatest of them.
         """
-        self.minimum = min(self.minimum, minimum)
-        self.maximum = max(self.maximum, maximum)
-        self.total += values.size
+        self._widen(minimum, maximum, values.size)
+
+    def merge(self, other: Extremes) -> None:
+        """Adds what another one counted, which must be of the same kind; it is left as it was."""
+        self._widen(other.minimum, other.maximum, other.total)
+
+    def _widen(self, minimum: float, maximum: float, total: int) -> None:
+        self.minimum = min(self.minimum, minimum) + 0.0
+        self.maximum = max(self.maximum, maximum) + 0.0
+        self.total += total
+
+
+class Histogram(Extremes):
+    """How often magnitudes fall into `FINE` equal bins over [0, limit).
+
+    1. `limit` is the least power of two above the largest magnitude: of all values, not of the first ones.
+    2. A value v lies in bin floor(|v| / width). The width is a power of two, too, so this is exact; on a grid twice as
+       wide the value lies in half that bin, rounded down. So bins merge when `limit` grows, none is split, and no
+       count is ever guessed or moved.
+    3. By 1 and 2 the counts depend on the values alone: `add` and `merge` in any order, of any parts, give the same.
+
+    Attributes:
+        zeros: how many values are exactly 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = 0
+        self._power: int | None = None  # limit = 2 ** _power; None while all values are 0
+        self._counts = np.zeros(FINE, np.int64)
+
+    def add(self, values: np.ndarray, minimum: float, maximum: float) -> None:
+        """Counts values; see `Extremes.add`."""
+        super().add(values, minimum, maximum)
         self.zeros += values.size - int(np.count_nonzero(values))
-        if self.amax == 0.0:
-            self._early += values.size
+        self._reach(_power_above(self.amax))
+        if self._power is None:
+            self._counts[0] += values.size
             return
-        self._reach(self.amax)
-        scale = HALF / self._limit
-        kind = np.float32 if _FLOAT32_SCALES[0] < scale < _FLOAT32_SCALES[1] else np.float64
-        counts = np.zeros(2 * HALF + 1, np.int64)
+        power = FINE.bit_length() - 1 - self._power
+        kind = np.float32 if power <= _FLOAT32_POWER else np.float64
         for start in range(0, values.size, _CHUNK):
-            places = values[start : start + _CHUNK] * kind(scale)
-            places += HALF
-            counts += np.bincount(places.astype(np.intp), minlength=counts.size)
-        self._counts += counts[:-1]
-        self._counts[-1] += counts[-1]  # the last bin includes its upper edge
+            # Below the normal numbers of float32 a product is rounded, but never up to 1: its bin is 0 all the same.
+            places = np.multiply(np.abs(values[start : start + _CHUNK]), kind(2.0**power), dtype=kind)
+            self._counts += np.bincount(places.astype(np.intp), minlength=FINE)
+
+    def merge(self, other: Extremes) -> None:
+        """Adds what another histogram counted; it is left as it was.
+
+        Raises:
+            TypeError: the other one has no counts.
+        """
+        if not isinstance(other, Histogram):
+            raise TypeError("a histogram can be merged with another histogram only")
+        super().merge(other)
+        self.zeros += other.zeros
+        self._reach(other._power)
+        self._counts += _coarser(other._counts, other._doublings(self._power))
 
     @property
     def width(self) -> float:
         """Width of a bin of the grid: so far may a count lie from where `absolute` puts it; 0.0 without a grid."""
-        return self._limit / HALF
+        return 0.0 if self._power is None else math.ldexp(1.0, self._power) / FINE
 
     def absolute(self, bins: int, high: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Counts of magnitudes in `bins` equal bins over [0, high] and their edges (float32).
@@ -79,27 +117,35 @@ class Histogram:
             bins: number of bins.
             high: upper end, above 0; what lies beyond is not counted. Default: `amax`, so that nothing does.
         """
-        counts = self._counts[HALF:] + self._counts[HALF - 1 :: -1]
-        counts[0] += self._early
         end = high or self.amax or 1.0
-        places = ((np.arange(HALF) + 0.5) * ((self.width or end / HALF) * bins / end)).astype(np.intp)
+        places = ((np.arange(FINE) + 0.5) * ((self.width or end / FINE) * bins / end)).astype(np.intp)
         if high is None:
             places = np.minimum(places, bins - 1)
         coarse = np.zeros(bins + 1, np.int64)
-        np.add.at(coarse, np.minimum(places, bins), counts)
+        np.add.at(coarse, np.minimum(places, bins), self._counts)
         return coarse[:bins], np.linspace(0.0, end, bins + 1, dtype=np.float32)
 
-    def _reach(self, amax: float) -> None:
-        """Widens the grid until it covers `amax`."""
-        if not self._limit:
-            self._limit = amax
-        doublings = 0
-        while self._limit < amax:
-            self._limit *= 2
-            doublings += 1
-        if doublings:
-            # The bin of [j w, (j+1) w) goes to that of floor(j / 2^doublings); 62 is as far as int64 can be shifted.
-            places = (np.arange(-HALF, HALF) >> min(doublings, 62)) + HALF
-            merged = np.zeros_like(self._counts)
-            np.add.at(merged, places, self._counts)
-            self._counts = merged
+    def _reach(self, power: int | None) -> None:
+        """Widens the grid to 2 ** power, if it is narrower."""
+        if power is not None and (self._power is None or power > self._power):
+            self._counts = _coarser(self._counts, self._doublings(power))
+            self._power = power
+
+    def _doublings(self, power: int | None) -> int:
+        """How often the grid has to be doubled to reach 2 ** power; 0 where all values are 0: they lie in any bin 0."""
+        return 0 if self._power is None or power is None else power - self._power
+
+
+def _power_above(amax: float) -> int | None:
+    """The least n with amax < 2 ** n; None for 0."""
+    return math.frexp(amax)[1] if amax else None
+
+
+def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
+    """The counts on a grid that is 2 ** doublings times as wide; the same array where it is the same grid."""
+    if not doublings:
+        return counts
+    merged = np.zeros_like(counts)
+    size = 1 << min(doublings, FINE.bit_length() - 1)
+    merged[: FINE // size] = counts.reshape(-1, size).sum(axis=1)
+    return merged

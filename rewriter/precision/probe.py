@@ -43,13 +43,14 @@ class Probe:
     Args:
         model: the cleaned model.
         values: names of the values; all of them `fetchable`.
+        threads: threads of ONNX Runtime; 0 for its default.
 
     Raises:
         SourceError: ONNX Runtime refuses the model.
         MissingDependencyError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, model: Model, values: Sequence[str]) -> None:
+    def __init__(self, model: Model, values: Sequence[str], *, threads: int = 0) -> None:
         fed = {value.name for value in model.proto.graph.input}
         self._inputs = [name for name in values if name in fed]
         self._outputs: dict[str, str] = {}
@@ -57,14 +58,21 @@ class Probe:
         self._weights = model.weights
         try:
             # As inputs the weights are read where they lie; of initializers ONNX Runtime would make a copy.
-            self._session = open_native(Model(stubs_as_inputs(extended)), list(self._outputs.values()) or None)
+            self._session = open_native(
+                Model(stubs_as_inputs(extended)), list(self._outputs.values()) or None, threads=threads
+            )
         except ConversionError:
             raise
         except Exception as error:
             raise SourceError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
 
-    def run(self, number: int, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def run(self, number: int, feeds: Mapping[str, np.ndarray], where: str = "") -> Iterator[tuple[str, np.ndarray]]:
         """One sample: value names with their elements, float32 in one dimension; each is freed after its turn.
+
+        Args:
+            number: which sample it is, for messages.
+            feeds: by ONNX input name.
+            where: further words on its place, for messages: " (rows 8 to 15)".
 
         Raises:
             ConversionError: the model fails; the message names the sample.
@@ -75,7 +83,8 @@ class Probe:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
             raise ConversionError(
-                f"calibration sample {number}: the native model fails on the inputs {shapes}: {first_line(error)}"
+                f"calibration sample {number}{where}: the native model fails on the inputs {shapes}: "
+                f"{first_line(error)}"
             ) from error
         for name, array in given.items():
             yield name, _flat(array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rewriter.precision.histogram import HALF, Histogram
+from rewriter.precision.histogram import Histogram
 
 #: "entropy" never cuts more than the rest of the nonzero values, nor of the sum of magnitudes.
 HELD, MASS = 0.99, 0.95
@@ -12,6 +12,8 @@ HELD, MASS = 0.99, 0.95
 REACH = 4.0
 #: Divergences (nats) that differ by less are equal.
 TIE = 1e-4
+#: Bins of magnitudes in which the narrowest range allowed is looked for.
+_SEARCHED = 1 << 14
 
 
 def entropy_range(seen: Histogram, bins: int, levels: int) -> tuple[float, float]:
@@ -54,7 +56,7 @@ def entropy_range(seen: Histogram, bins: int, levels: int) -> tuple[float, float
 
 def _narrowest(seen: Histogram) -> float:
     """The least magnitude below which `HELD` of the nonzero values lie, and `MASS` of the sum of magnitudes."""
-    counts, edges = seen.absolute(HALF)
+    counts, edges = seen.absolute(_SEARCHED)
     counts[0] -= seen.zeros
     held, mass = np.cumsum(counts), np.cumsum(counts * edges[:-1].astype(np.float64))
     enough = (held >= HELD * held[-1]) & (mass >= MASS * mass[-1])
