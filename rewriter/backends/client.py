@@ -224,6 +224,8 @@ class ProcessBackend:
         self.close()
 
     def _get_info(self) -> Header:
+        if self._info is not None:  # known for good, also while a build of another thread holds the lock
+            return self._info
         with self._lock:
             if self._info is None:
                 self._started()
