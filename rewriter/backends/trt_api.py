@@ -18,6 +18,8 @@ from rewriter.backends.plan_file import PlanFile, stream_to
 
 #: Called with (phase, steps done, steps in all); False cancels.
 Step = Callable[[str, int, int], bool]
+#: What every network is called.
+NETWORK_NAME = "engine"
 _NOT_TARGETS = {"NONE", "CURRENT"}
 
 
@@ -121,7 +123,11 @@ class Session:
         flags = getattr(self._trt, "NetworkDefinitionCreationFlag", None)
         strong = getattr(flags, "STRONGLY_TYPED", None)
         # TensorRT 10 is weakly typed unless told; later ones keep the flag and know nothing else.
-        return self._builder.create_network(0 if strong is None else 1 << int(strong))
+        network = self._builder.create_network(0 if strong is None else 1 << int(strong))
+        # The name is kept in the engine; TensorRT's own counts the networks of this process, so that the bytes of an
+        # engine would tell what was built before it.
+        network.name = NETWORK_NAME
+        return network
 
     def _load(self, network: Any, proto: bytes, weights: Sequence[Weight]) -> tuple[Any, tuple[ParserError, ...]]:
         """Parses into a fresh network: neither parser nor network can be used again after an error."""
