@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "compare the source, the native run, emulated precision and TensorRT side by side",
     "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
     "merge": "put the engines of several artifacts of one model into one",
+    "export": "write an artifact for a model server: a Triton repository, or ONNX Runtime's EPContext",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
     "doctor": "show what is installed, which TensorRT and GPU there are, and what would be used",
     "demo": "the whole road on a small model, end to end",
