@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -21,6 +22,10 @@ __all__ = ["Client", "client"]
 
 #: Longest pause between two tries, in seconds.
 _LONGEST_PAUSE = 2.0
+
+
+#: HTTP: no answer in time; too many requests.
+_PASSING_CODES = (408, 429)
 
 
 class PassingError(Exception):
@@ -72,6 +77,10 @@ class Client:
             f"the deployment did not answer in {self._retries + 1} tries, last: {reason}; see `serve status`"
         )
 
+    async def infer_async(self, /, **inputs: Any) -> dict[str, np.ndarray]:
+        """`infer` for asyncio, in a thread: as many at once as the event loop's default executor has threads."""
+        return await asyncio.to_thread(self.infer, **inputs)
+
     def stats(self) -> dict[str, Any]:
         """requests; retries; failed (no try was answered); reasons: why a try failed -> number."""
         with self._lock:
@@ -118,7 +127,7 @@ def _http(url: str) -> Send:
             with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - likewise
                 return from_npz(response.read())
         except urllib.error.HTTPError as error:
-            if error.code >= 500:
+            if error.code >= 500 or error.code in _PASSING_CODES:
                 raise PassingError(f"HTTP {error.code}") from error
             kind = InputError if error.code == 400 else ConversionError
             raise kind(f"the deployment refuses the request (HTTP {error.code}): {_said(error.read())}") from error

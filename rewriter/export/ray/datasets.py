@@ -12,7 +12,7 @@ from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch
 from rewriter.export.ray.importing import import_ray
-from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
+from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
 __all__ = ["map_batches"]
 
@@ -43,7 +43,8 @@ def map_batches(
         artifact: the folder; every node that runs an actor must be able to read it under this path.
         batch_size: rows of a batch; default: what the engines' profiles take, or 8.
         actors: how many; or (least, most).
-        num_cpus: CPUs that an actor takes, as Ray counts them.
+        num_cpus: CPUs that an actor takes, as Ray counts them; without `threads` it computes natively with as many
+            threads, at least one.
         num_gpus: GPUs likewise.
         columns: input name -> column; an input that is not named reads the column of its own name.
         outputs: output name -> column; an output that is not named goes to the column of its own name.
@@ -69,7 +70,8 @@ def map_batches(
     if isinstance(actors, bool) or not 1 <= least <= most:
         raise InvalidParameterError(f"actors must be at least 1, or (least, most), not {actors!r}")
     size = largest_batch(signature, found.engines, batch_size)
-    options = ReplicaOptions(str(root), size, warmup, load={"strict": strict, **load_options})
+    loads = checked_load_options({"strict": strict, **load_options}, num_cpus)
+    options = ReplicaOptions(str(root), size, warmup, load=loads)
     return dataset.map_batches(
         BatchActor,
         batch_size=size,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.errors import BackendError, ConversionError, InputError, InvalidParameterError
+from rewriter.errors import ArtifactError, BackendError, ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch, run
 from rewriter.export.ray.wire import checked
 from rewriter.runtime.loading import load
+from rewriter.runtime.options import RuntimeOptions
 
 logger = logging.getLogger(__name__)
 
@@ -28,27 +31,60 @@ class ReplicaOptions:
         artifact: the folder, readable on every node that runs a replica.
         max_batch_size: rows of a batch; None: `largest_batch`.
         warmup: True runs the optimum of every engine's profile before the replica is ready.
-        unhealthy_after: so many failures in a row, wrong inputs not counted, make the replica unhealthy.
+        unhealthy_after: so many failed runs in a row make the replica unhealthy; None: none do.
         load: further options of `rewriter.load`.
+
+    Raises:
+        InvalidParameterError: `unhealthy_after` is no number of at least 1.
     """
 
     artifact: str
     max_batch_size: int | None = None
     warmup: bool = True
-    unhealthy_after: int = 5
+    unhealthy_after: int | None = 5
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        after = self.unhealthy_after
+        if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
+            raise InvalidParameterError(f"unhealthy_after must be a whole number of at least 1, or None, not {after!r}")
+
+
+def checked_load_options(given: Mapping[str, Any], num_cpus: float) -> dict[str, Any]:
+    """Options of `rewriter.load` for a replica, checked here, before processes are started that would all fail.
+
+    Args:
+        given: by name; `threads` may be missing.
+        num_cpus: CPUs that the replica takes; as many threads, at least one, where `threads` is missing.
+
+    Raises:
+        InvalidParameterError: `load` has no such option, or does not take its value.
+    """
+    known = inspect.signature(load).parameters.keys() - {"path"}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InvalidParameterError(f"unknown option {unknown[0]!r}: rewriter.load has {', '.join(sorted(known))}")
+    options = {"threads": max(1, int(num_cpus)), **given}
+    RuntimeOptions(**{name: value for name, value in options.items() if name != "signature"})
+    return options
 
 
 class ReplicaCore:
     """A loaded artifact that answers lists of requests. Thread-safe.
 
     Raises:
+        ArtifactError: the artifact cannot be read here; the message names the node.
         ConversionError: as `rewriter.load` and `ConvertedFunction.warmup` raise it.
     """
 
     def __init__(self, options: ReplicaOptions) -> None:
         self._options = options
-        self._function = load(options.artifact, **options.load)
+        try:
+            self._function = load(options.artifact, **options.load)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error} (on node {socket.gethostname()}: each node needs the artifact under this path)"
+            ) from error
         self.signature = self._function.signature
         self.max_batch_size = largest_batch(self.signature, self._function.engines, options.max_batch_size)
         self._lock = threading.Lock()
@@ -81,7 +117,8 @@ class ReplicaCore:
         """
         with self._lock:
             failures = self._failures
-        if failures >= self._options.unhealthy_after:
+        limit = self._options.unhealthy_after
+        if limit is not None and failures >= limit:
             raise BackendError(f"{self._options.artifact}: the last {failures} runs failed: the replica is to restart")
 
     def stats(self) -> dict[str, Any]:
@@ -108,6 +145,10 @@ class ReplicaCore:
             "warmup": self._warmup,
             "function": self._function.stats(),
         }
+
+    def close(self) -> None:
+        """Frees the model; harmless when repeated."""
+        self._function.close()
 
     def _warm(self) -> dict[str, Any]:
         """Runs the engines' optima, or else one row and the largest batch, where only the rows are open."""

@@ -12,7 +12,7 @@ from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
 from rewriter.export.batching import largest_batch
 from rewriter.export.ray.importing import import_ray
-from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
+from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 from rewriter.export.ray.wire import JSON, NPZ, decode, encode, media_type
 
 __all__ = ["deployment"]
@@ -22,14 +22,14 @@ def deployment(
     artifact: str | Path,
     *,
     name: str = "trt-rewriter",
-    num_replicas: int = 1,
+    num_replicas: int | str = 1,
     max_batch_size: int | None = None,
     batch_wait_timeout_s: float = 0.005,
     num_cpus: float = 1,
     num_gpus: float | None = None,
     strict: bool = False,
     warmup: bool = True,
-    unhealthy_after: int = 5,
+    unhealthy_after: int | None = 5,
     deployment_options: Mapping[str, Any] | None = None,
     **load_options: Any,
 ) -> Any:
@@ -44,22 +44,28 @@ def deployment(
     Args:
         artifact: the folder; every node that runs a replica must be able to read it under this path.
         name: of the deployment.
-        num_replicas: how many.
+        num_replicas: how many, or "auto": Serve adds and removes them with the load, between the `min_replicas` and
+            `max_replicas` of deployment_options={"autoscaling_config": {...}}; there a replica's share is one full
+            batch, unless "target_ongoing_requests" says otherwise.
         max_batch_size: rows of a batch; default: what the engines' profiles take, 8 without any, 1 where inputs and
             outputs do not share a batch dimension.
         batch_wait_timeout_s: how long a request may wait for others to be joined with, in seconds.
-        num_cpus: CPUs that a replica takes, as Ray counts them.
+        num_cpus: CPUs that a replica takes, as Ray counts them; without `threads` it computes natively with as many
+            threads, at least one, so that replicas of one machine do not fight for its cores.
         num_gpus: GPUs likewise; default: 1 where the cluster has one, else 0.
         strict: True: a replica that cannot use an engine does not come up, instead of running its segment natively.
         warmup: False leaves out the warm-up.
-        unhealthy_after: so many failed runs in a row restart a replica; wrong inputs do not count.
-        deployment_options: further arguments of `ray.serve.deployment`, which go before those made here.
+        unhealthy_after: so many failed runs in a row restart a replica, whatever the inputs (but those that do not fit
+            the signature are not run, and do not count). None: never.
+        deployment_options: further arguments of `ray.serve.deployment`, which go before those made here; what they
+            leave out of "ray_actor_options" stays.
         load_options: further arguments of `rewriter.load`, by name.
 
     Raises:
         MissingDependencyError: Ray Serve is not installed.
         ArtifactError: not an artifact, or a damaged one.
-        InvalidParameterError: no such signature, or a `max_batch_size` that cannot be had.
+        InvalidParameterError: no such signature or option, a value that is not allowed, or a `max_batch_size` that
+            cannot be had.
         ConverterStateError: no `num_gpus`, and this process is not connected to a cluster that could be asked.
     """
     serve = import_ray("ray.serve")
@@ -68,16 +74,38 @@ def deployment(
     maximum = largest_batch(found.signature, found.engines, max_batch_size)
     if not 0 <= batch_wait_timeout_s < float("inf"):
         raise InvalidParameterError(f"batch_wait_timeout_s must be 0 or more seconds, not {batch_wait_timeout_s!r}")
-    options = ReplicaOptions(str(root), maximum, warmup, unhealthy_after, {"strict": strict, **load_options})
+    given = dict(deployment_options or {})
+    actor = {"num_cpus": num_cpus, **given.pop("ray_actor_options", {})}
+    if "num_gpus" not in actor:
+        actor["num_gpus"] = _gpus(num_gpus)
+    loads = checked_load_options({"strict": strict, **load_options}, actor["num_cpus"])
+    options = ReplicaOptions(str(root), maximum, warmup, unhealthy_after, loads)
     arguments = {
         "name": name,
-        "num_replicas": num_replicas,
-        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": _gpus(num_gpus)},
+        "ray_actor_options": actor,
         # Serve's default of 5 would never let a batch fill; as many again wait meanwhile.
         "max_ongoing_requests": max(2 * maximum, 8),
-        **(deployment_options or {}),
+        **_replicas(num_replicas, given, maximum),
     }
     return serve.deployment(**arguments)(_replica_class(serve, maximum, batch_wait_timeout_s)).bind(options)
+
+
+def _replicas(wanted: int | str, given: Mapping[str, Any], share: int) -> dict[str, Any]:
+    """The deployment's options with the number of replicas, which Serve takes only where it does not scale itself."""
+    scaling = given.get("autoscaling_config")
+    if wanted != "auto" and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+        raise InvalidParameterError(f'num_replicas must be a whole number of at least 1, or "auto", not {wanted!r}')
+    if wanted == "auto" and scaling is None:
+        scaling = {}
+    if isinstance(scaling, Mapping):
+        scaling = {"target_ongoing_requests": max(share, 2), **scaling}
+    if scaling is None:
+        return {"num_replicas": wanted, **given}
+    if wanted not in ("auto", 1):
+        raise InvalidParameterError(
+            f"num_replicas={wanted} leaves nothing to scale: say min_replicas and max_replicas in autoscaling_config"
+        )
+    return {**({"num_replicas": "auto"} if wanted == "auto" else {}), **given, "autoscaling_config": scaling}
 
 
 def _gpus(wanted: float | None) -> float:
@@ -105,10 +133,15 @@ def _replica_class(serve: Any, maximum: int, wait: float) -> type:
             return answer
 
         async def stats(self) -> dict[str, Any]:
-            return self._core.stats()
+            return {**_place(serve), **self._core.stats()}
 
         def check_health(self) -> None:
             self._core.check_health()
+
+        def __del__(self) -> None:
+            # Serve calls it when a replica has answered its last request; there is no core where making it failed.
+            if core := self.__dict__.pop("_core", None):
+                core.close()
 
         @serve.batch(max_batch_size=maximum, batch_wait_timeout_s=wait)  # type: ignore[untyped-decorator]
         async def _batched(self, requests: list[Mapping[str, Any]]) -> list[Any]:
@@ -122,6 +155,12 @@ def _replica_class(serve: Any, maximum: int, wait: float) -> type:
             return import_ray("starlette.responses").Response(content, status_code=status, media_type=kind)
 
     return Replica
+
+
+def _place(serve: Any) -> dict[str, str]:
+    """Which replica this is, and on which node."""
+    ray = import_ray()
+    return {"replica": serve.get_replica_context().replica_id.unique_id, "node": ray.util.get_node_ip_address()}
 
 
 async def _respond(replica: Any, method: str, body: bytes, kind: str) -> tuple[int, bytes, str]:

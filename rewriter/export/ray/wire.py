@@ -14,10 +14,12 @@ from rewriter.errors import ConversionError, InputError
 from rewriter.runtime.inputs import bind, to_feeds
 from rewriter.source import Signature
 
-__all__ = ["JSON", "NPZ", "checked", "decode", "encode", "from_npz", "media_type", "to_npz"]
+__all__ = ["DTYPES", "JSON", "NPZ", "checked", "decode", "encode", "from_npz", "media_type", "to_npz"]
 
 JSON = "application/json"
 NPZ = "application/x-npz"
+#: The array of an npz file that names dtypes; see `to_npz`.
+DTYPES = "__dtypes__"
 
 
 def checked(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -56,11 +58,12 @@ def encode(outputs: Mapping[str, np.ndarray], content_type: str) -> bytes:
     """Outputs in the form that the request had: npz, or {"outputs": {name: nested lists}}.
 
     Raises:
-        ConversionError: JSON has no word for NaN and infinities.
+        ConversionError: JSON has no word for NaN, infinities and complex numbers; bytes that are not UTF-8 go in
+            neither form.
     """
     if content_type == NPZ:
         return to_npz(outputs)
-    data = {"outputs": {name: _text(array).tolist() for name, array in outputs.items()}}
+    data = {"outputs": {name: _for_json(name, array).tolist() for name, array in outputs.items()}}
     try:
         return json.dumps(data, allow_nan=False).encode()
     except ValueError as error:
@@ -69,22 +72,49 @@ def encode(outputs: Mapping[str, np.ndarray], content_type: str) -> bytes:
         ) from error
 
 
-def to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of an npz file; strings become numpy's own text type."""
+def to_npz(arrays: Mapping[str, Any]) -> bytes:
+    """The bytes of an npz file.
+
+    Strings become numpy's own text type. What numpy has no dtype for (bfloat16, float8, int4) is written as unsigned
+    integers of the same bits, and `DTYPES`, a text, holds its name: {"y": "bfloat16"} as JSON.
+
+    Raises:
+        ConversionError: a string that an npz file cannot hold.
+    """
+    plain: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype.kind in "OSU":
+            array = _texts(name, array)
+            if any(text.endswith("\0") for text in array.ravel()):
+                raise ConversionError(f"{name!r} has a string that ends in a NUL, which npz files drop: ask by handle")
+            array = array.astype(np.str_)
+        elif array.dtype.isbuiltin == 2:  # made by another package
+            dtypes[name] = array.dtype.name
+            array = array.view(f"u{array.dtype.itemsize}")
+        plain[name] = array
+    if dtypes:
+        plain[DTYPES] = np.array(json.dumps(dtypes))
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **{name: _text(np.asarray(array)) for name, array in arrays.items()})
+    with zipfile.ZipFile(file, "w") as archive:  # np.savez has arguments of its own, which a tensor may be called like
+        for name, array in plain.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
     return file.getvalue()
 
 
 def from_npz(body: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an npz file.
+    """The arrays of an npz file, as `to_npz` writes it.
 
     Raises:
         InputError: it is none, or holds Python objects.
     """
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+        dtypes = json.loads(str(found.pop(DTYPES, "{}")))
+        return {name: array.view(_dtype(dtypes[name])) if name in dtypes else array for name, array in found.items()}
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"the request's body is no npz file of plain arrays: {error}") from error
 
@@ -94,8 +124,29 @@ def media_type(header: str) -> str:
     return header.partition(";")[0].strip().lower()
 
 
-def _text(array: np.ndarray) -> np.ndarray:
-    if array.dtype != object:
-        return array
-    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in array.ravel()]
-    return np.array(texts, dtype=np.str_).reshape(array.shape)
+def _dtype(name: str) -> np.dtype[Any]:
+    """The dtype of ml_dtypes, which onnx needs anyway, called so.
+
+    Raises:
+        TypeError, AttributeError: there is none.
+    """
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name))
+
+
+def _for_json(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "c":
+        raise ConversionError(f"output {name!r} is complex, which JSON cannot hold: ask with Content-Type: {NPZ}")
+    return _texts(name, array) if array.dtype.kind in "OSU" else array
+
+
+def _texts(name: str, array: np.ndarray) -> np.ndarray:
+    """Strings, as `str` or bytes, as an object array of `str`."""
+    found = np.empty(array.size, object)
+    try:
+        found[:] = [each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel().tolist()]
+        "".join(found).encode()
+    except UnicodeError as error:
+        raise ConversionError(f"{name!r} holds bytes that are no UTF-8 text: ask by handle instead of HTTP") from error
+    return found.reshape(array.shape)

@@ -1,16 +1,23 @@
 """What a replica, an actor and a client do, without Ray."""
 
-import json
+import asyncio
+import time
 
 import numpy as np
 import pytest
 
-from rewriter.errors import BackendError, ConversionError, InputError, InvalidParameterError, MissingDependencyError
-from rewriter.export.ray import client, deployment, importing
+from rewriter.errors import (
+    ArtifactError,
+    BackendError,
+    ConversionError,
+    InputError,
+    InvalidParameterError,
+    MissingDependencyError,
+)
+from rewriter.export.ray import client, deployment, importing, serving
 from rewriter.export.ray.client import Client, PassingError
 from rewriter.export.ray.datasets import BatchActor
-from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions
-from rewriter.export.ray.wire import JSON, NPZ, decode, encode, from_npz, to_npz
+from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
 
 def ones(rows, value=1.0):
@@ -54,6 +61,67 @@ def test_failures_in_a_row_make_it_unhealthy(rows, monkeypatch):
     core.check_health()
 
 
+@pytest.mark.parametrize("after", [0, True, 1.5])
+def test_unhealthy_after_is_a_number_or_never(rows, monkeypatch, after):
+    with pytest.raises(InvalidParameterError, match="unhealthy_after must be a whole number"):
+        ReplicaOptions(str(rows), unhealthy_after=after)
+    core = ReplicaCore(ReplicaOptions(str(rows), warmup=False, unhealthy_after=None))
+    monkeypatch.setattr(core._function, "run", lambda inputs: 1 / 0)
+    core._failures = 99
+    core.check_health()
+
+
+def test_a_node_that_cannot_read_the_artifact_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"gone.* \(on node .+: each node needs the artifact under this path\)"):
+        ReplicaCore(ReplicaOptions(str(tmp_path / "gone")))
+
+
+def test_threads_follow_the_cpus_of_a_replica():
+    assert [checked_load_options({}, cpus)["threads"] for cpus in (0, 0.5, 1, 2.5, 8)] == [1, 1, 1, 2, 8]
+    assert checked_load_options({"threads": None, "strict": True}, 4) == {"threads": None, "strict": True}
+    assert checked_load_options({"signature": "embed"}, 1)["signature"] == "embed"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"provder": "cpu"}, "unknown option 'provder': rewriter.load has allow_build_at_runtime, .*provider"),
+        ({"path": "x"}, "unknown option 'path'"),
+        ({"provider": "gpu"}, "provider must be one of auto, cpu, cuda, not 'gpu'"),
+    ],
+)
+def test_options_of_load_are_checked_before_anything_starts(options, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        checked_load_options(options, 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "found"),
+    [
+        (3, {}, {"num_replicas": 3}),
+        (3, {"name": "x"}, {"num_replicas": 3, "name": "x"}),
+        ("auto", {}, {"num_replicas": "auto", "autoscaling_config": {"target_ongoing_requests": 16}}),
+        (1, {"autoscaling_config": {"max_replicas": 4}},
+         {"autoscaling_config": {"max_replicas": 4, "target_ongoing_requests": 16}}),
+        ("auto", {"autoscaling_config": {"target_ongoing_requests": 3}},
+         {"num_replicas": "auto", "autoscaling_config": {"target_ongoing_requests": 3}}),
+    ],
+)  # fmt: skip
+def test_serve_is_told_how_many_replicas_or_how_to_scale(wanted, given, found):
+    assert serving._replicas(wanted, given, 16) == found
+
+
+@pytest.mark.parametrize("wanted", [0, -1, True, 1.5, "many", None])
+def test_the_number_of_replicas_is_checked(wanted):
+    with pytest.raises(InvalidParameterError, match='whole number of at least 1, or "auto"'):
+        serving._replicas(wanted, {}, 8)
+
+
+def test_a_fixed_number_and_scaling_exclude_each_other():
+    with pytest.raises(InvalidParameterError, match="num_replicas=2 leaves nothing to scale"):
+        serving._replicas(2, {"autoscaling_config": {"max_replicas": 4}}, 8)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_actor_adds_columns(rows, keep):
     actor = BatchActor(ReplicaOptions(str(rows), 4, False), {"x0": "in"}, {"y0": "out"}, keep)
@@ -92,6 +160,18 @@ def test_a_client_asks_again_and_counts_why():
     assert asked.stats() == {"requests": 1, "retries": 2, "failed": 0, "reasons": reasons}
 
 
+def test_a_client_for_asyncio_leaves_the_loop_free():
+    def send(inputs, timeout):
+        time.sleep(0.01)
+        return inputs
+
+    async def ask():
+        asked = Client(send, retries=0, timeout_s=1, pause_s=0)
+        return await asyncio.gather(*(asked.infer_async(self=number) for number in range(3)))
+
+    assert asyncio.run(ask()) == [{"self": 0}, {"self": 1}, {"self": 2}]
+
+
 def test_a_client_gives_up_with_the_last_reason():
     def send(inputs, timeout):
         raise PassingError("HTTP 503")
@@ -112,27 +192,6 @@ def test_a_client_of_a_url_counts_refused_connections():
 def test_options_of_a_client_are_checked(options):
     with pytest.raises(InvalidParameterError):
         client("http://127.0.0.1:9", **options)
-
-
-def test_both_forms_go_there_and_back():
-    arrays = {"a": np.arange(3, dtype=np.int64), "s": np.array([b"x", "y"], object)}
-    back = from_npz(to_npz(arrays))
-    assert back["a"].dtype == np.int64
-    assert back["s"].tolist() == ["x", "y"]
-    assert json.loads(encode(arrays, JSON)) == {"outputs": {"a": [0, 1, 2], "s": ["x", "y"]}}
-    assert decode(b'{"inputs": {"a": [1]}}', "application/json; charset=utf-8") == {"a": [1]}
-    assert decode(to_npz(arrays), NPZ)["a"].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("body", "kind"), [(b"{", JSON), (b"[]", JSON), (b"{}", JSON), (b"PK", NPZ), (b"", NPZ)])
-def test_other_bodies_are_refused(body, kind):
-    with pytest.raises(InputError, match="the request's body"):
-        decode(body, kind)
-
-
-def test_json_cannot_hold_nan():
-    with pytest.raises(ConversionError, match="JSON cannot hold"):
-        encode({"y": np.array([np.nan])}, JSON)
 
 
 def test_without_ray_the_extra_is_named(rows, monkeypatch):
