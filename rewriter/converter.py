@@ -11,6 +11,7 @@ from rewriter.accuracy.target import AccuracyTarget
 from rewriter.artifact import save_artifact
 from rewriter.backends.base import Backend
 from rewriter.building.cache import open_cache
+from rewriter.building.jobs import check_jobs
 from rewriter.by_signature import InputFns, by_signature, check_keys, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.frontend.specialize import check_specialize
@@ -36,7 +37,7 @@ class Converter(ConversionViews):
 
     Call `convert()`, then `build()` with sample inputs, then `save()`. Nothing heavy happens before `convert()`.
     TF-TRT's environment variables (`rewriter.switches`) add to what the arguments say.
-    A converter holds a temporary folder and a child process: use it as a context manager, or `close()` it, to free
+    A converter holds a temporary folder and child processes: use it as a context manager, or `close()` it, to free
     them early; otherwise they go with the object. One thread at a time; its functions are thread-safe.
 
     Args:
@@ -184,6 +185,7 @@ class Converter(ConversionViews):
         calibration_input_fn: InputFns = None,
         *,
         check: Callable[[Signature], object] | None = None,
+        jobs: int | None = None,
     ) -> ConvertedFunction:
         """Exports, cleans, partitions and splices; no engine is built yet unless `is_dynamic_op` is False.
 
@@ -194,6 +196,7 @@ class Converter(ConversionViews):
                 `is_dynamic_op` or `use_dynamic_shape` False it runs here.
             check: called with names and shapes of the inputs as soon as a signature is read, before any long work;
                 what it raises ends the conversion. Dtypes, outputs and names of dimensions may not be known then.
+            jobs: as for `build()`; for `is_dynamic_op` False, whose engines are built here.
 
         Returns:
             The (first) signature as a function. It has no engines yet (with static shapes it has): where there is a
@@ -203,13 +206,14 @@ class Converter(ConversionViews):
             ConverterStateError: called twice.
             SourceError, ExportError, VerificationError: the model cannot be read, expressed or reproduced.
             InvalidParameterError: `is_dynamic_op` is False, but a dimension other than the batch is not fixed;
-                calibration inputs are missing, or given without need.
+                calibration inputs are missing, or given without need; `jobs` is no integer of at least 1.
         """
         if self._done:
             raise ConverterStateError("convert() has run already: make a new Converter for another conversion")
         if not self._shop.open:
             raise ConverterStateError("this converter is closed: make a new one")
         parameters.check_callable("check", check)
+        self._shop.tell_jobs(check_jobs(jobs))
         self._shop.precision.check_inputs(calibration_input_fn)  # what is wrong with them is told before any work
         if check is not None:
             for track in self._tracks.values():  # of an earlier dry run
@@ -219,7 +223,7 @@ class Converter(ConversionViews):
         plans = self._shop.precision.by_signature(tuple(self._tracks), calibration_input_fn)
         for name, track in self._tracks.items():
             with naming(name, self._tracks):
-                self._tracks[name] = self._shop.begin(track, plans[name])
+                self._tracks[name] = self._shop.begin(track, plans[name], jobs)
         self._done = True
         self._write_requested()
         return self.function()
@@ -239,7 +243,7 @@ class Converter(ConversionViews):
             with naming(name, self._tracks):
                 self._tracks[name] = self._shop.settle(track)
 
-    def build(self, input_fn: InputFns = None) -> None:
+    def build(self, input_fn: InputFns = None, jobs: int | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
 
         Args:
@@ -247,13 +251,19 @@ class Converter(ConversionViews):
                 may be called more than once. None is enough for a model whose input shapes are all fixed. Calling
                 `build` again adds to the shapes seen before. Of several signatures a dict with one such function for
                 each that is to get engines; one function alone serves all of them.
+            jobs: engines of a signature that are built at the same time, at most, each in a child process. What
+                comes of it does not depend on it. Default: with TensorRT-RTX as many as there are cores, and memory
+                for; with TensorRT one, for it times kernels on the GPU while it builds. An open `Backend` builds one
+                at a time, unless it is opened with `jobs` of its own.
 
         Raises:
             ConverterStateError: `convert()` has not run.
-            InvalidParameterError: no input_fn although a dimension is unknown; the message names it.
+            InvalidParameterError: no input_fn although a dimension is unknown; the message names it; or `jobs` is no
+                integer of at least 1.
             InputError: an input does not fit the signature.
         """
         self._need("build")
+        self._shop.tell_jobs(check_jobs(jobs))
         given = by_signature("input_fn", input_fn, tuple(self._tracks))
         if input_fn is not None and not given:
             raise InvalidParameterError("input_fn is an empty mapping: name at least one signature")
@@ -271,7 +281,7 @@ class Converter(ConversionViews):
                     )
                 function = shaped_input_fn(source.signature, {}, source.samples)
             with naming(name, self._tracks):
-                self._tracks[name] = self._shop.build(track, function)
+                self._tracks[name] = self._shop.build(track, function, jobs)
 
     def function(self, execution: str = "auto", *, signature_key: str | None = None) -> ConvertedFunction:
         """The conversion so far as a function, without the way over an artifact.
@@ -364,7 +374,7 @@ class Converter(ConversionViews):
             return save_artifact(output_saved_model_dir, *parts, overwrite=overwrite)
 
     def close(self) -> None:
-        """Ends TensorRT's child process and removes the temporary folder; harmless when repeated."""
+        """Ends TensorRT's child processes and removes the temporary folder; harmless when repeated."""
         self._shop.close()
 
     def __enter__(self) -> Converter:

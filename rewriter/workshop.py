@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,13 +14,15 @@ from rewriter.backends import as_backend
 from rewriter.backends.base import Backend
 from rewriter.backends.client import ProcessBackend
 from rewriter.backends.oracle import ParserOracle
+from rewriter.backends.pool import PoolBackend
 from rewriter.building.builder import EngineBuilder, SegmentBuild
 from rewriter.building.cache import EngineCache
 from rewriter.building.entries import engine_entries
+from rewriter.building.jobs import jobs_note
 from rewriter.conversion import Conversion, start_conversion
 from rewriter.errors import ConverterStateError
 from rewriter.precision.plan import PrecisionPlan
-from rewriter.progress import ProgressCallback, ProgressEvent, Stages
+from rewriter.progress import ProgressCallback, Stages
 from rewriter.reports.report import Report
 from rewriter.runtime.loading import Runnable
 from rewriter.runtime.slots import StoredEngine
@@ -29,6 +32,8 @@ from rewriter.shapes.observer import Observer
 from rewriter.shapes.sampling import InputFn, MadeInputs, batch_input_fn
 from rewriter.source import Signature, SourceModel
 from rewriter.temporary import TemporaryFolder, finalize_here
+
+logger = logging.getLogger(__name__)
 
 #: Called with names and shapes of the inputs as soon as a model is read.
 SignatureCheck = Callable[[Signature], object]
@@ -78,10 +83,11 @@ class Workshop:
     ) -> None:
         self.settings = settings
         self._progress = progress
-        self._backend = as_backend(backend, targets)
+        self._backend = as_backend(backend, targets, jobs=None)
         self.precision, self._faults = asked.on(self._backend)
         self._scratch = TemporaryFolder("trt-rewriter-")
         own = self._backend if isinstance(backend, str) else None
+        self._pool = own if isinstance(own, PoolBackend) else None
         self.close = finalize_here(self, _release, self._scratch, own)
         self._oracle = ParserOracle(
             self._backend,
@@ -113,7 +119,7 @@ class Workshop:
             BackendError, MissingDependencyError: TensorRT cannot be asked.
         """
         settings, stages = self.settings, Stages(self._progress)
-        if isinstance(self._backend, ProcessBackend):
+        if isinstance(self._backend, (ProcessBackend, PoolBackend)):
             self._backend.start()  # while TensorFlow reads the model
         folder = Path(tempfile.mkdtemp(prefix="signature-", dir=self._scratch.path))
         source = settings.source.read(key, check, settings.selection.grappler, folder)
@@ -122,8 +128,13 @@ class Workshop:
         self._static_inputs(source)  # a dimension that is not fixed is told before any more work
         return Track(start_conversion(source, settings, self.precision, self._oracle, stages, folder), stages)
 
-    def begin(self, track: Track, precision: PrecisionPlan) -> Track:
+    def begin(self, track: Track, precision: PrecisionPlan, jobs: int | None = None) -> Track:
         """Has the ranges that are missing looked for, and static engines built, where that is done in `convert()`.
+
+        Args:
+            track: the signature.
+            precision: how its arithmetic is to be found.
+            jobs: static engines at the same time, at most; None for the default.
 
         Raises:
             InvalidParameterError: ranges are missing; or `is_dynamic_op` is False, and a dimension is not fixed.
@@ -135,27 +146,32 @@ class Workshop:
         track = dataclasses.replace(track, conversion=dataclasses.replace(done, source=source, pending=precision))
         if self.settings.calibrates_early or not precision.waits:
             track = self.settle(track)
-        return track if static is None else self.build(track, static)
+        return track if static is None else self.build(track, static, jobs)
 
     def settle(self, track: Track) -> Track:
         """With the engines' arithmetic found: calibrated, and the accuracy guard asked."""
         return dataclasses.replace(track, conversion=track.conversion.settled(track.stages))
 
-    def build(self, track: Track, input_fn: Callable[[], Iterable[Any]]) -> Track:
-        """Builds the engines for the shapes of these inputs and those of earlier builds."""
+    def build(self, track: Track, input_fn: Callable[[], Iterable[Any]], jobs: int | None = None) -> Track:
+        """Builds the engines for the shapes of these inputs and those of earlier builds.
+
+        Args:
+            track: the signature.
+            input_fn: yields the inputs.
+            jobs: engines at the same time, at most; None for the default.
+        """
         track = self.settle(track)
         done = track.conversion
         if not isinstance(input_fn, MadeInputs):
             input_fn = KeptInputs(input_fn, done.source.signature, self._scratch.path)
         input_fns = (*track.input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self.settings.build_strategy)
-
-        def progress(name: str, index: int, total: int, phase: str, step: int, steps: int) -> bool:
-            detail = f"{name} ({index + 1}/{total}): {phase}"
-            return track.stages.emit(ProgressEvent("build", step, max(steps, 1), detail))
-
         with track.stages.stage("build"):
-            result = self.builder.build(done.model, done.result.plan, observer, progress, done.result.lowering)
+            result = self.builder.build(
+                done.model, done.result.plan, observer, track.stages.emit, done.result.lowering, jobs
+            )
+        if self._pool is not None:
+            self._pool.trim()  # the next build may be far away
         conversion = dataclasses.replace(done, result=result)
         return dataclasses.replace(track, conversion=conversion, input_fns=input_fns)
 
@@ -209,6 +225,12 @@ class Workshop:
         if params.is_dynamic_op:
             return None
         return batch_input_fn(source.signature, params.max_batch_size, source.samples)
+
+    def tell_jobs(self, jobs: int | None) -> None:
+        """Says in the log what the backend makes of `jobs`, where that is not what was asked for."""
+        note = jobs_note(self._backend, jobs)
+        if note:
+            logger.warning("%s", note)
 
     def require_open(self, verb: str) -> None:
         """Raises when the temporary folder is gone.

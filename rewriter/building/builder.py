@@ -12,9 +12,10 @@ from passes.model import Model
 from passes.partition import PartitionOptions
 from passes.segments import SegmentModel
 from passes.support import Verdict
-from rewriter.backends.base import Backend, BuildFailure, BuildOptions, Profile, Progress
+from rewriter.backends.base import Backend, BuildFailure, BuildOptions, Profile
 from rewriter.building.cache import EngineCache
 from rewriter.building.compile import blame
+from rewriter.building.parallel import BuildProgress, BuildTask, run_builds
 from rewriter.building.planning import MAX_REFINEMENTS, Plan, SegmentChecker, make_plan, whole
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
 from rewriter.precision.lowering import Lowered, Lowering
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 NOT_RUNNABLE = "not runnable"
 #: segment name -> its profiles, or the reason (one line) why it can have none.
 Profiles = Mapping[str, tuple[Profile, ...] | str]
-#: Called with (segment name, index, number of segments, phase, steps done, steps in all); False cancels.
-BuildProgress = Callable[[str, int, int, str, int, int], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +85,9 @@ class EngineBuilder:
         observe: Callable[[Plan], Profiles],
         progress: BuildProgress | None = None,
         lowering: Lowering | None = None,
+        jobs: int | None = 1,
     ) -> BuildResult:
-        """Builds every segment of `plan`.
+        """Builds every segment of `plan`, several at the same time where `jobs` and the backend allow it.
 
         A node that is to blame for a failed build is lowered less and less (see `Lowering.absorb`); only if it fails in
         the source's own arithmetic, too, it is denied and the graph is cut again. Segments of `plan.not_runnable` are
@@ -97,8 +97,9 @@ class EngineBuilder:
             model: the cleaned model that the plan cuts.
             plan: from `make_plan`.
             observe: gives each segment its profiles; called again when a denial changed the plan.
-            progress: reports steps; returning False cancels the engine in work.
+            progress: told of every step; returning False cancels the engine that the event is about.
             lowering: the arithmetic of the engines; default: that of the source.
+            jobs: engines at the same time, at most, see `run_builds`; what comes of it does not depend on it.
         """
         lowering = lowering or Lowering()
         failures: dict[Failure, None] = {}
@@ -106,16 +107,10 @@ class EngineBuilder:
         refinements = 0
         profiles = observe(plan.runnable)
         while True:
-            builds: dict[str, SegmentBuild] = {}
+            builds = self._build_all(plan, profiles, lowering, progress, jobs)
             blamed: list[Verdict] = []
-            for index, segment in enumerate(plan.segments):
-                name = segment.segment.name
-                if name in plan.not_runnable:
-                    build = _what_if(segment, plan.not_runnable[name])
-                else:
-                    lowered = lowering.apply(segment)
-                    build = self._segments.build(lowered, profiles[name], _bind(progress, plan, index))
-                builds[name] = build
+            for segment in plan.segments:
+                build = builds[segment.segment.name]
                 if isinstance(build.outcome, BuildFailure):
                     failures[_failure(segment, build.outcome, lowering)] = None
                     blamed += self._blame(segment, build, refinements)
@@ -128,6 +123,21 @@ class EngineBuilder:
                 plan = make_plan(model, plan.support.deny(denials), self.checker, self.partition, extractor)
                 profiles = observe(plan.runnable)
             lowering = lowering.completed(plan.runnable.segments)
+
+    def _build_all(
+        self, plan: Plan, profiles: Profiles, lowering: Lowering, progress: BuildProgress | None, jobs: int | None
+    ) -> dict[str, SegmentBuild]:
+        """What becomes of every segment, in the plan's order."""
+        tasks = [
+            BuildTask(s.segment.name, self._segments, lowering.apply(s), profiles[s.segment.name])
+            for s in plan.runnable.segments
+        ]
+        built = dict(zip((task.label for task in tasks), run_builds(tasks, jobs, progress), strict=True))
+        for segment in plan.segments:
+            reason = plan.not_runnable.get(segment.segment.name)
+            if reason is not None:
+                built[segment.segment.name] = _what_if(segment, reason)
+        return {s.segment.name: built[s.segment.name] for s in plan.segments}
 
     def _blame(self, segment: SegmentModel, build: SegmentBuild, refinements: int) -> list[Verdict]:
         """The nodes to blame for a failed build; none when the failure says nothing about nodes."""
@@ -142,13 +152,6 @@ class EngineBuilder:
 def _what_if(segment: SegmentModel, reason: str) -> SegmentBuild:
     """What becomes of a segment that is never built."""
     return SegmentBuild("", (), BuildFailure(NOT_RUNNABLE, reason), Lowered(segment))
-
-
-def _bind(progress: BuildProgress | None, plan: Plan, index: int) -> Progress | None:
-    if progress is None:
-        return None
-    name, total = plan.segments[index].segment.name, len(plan.segments)
-    return lambda phase, done, steps: progress(name, index, total, phase, done, steps)
 
 
 def _failure(segment: SegmentModel, failure: BuildFailure, lowering: Lowering) -> Failure:

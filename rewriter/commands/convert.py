@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "dimensions as in the check against TensorFlow",
     )
     parser.add_argument("--no-engines", action="store_true", help="save without building engines")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="engines built at the same time, at most (default: with TensorRT-RTX as many as there are cores, and "
+        "memory for; with TensorRT one)",
+    )
     add_conversion_options(parser)
     add_accuracy_options(parser)
 
@@ -55,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Converts, builds, saves and prints the summary."""
     from rewriter.artifact import check_output
+    from rewriter.building.jobs import check_jobs
     from rewriter.converter import Converter
     from rewriter.frontend.noise import collector_paused
     from rewriter.reports.summary import plain_console, print_report
@@ -66,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     shapes = parse_shapes(arguments.shapes)
     check_profile_shapes(shapes)
     _check_static(arguments)
+    check_jobs(arguments.jobs)
     output = _output(arguments)
     check_output(output, overwrite=arguments.overwrite)
     if Path(arguments.source).exists() and Path(arguments.source).suffix != ".onnx":
@@ -81,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
         ) as converter,
         collector_paused(),
     ):
-        converter.convert(calibration_input_fn(arguments), check=_shape_check(arguments, shapes))
+        converter.convert(calibration_input_fn(arguments), check=_shape_check(arguments, shapes), jobs=arguments.jobs)
         if arguments.no_engines:
             converter.calibrate()
         elif arguments.is_dynamic_op:  # else the engines are there already
-            converter.build(_input_fns(converter, shapes))
+            converter.build(_input_fns(converter, shapes), jobs=arguments.jobs)
         converter.save(output, save_gpu_specific_engines=not arguments.no_engines, overwrite=arguments.overwrite)
         for key, report in converter.reports.items():
             if len(converter.reports) > 1:
