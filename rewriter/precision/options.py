@@ -126,9 +126,16 @@ def narrowed_targets(mode: str, backend: Backend) -> tuple[str, ...]:
     if mode != "FP8":
         return ()
     known = backend.default_targets
-    usable = tuple(target for target in known if int(target.removeprefix("SM")) >= _FP8_CAPABILITY)
+    usable = tuple(target for target in known if not target_problem(mode, target))
     if known and not usable:
         raise InvalidParameterError(
             f"precision_mode='FP8' needs targets of SM{_FP8_CAPABILITY} or newer, not {', '.join(known)}"
         )
     return usable if usable != known else ()
+
+
+def target_problem(mode: str, target: str) -> str:
+    """Why no engine of a precision mode can be built for a target, as "SM80"; "" when one can."""
+    if mode == "FP8" and int(target.removeprefix("SM")) < _FP8_CAPABILITY:
+        return f"precision_mode='FP8' needs targets of SM{_FP8_CAPABILITY} or newer, not {target}"
+    return ""

@@ -133,13 +133,8 @@ class RuntimeBuilder:
             backend = as_backend(self._backend)
             if isinstance(self._backend, str):
                 self._owned.append(backend)
-            options = BuildOptions(
-                workspace_bytes=int(
-                    self._params.get("max_workspace_size_bytes", parameters.DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES)
-                ),
-                targets=_usable_targets(self._params.get("targets", ()), backend),
-                tf32=self._lowering.recipe.mode == "TF32",
-            )
+            targets = usable_targets(self._params.get("targets", ()), backend)
+            options = build_options(self._params, self._lowering.recipe, targets)
             self._builder = SegmentBuilder(backend, options, self._scratch.path, self._cache, self._abort)
         return self._builder
 
@@ -163,7 +158,19 @@ class RuntimeBuilder:
         return (*ranges, *(profile for profile in exact if profile not in ranges))
 
 
-def _usable_targets(wanted: Iterable[str], backend: Backend) -> tuple[str, ...]:
+def build_options(params: Mapping[str, Any], recipe: Recipe, targets: tuple[str, ...]) -> BuildOptions:
+    """What reaches the builder beside segments and profiles, as at the conversion of an artifact.
+
+    Args:
+        params: its conversion parameters; those that are missing have their defaults.
+        recipe: the arithmetic of its engines.
+        targets: compute capabilities, as "SM89"; () for the backend's default.
+    """
+    workspace = params.get("max_workspace_size_bytes", parameters.DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES)
+    return BuildOptions(workspace_bytes=int(workspace), targets=targets, tf32=recipe.mode == "TF32")
+
+
+def usable_targets(wanted: Iterable[str], backend: Backend) -> tuple[str, ...]:
     """The artifact's targets, without those that this TensorRT does not know; () for the backend's default."""
     known = getattr(backend, "known_targets", None)
     return tuple(target for target in wanted if known is None or target in known)

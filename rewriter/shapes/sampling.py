@@ -131,6 +131,25 @@ def check_named_shapes(signature: Signature, shapes: Mapping[str, Sequence[tuple
             _check_fits(specs[name], shape)
 
 
+def shapes_by_signature(signatures: Mapping[str, Signature], shapes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Shares shapes out: every signature takes those of its own inputs.
+
+    Args:
+        signatures: by name.
+        shapes: input name -> its shapes.
+
+    Raises:
+        InvalidParameterError: no mapping, or shapes for an input that no signature has.
+    """
+    given = check_shapes(shapes)
+    known = {key: [spec.name for spec in signature.inputs] for key, signature in signatures.items()}
+    for name in given:
+        if not any(name in names for names in known.values()):
+            listed = "; ".join(f"{key}: {', '.join(names)}" for key, names in known.items())
+            raise InvalidParameterError(f"shapes name the input {name!r}, the signatures have {listed}")
+    return {key: {name: given[name] for name in given if name in names} for key, names in known.items()}
+
+
 def _check_counts(shapes: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
     counts = {len(given) for given in shapes.values()} - {1}
     if 0 in counts or len(counts) > 1:
