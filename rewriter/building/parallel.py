@@ -23,6 +23,8 @@ __all__ = ["BuildProgress", "BuildTask", "check_jobs", "default_jobs", "run_buil
 BuildProgress = ProgressCallback
 #: Seconds between two looks at builds that are being ended: a child that was just starting is found by the next one.
 _PATIENCE = 0.05
+#: Seconds that this thread waits at once; where the system does not wake it, Ctrl-C is heard in between.
+_DEAF = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ def run_builds(
     """Builds engines, several at the same time where the backend can; nothing in what comes of it depends on `jobs`.
 
     Rules:
-        1. A `PoolBackend` builds as many engines at the same time as it may have children, any other backend one.
+        1. A backend with an attribute `jobs`, as `PoolBackend` has it, builds so many engines at the same time; any
+           other one. None means any number.
         2. Tasks of equal key and folder are built once, unless the first of them was cancelled.
         3. A failed or cancelled build is a result; the other builds go on.
         4. An exception of a task ends the builds after it; those before it are finished, and the first exception in the
@@ -70,11 +73,15 @@ def run_builds(
     """
     check_jobs(jobs)
     display = _Display(tuple(tasks), progress)
-    limits = job_limits([task.builder.backend for task in display.tasks], jobs)
+    limits = job_limits([(task.builder.backend, _weight_bytes(task.lowered)) for task in display.tasks], jobs)
     most = min(limits.total, len(display.tasks))
     if most <= 1:
         return [_build(task, index, display) for index, task in enumerate(display.tasks)]
     return _Run(display, limits).results()
+
+
+def _weight_bytes(lowered: Lowered) -> int:
+    return sum(array.nbytes for array in lowered.segment.model.weights.values())
 
 
 class _Display:
@@ -225,7 +232,7 @@ class _Run:
             for index in ending:
                 self._interrupt(index)
             try:
-                return self._inbox.get(timeout=_PATIENCE if ending else None)
+                return self._inbox.get(timeout=_PATIENCE if ending else _DEAF)
             except queue.Empty:
                 continue
 
