@@ -14,12 +14,12 @@ from rewriter.errors import ConversionError, InputError
 from rewriter.runtime.inputs import bind, to_feeds
 from rewriter.source import Signature
 
-__all__ = ["DTYPES", "JSON", "NPZ", "checked", "decode", "encode", "from_npz", "media_type", "to_npz"]
+__all__ = ["ABOUT", "JSON", "NPZ", "checked", "decode", "encode", "from_npz", "media_type", "to_npz"]
 
 JSON = "application/json"
 NPZ = "application/x-npz"
-#: The array of an npz file that names dtypes; see `to_npz`.
-DTYPES = "__dtypes__"
+#: The array of an npz file that holds JSON text about the others; see `to_npz`.
+ABOUT = "__about__"
 
 
 def checked(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ def decode(body: bytes, content_type: str) -> dict[str, Any]:
         InputError: it holds something else.
     """
     if media_type(content_type) == NPZ:
-        return dict(from_npz(body))
+        return from_npz(body)
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -75,15 +75,20 @@ def encode(outputs: Mapping[str, np.ndarray], content_type: str) -> bytes:
 def to_npz(arrays: Mapping[str, Any]) -> bytes:
     """The bytes of an npz file.
 
-    Strings become numpy's own text type. What numpy has no dtype for (bfloat16, float8, int4) is written as unsigned
-    integers of the same bits, and `DTYPES`, a text, holds its name: {"y": "bfloat16"} as JSON.
+    1. Strings become numpy's own text type.
+    2. What numpy has no dtype for (bfloat16, float8, int4) is written as unsigned integers of the same bits; `ABOUT`
+       has its name: {"dtypes": {"y": "bfloat16"}}.
+    3. Numbers, strings and lists of Python have no dtype yet: they are in `ABOUT` as well, {"plain": {"x": [1, 2]}}.
 
     Raises:
         ConversionError: a string that an npz file cannot hold.
     """
-    plain: dict[str, np.ndarray] = {}
-    dtypes: dict[str, str] = {}
+    written: dict[str, np.ndarray] = {}
+    about: dict[str, dict[str, Any]] = {"dtypes": {}, "plain": {}}
     for name, value in arrays.items():
+        if _is_plain(value):
+            about["plain"][name] = value
+            continue
         array = np.asarray(value)
         if array.dtype.kind in "OSU":
             array = _texts(name, array)
@@ -91,21 +96,21 @@ def to_npz(arrays: Mapping[str, Any]) -> bytes:
                 raise ConversionError(f"{name!r} has a string that ends in a NUL, which npz files drop: ask by handle")
             array = array.astype(np.str_)
         elif array.dtype.isbuiltin == 2:  # made by another package
-            dtypes[name] = array.dtype.name
+            about["dtypes"][name] = array.dtype.name
             array = array.view(f"u{array.dtype.itemsize}")
-        plain[name] = array
-    if dtypes:
-        plain[DTYPES] = np.array(json.dumps(dtypes))
+        written[name] = array
+    if any(about.values()):
+        written[ABOUT] = np.array(json.dumps(about))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # np.savez has arguments of its own, which a tensor may be called like
-        for name, array in plain.items():
+        for name, array in written.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
     return file.getvalue()
 
 
-def from_npz(body: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, as `to_npz` writes it.
+def from_npz(body: bytes) -> dict[str, Any]:
+    """The arrays, and what else there is, of an npz file as `to_npz` writes it.
 
     Raises:
         InputError: it is none, or holds Python objects.
@@ -113,15 +118,28 @@ def from_npz(body: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        dtypes = json.loads(str(found.pop(DTYPES, "{}")))
-        return {name: array.view(_dtype(dtypes[name])) if name in dtypes else array for name, array in found.items()}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        about = json.loads(str(found.pop(ABOUT, "{}")))
+        for name, dtype in about.get("dtypes", {}).items():
+            found[name] = found[name].view(_dtype(dtype))
+        return {**found, **about.get("plain", {})}
+    except (ValueError, OSError, EOFError, AttributeError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"the request's body is no npz file of plain arrays: {error}") from error
 
 
 def media_type(header: str) -> str:
     """A Content-Type without its parameters."""
     return header.partition(";")[0].strip().lower()
+
+
+def _is_plain(value: Any) -> bool:
+    """True for numbers, strings and nested lists of Python that JSON can hold."""
+    if isinstance(value, np.generic) or not isinstance(value, (bool, int, float, str, list, tuple)):
+        return False
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):  # arrays or bytes in a list
+        return False
+    return True
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -132,7 +150,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     """
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def _for_json(name: str, array: np.ndarray) -> np.ndarray:

@@ -1,8 +1,13 @@
 """Run by `test_live` with the interpreter of an environment that has Ray: one node; writes what it found as JSON."""
 
+import asyncio
 import concurrent.futures
+import importlib.util
 import json
+import shutil
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,8 +16,23 @@ import numpy as np
 import ray
 from ray import serve
 
-from rewriter.errors import InputError
+from rewriter.errors import ConversionError, InputError
 from rewriter.export.ray import client, deployment, map_batches
+
+URL = "http://127.0.0.1:8123/"
+_spec = importlib.util.spec_from_file_location("ray_models", Path(__file__).with_name("ray_models.py"))
+ray_models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ray_models)
+
+
+def wait(found, seconds, what):
+    """Polls until there is something; what it is."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise TimeoutError(f"no {what} within {seconds} s; Serve says {serve.status()}")
 
 
 def json_request(url, inputs):
@@ -25,32 +45,128 @@ def json_request(url, inputs):
         return error.code, json.loads(error.read())
 
 
-def serving(artifact):
+def answers(artifact):
+    """Handles, HTTP and curl; wrong inputs; what stats() says."""
     application = deployment(artifact, num_cpus=0.5, max_batch_size=8, batch_wait_timeout_s=0.05)
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8123})
     handle = serve.run(application, name="rows", route_prefix="/")
-    clients = [client("rows"), client(handle), client("http://127.0.0.1:8123/")]
+    clients = [client("rows"), client(handle), client(URL)]
     inputs = [np.full((1 + i % 3, 3), i, np.float32) for i in range(48)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda i: clients[i % 3].infer(x0=inputs[i])["y0"], range(len(inputs))))
-    equal = all(np.array_equal(answer, 2 * array + 1) for answer, array in zip(answers, inputs, strict=True))
+        found = list(pool.map(lambda i: clients[i % 3].infer(x0=inputs[i])["y0"], range(len(inputs))))
     refused = []
     for each in clients[1:]:
         try:
             each.infer(x0=np.zeros((1, 4), np.float32))
         except InputError as error:
             refused.append(str(error))
-    found = {
-        "equal": equal,
-        "stats": handle.stats.remote().result(timeout_s=30),
+    with urllib.request.urlopen(URL, timeout=30) as response:
+        stats = json.loads(response.read())
+    return {
+        "equal": all(np.array_equal(answer, 2 * array + 1) for answer, array in zip(found, inputs, strict=True)),
+        "async": asyncio.run(asked_at_once(clients)),
         "clients": [each.stats() for each in clients],
         "refused": refused,
-        "json": json_request("http://127.0.0.1:8123/", {"x0": [[1, 2, 3]]}),
-        "wrong": json_request("http://127.0.0.1:8123/", {"nothing": 1}),
-        "get": json.loads(urllib.request.urlopen("http://127.0.0.1:8123/", timeout=30).read())["requests"],
+        "json": json_request(URL, {"x0": [[1, 2, 3]]}),
+        "wrong": json_request(URL, {"nothing": 1}),
+        "curl": curl('{"inputs": {"x0": [[1, 2, 3]]}}'),
+        "stats": stats,
     }
-    serve.shutdown()
-    return found
+
+
+async def asked_at_once(clients):
+    found = await asyncio.gather(*(each.infer_async(x0=[[1, 2, 3]]) for each in clients))
+    return [each["y0"].tolist() for each in found]
+
+
+def curl(body):
+    """What curl prints; None where there is none."""
+    if shutil.which("curl") is None:
+        return None
+    return json.loads(subprocess.run(["curl", "-s", URL, "-d", body], capture_output=True, check=True).stdout)
+
+
+def composed(artifact):
+    """An application whose ingress holds the handle of our deployment."""
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.5})
+    class Outer:
+        def __init__(self, model):
+            self.model = model
+
+        async def total(self, inputs):
+            return float((await self.model.infer.remote({"x0": inputs}))["y0"].sum())
+
+    outer = Outer.bind(deployment(artifact, num_cpus=0.5, num_gpus=0, deployment_options={"name": "inner"}))
+    handle = serve.run(outer, name="composed", route_prefix=None)
+    return handle.total.remote(np.ones((2, 3), np.float32)).result(timeout_s=30)
+
+
+def scaled(artifact):
+    """Two replicas under load, where Serve decides on their number."""
+    scaling = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.2, "look_back_period_s": 1,
+               "metrics_interval_s": 0.2, "target_ongoing_requests": 2}  # fmt: skip
+    application = deployment(
+        artifact, num_replicas="auto", num_cpus=0.5, num_gpus=0, batch_wait_timeout_s=0.3,
+        deployment_options={"autoscaling_config": scaling},
+    )  # fmt: skip
+    handle = serve.run(application, name="scaled", route_prefix=None)
+    replicas = set()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        end = time.monotonic() + 60
+        while len(replicas) < 2 and time.monotonic() < end:
+            list(pool.map(lambda _: client(handle).infer(x0=[[1, 2, 3]]), range(8)))
+            replicas.add(handle.stats.remote().result(timeout_s=30)["replica"])
+    serve.delete("scaled")
+    return len(replicas)
+
+
+def restarted(artifact):
+    """A replica whose runs fail is replaced by Serve, and the new one serves."""
+    application = deployment(
+        artifact, num_cpus=0.5, num_gpus=0, unhealthy_after=3, batch_wait_timeout_s=0,
+        deployment_options={"health_check_period_s": 0.5},
+    )  # fmt: skip
+    handle = serve.run(application, name="fragile", route_prefix=None)
+    asked = client(handle, timeout_s=20)
+    replica = handle.stats.remote().result(timeout_s=30)["replica"]
+    refused = []
+    for _ in range(3):
+        try:
+            asked.infer(x0=[7])
+        except ConversionError as error:
+            refused.append(str(error))
+    good = wait(lambda: other_replica(handle, replica), 60, "new replica") and asked.infer(x0=[2])["y0"].tolist()
+    serve.delete("fragile")
+    return {"refused": refused, "good": good}
+
+
+def other_replica(handle, known):
+    try:
+        return handle.stats.remote().result(timeout_s=10)["replica"] != known
+    except ray.exceptions.RayError:
+        return False
+
+
+def deleted(artifact):
+    """What is waiting in a batch when the application is deleted is answered."""
+    application = deployment(artifact, num_cpus=0.5, num_gpus=0, batch_wait_timeout_s=1, max_batch_size=8)
+    handle = serve.run(application, name="deleted", route_prefix=None)
+    responses = [handle.infer.remote({"x0": np.full((1, 3), i, np.float32)}) for i in range(3)]
+    serve.delete("deleted", _blocking=False)
+    return [response.result(timeout_s=30)["y0"].tolist() for response in responses]
+
+
+def unreadable(artifact, folder):
+    """What Serve says of an artifact that a node cannot read."""
+    gone = shutil.copytree(artifact, folder / "gone")
+    application = deployment(gone, num_cpus=0.5, num_gpus=0, deployment_options={"max_constructor_retry_count": 1})
+    shutil.rmtree(gone)
+    try:
+        serve.run(application, name="unreadable", route_prefix=None)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        serve.delete("unreadable")
 
 
 def offline(rows, whole):
@@ -67,8 +183,25 @@ def offline(rows, whole):
 
 def main():
     rows, whole, result = sys.argv[1:]
+    folder = Path(result).parent
+    fragile = ray_models.save_fragile(folder / "fragile")
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=True)
-    Path(result).write_text(json.dumps({"serve": serving(rows), "data": offline(rows, whole)}, default=str))
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8123})
+    found = {}
+    for name, part, arguments in (
+        ("serve", answers, (rows,)),
+        ("composed", composed, (rows,)),
+        ("scaled", scaled, (rows,)),
+        ("restarted", restarted, (fragile,)),
+        ("deleted", deleted, (rows,)),
+        ("unreadable", unreadable, (rows, folder)),
+    ):
+        began = time.monotonic()
+        found[name] = part(*arguments)
+        print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
+    serve.shutdown()
+    found["data"] = offline(rows, whole)
+    Path(result).write_text(json.dumps(found, default=str))
     ray.shutdown()
 
 

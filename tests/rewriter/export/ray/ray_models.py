@@ -9,7 +9,7 @@ from passes.segments import TensorSpec
 from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.source import Signature
 
-FLOAT = 1
+FLOAT, INT64 = 1, 7
 
 
 def batched_signature(*shapes, outputs=(("batch", 3),)):
@@ -29,6 +29,16 @@ def save_rows(path: Path) -> Path:
             a = Mul(x0, two)
             y0 = Add(a, one) }""")
     return save_artifact(path, ArtifactPart(Model(proto), batched_signature(("batch", 3)), {}, {}))
+
+
+def save_fragile(path: Path) -> Path:
+    """y0 = (10, 20, 30)[x0]: fails on other numbers than 0, 1, 2."""
+    proto = parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        agraph (int64[batch] x0) => (float[batch] y0) {
+            table = Constant<value = float[3] {10.0, 20.0, 30.0}> ()
+            y0 = Gather(table, x0) }""")
+    signature = Signature((TensorSpec("x0", INT64, ("batch",)),), (TensorSpec("y0", FLOAT, ("batch",)),))
+    return save_artifact(path, ArtifactPart(Model(proto), signature, {}, {}))
 
 
 def save_whole(path: Path) -> Path:

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from passes.segments import TensorSpec
 from rewriter.errors import ConversionError, InputError
-from rewriter.export.ray.wire import DTYPES, JSON, NPZ, checked, decode, encode, from_npz, to_npz
+from rewriter.export.ray.wire import ABOUT, JSON, NPZ, checked, decode, encode, from_npz, to_npz
 from rewriter.source import Signature
 
 DTYPE_NAMES = ["bool", "int8", "uint64", "float16", "float32", "float64", "complex64", "<U3"]
@@ -81,9 +81,24 @@ def test_strings_of_any_kind():
     assert json.loads(encode({"s": np.array(["a\0"], object)}, JSON))["outputs"] == {"s": ["a\0"]}
 
 
-@pytest.mark.parametrize("dtypes", ['{"x": "finfo"}', '{"x": "nothing"}', "[", "7", '{"x": 3}', '{"x": "bfloat16"}'])
+@pytest.mark.parametrize("value", [1, 2.5, True, "text", [[1, 2.5]], (1, 2), []])
+def test_values_of_python_stay_without_a_dtype(value):
+    """So that a list is converted to what the signature wants, over HTTP as elsewhere."""
+    back = from_npz(to_npz({"x": value, "y": np.ones(2)}))
+    assert back["x"] == (list(value) if isinstance(value, tuple) else value)
+    assert isinstance(back["y"], np.ndarray)
+
+
+def test_lists_of_arrays_and_numpy_scalars_are_arrays():
+    back = from_npz(to_npz({"x": [np.ones(2, np.float32)] * 2, "s": [b"ab"], "n": np.float64(2)}))
+    assert (back["x"].dtype, back["x"].shape, back["s"].tolist(), back["n"].shape) == (np.float32, (2, 2), ["ab"], ())
+
+
+@pytest.mark.parametrize(
+    "dtypes", ['{"x": "finfo"}', '{"x": "no"}', "[", "7", '{"x": 3}', '{"x": "bfloat16"}', '{"z": "int4"}']
+)
 def test_names_of_dtypes_are_checked(dtypes):
-    body = to_npz({"x": np.zeros(3, np.uint8), DTYPES: np.array(dtypes)})
+    body = to_npz({"x": np.zeros(3, np.uint8), ABOUT: np.array(f'{{"dtypes": {dtypes}}}')})
     with pytest.raises(InputError, match="no npz file of plain arrays"):
         from_npz(body)
 
