@@ -30,6 +30,8 @@ STAGE_WORDS = {
     "accuracy": "find what must keep its precision",
     "build": "compile the engines with TensorRT",
     "save": "splice and save",
+    "read": "read the artifact",
+    "add": "add the engines to it",
 }
 
 

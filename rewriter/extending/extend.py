@@ -23,6 +23,7 @@ from rewriter.building.segment_builder import SegmentBuild
 from rewriter.by_signature import InputFns, by_signature, naming
 from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
 from rewriter.extending.planning import Builders, Planned, Source, Work, not_built, plan, read_source
+from rewriter.extending.profiles import UNKNOWN
 from rewriter.extending.results import AddedEngine, Extended
 from rewriter.extending.targets import asked_targets, check_known, group
 from rewriter.progress import ProgressCallback, Stages, resolve
@@ -102,7 +103,7 @@ def build_engines(
         opened = _opened(backends, jobs, stack)
         for backend in opened:
             check_known(backend, asked)
-        with stages.stage("load"):
+        with stages.stage("read"):
             sources = [_source(root, name, given, inputs) for name, given in inputs.items()]
             work = _plan(sources, opened, asked, Builders(scratch, cache), together=together)
         started = time.perf_counter()
@@ -114,7 +115,7 @@ def build_engines(
             for planned, build in zip(work.planned, builds, strict=True)
             if isinstance(build.outcome, BuildFailure)
         ]
-        with stages.stage("save"):
+        with stages.stage("add"):
             added = [item for source in sources for item in _save(root, source, work, builds)]
     return _told(root, sources, added, work, seconds)
 
@@ -197,10 +198,13 @@ def _plan(
     """What is to be built.
 
     Raises:
+        InvalidParameterError: no shapes are known for any engine node.
         ArtifactError: there is no engine node that may have an engine.
     """
-    if not any(source.nodes for source in sources):
+    if not any(source.nodes or source.failed for source in sources):
         root, notes = sources[0].artifact.path, "".join(f"; {note}" for source in sources for note in source.notes)
+        if any(source.shapeless for source in sources):
+            raise InvalidParameterError(f"{root}: {UNKNOWN}")
         raise ArtifactError(f"{root} has no engine node that may have an engine: there is nothing to build{notes}")
     work = Work()
     for source in sources:

@@ -17,7 +17,7 @@ from rewriter.backends.base import Backend, BuildFailure, BuildOptions, Profile
 from rewriter.building.cache import EngineCache
 from rewriter.building.parallel import BuildTask
 from rewriter.building.segment_builder import SegmentBuilder
-from rewriter.errors import ArtifactError, ConversionError, InvalidParameterError
+from rewriter.errors import ArtifactError, ConversionError
 from rewriter.extending.profiles import UNKNOWN, Choice, built_profiles, observed_profiles
 from rewriter.extending.results import AddedEngine, MissingEngine
 from rewriter.extending.targets import Grouped
@@ -36,13 +36,13 @@ class Node:
 
     Attributes:
         segment: its native segment.
-        lowered: the segment as TensorRT gets it; or why it cannot be lowered.
-        choice: the profiles of each of its engines; or why it can have none.
+        lowered: the segment as TensorRT gets it.
+        choice: the profiles of each of its engines.
     """
 
     segment: SegmentModel
-    lowered: Lowered | BuildFailure
-    choice: Choice
+    lowered: Lowered
+    choice: tuple[tuple[Profile, ...], ...]
 
     @property
     def op(self) -> str:
@@ -58,12 +58,16 @@ class Source:
         artifact: as it was read.
         lowering: the arithmetic of its engines.
         nodes: those of its engine nodes that are to get engines.
-        notes: which are not, and why.
+        failed: operator of a node that can have none here -> why.
+        shapeless: operators of nodes for which no shapes are known.
+        notes: which nodes are not to get engines, and why.
     """
 
     artifact: Artifact
     lowering: Lowering
     nodes: tuple[Node, ...]
+    failed: Mapping[str, BuildFailure]
+    shapeless: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -127,7 +131,6 @@ def read_source(root: Path, name: str, input_fn: InputFn | None) -> Source:
             fixed shapes none are needed.
 
     Raises:
-        InvalidParameterError: no shapes are known for any engine node.
         InputError, ConversionError: an input does not fit, or the native model fails on it.
         ArtifactError: the artifact, or its model, is damaged, or it was made by another version of this program.
     """
@@ -140,16 +143,30 @@ def read_source(root: Path, name: str, input_fn: InputFn | None) -> Source:
         choices: Mapping[str, Choice] = {s.segment.name: built_profiles(s, artifact.engines) for s in segments}
     else:
         choices = observed_profiles(native, segments, artifact.signature, input_fn, artifact.params)
-    unknown = [op for op, choice in choices.items() if choice == UNKNOWN]
-    if unknown and len(unknown) == len(segments):
-        raise InvalidParameterError(f"{root}: {UNKNOWN}")
+    shapeless = tuple(op for op, choice in choices.items() if choice == UNKNOWN)
     lowering = Lowering(recipe, artifact.ranges or RangeTable())
-    nodes = tuple(
-        Node(segment, _lowered(lowering, segment), choices[segment.segment.name])
-        for segment in segments
-        if segment.segment.name not in unknown
-    )
-    return Source(artifact, lowering, nodes, (*notes, *(f"{op} was left out: {UNKNOWN}" for op in unknown)))
+    nodes: list[Node] = []
+    failed: dict[str, BuildFailure] = {}
+    for segment in segments:
+        op = segment.segment.name
+        if op not in shapeless:
+            node = _node(segment, lowering, choices[op])
+            if isinstance(node, Node):
+                nodes.append(node)
+            else:
+                failed[op] = node
+    notes = (*notes, *(f"{op} was left out: {UNKNOWN}" for op in shapeless))
+    return Source(artifact, lowering, tuple(nodes), failed, shapeless, notes)
+
+
+def _node(segment: SegmentModel, lowering: Lowering, choice: Choice) -> Node | BuildFailure:
+    """One engine node; or why it can have no engine."""
+    if isinstance(choice, str):
+        return BuildFailure("profile", choice)
+    try:
+        return Node(segment, lowering.apply(segment), choice)
+    except ConversionError as error:
+        return BuildFailure("lowering", str(error))
 
 
 def _segments(artifact: Artifact) -> tuple[Model, tuple[SegmentModel, ...], tuple[str, ...]]:
@@ -171,13 +188,6 @@ def _segments(artifact: Artifact) -> tuple[Model, tuple[SegmentModel, ...], tupl
     return native, kept, tuple(f"{op} was left out: {reason}" for op, reason in fakes.items())
 
 
-def _lowered(lowering: Lowering, segment: SegmentModel) -> Lowered | BuildFailure:
-    try:
-        return lowering.apply(segment)
-    except ConversionError as error:
-        return BuildFailure("lowering", str(error))
-
-
 def plan(source: Source, backend: Backend, grouped: Grouped, builders: Builders, work: Work, *, named: bool) -> None:
     """Adds to `work` what one TensorRT package is to build of one signature.
 
@@ -195,35 +205,31 @@ def plan(source: Source, backend: Backend, grouped: Grouped, builders: Builders,
         named: whether the labels of tasks name the signature.
     """
     params, recipe = source.artifact.params, source.lowering.recipe
+
+    def fail(op: str, targets: tuple[str, ...], failure: BuildFailure) -> None:
+        work.failures.append(_missing(source, op, backend, targets, failure))
+
     for target, reason in grouped.refused.items():
-        work.failures.append(_missing(source, "", backend, (target,), BuildFailure("target", reason)))
-    for node in source.nodes if grouped.groups else ():
-        problem = _problem(source, node, backend)
+        fail("", (target,), BuildFailure("target", reason))
+    for targets in grouped.groups:
+        for op, failure in source.failed.items():
+            fail(op, targets, failure)
+    for node in source.nodes:
+        fault = _fault(source.lowering, node, backend)
         for targets in grouped.groups:
-            if problem is not None:
-                work.failures.append(_missing(source, node.op, backend, targets, problem))
+            if fault is not None:
+                fail(node.op, targets, fault)
                 continue
             for profiles in node.choice:
-                assert not isinstance(node.lowered, BuildFailure) and not isinstance(profiles, str)  # noqa: S101, PT018
                 builder = builders.of(backend, build_options(params, recipe, targets))
                 left = _unserved(source, node, builder, profiles, work)
-                if left is None:
-                    continue
-                builder = builders.of(backend, build_options(params, recipe, left))
-                label = " ".join([*([source.name] if named else []), node.op, *(["for", *left] if left else [])])
-                work.planned.append(Planned(source, node, BuildTask(label, builder, node.lowered, profiles)))
+                if left is not None:
+                    builder = builders.of(backend, build_options(params, recipe, left))
+                    label = " ".join([*([source.name] if named else []), node.op, *(["for", *left] if left else [])])
+                    work.planned.append(Planned(source, node, BuildTask(label, builder, node.lowered, profiles)))
 
 
-def _problem(source: Source, node: Node, backend: Backend) -> BuildFailure | None:
-    """Why a node can have no engine of this package; None when it may."""
-    if isinstance(node.lowered, BuildFailure):
-        return node.lowered
-    if isinstance(node.choice, str):
-        return BuildFailure("profile", node.choice)
-    return _fault(source.lowering, node, node.lowered, backend)
-
-
-def _fault(lowering: Lowering, node: Node, lowered: Lowered, backend: Backend) -> BuildFailure | None:
+def _fault(lowering: Lowering, node: Node, backend: Backend) -> BuildFailure | None:
     """What this version of the package gets wrong in the node's arithmetic; None for nothing."""
     if not lowering.recipe.quantizes:
         return None
@@ -231,7 +237,7 @@ def _fault(lowering: Lowering, node: Node, lowered: Lowered, backend: Backend) -
     if not notes:
         return None
     without = dataclasses.replace(lowering, recipe=safe).apply(node.segment)
-    if without.segment.content_hash == lowered.segment.content_hash:
+    if without.segment.content_hash == node.lowered.segment.content_hash:
         return None
     return BuildFailure("fault", f"{notes[0]}, and the engines of one node must compute in one arithmetic")
 
@@ -242,7 +248,6 @@ def _unserved(
     """The targets that no engine of the artifact serves; None when all are served. Notes those that serve."""
     entries = list(_serving(source, node, builder, profiles))
     if not builder.targets:
-        assert isinstance(node.lowered, Lowered)  # noqa: S101 - narrows the type
         key = builder.key(node.lowered, profiles)
         entries = [entry for entry in entries if entry.key == key]
         _note_present(source, entries[:1], work)
