@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rewriter.backends.base import BuiltEngine, Profile
+from rewriter.backends.base import BuildFailure, BuiltEngine, Profile
 from rewriter.building.jobs import JobLimits, check_jobs, default_jobs, job_limits
 from rewriter.building.segment_builder import SegmentBuild, SegmentBuilder
 from rewriter.errors import ConversionError
@@ -21,6 +21,8 @@ __all__ = ["BuildProgress", "BuildTask", "check_jobs", "default_jobs", "run_buil
 #: Called with events of the stage "build" that have an `engine`, by the thread that called `run_builds`; returning
 #: False cancels that engine.
 BuildProgress = ProgressCallback
+#: Kinds of failure that may come of other builds on the same machine: a process without memory may be killed.
+SHARED_FAILURES = ("crash", "memory")
 #: Seconds between two looks at builds that are being ended: a child that was just starting is found by the next one.
 _PATIENCE = 0.05
 #: Seconds that this thread waits at once; where the system does not wake it, Ctrl-C is heard in between.
@@ -54,10 +56,11 @@ def run_builds(
            other one. None means any number.
         2. Tasks of equal key and folder are built once, unless the first of them was cancelled.
         3. A failed or cancelled build is a result; the other builds go on.
-        4. An exception of a task ends the builds after it; those before it are finished, and the first exception in the
+        4. A build that crashed or ran out of memory beside others is built again alone, and that counts.
+        5. An exception of a task ends the builds after it; those before it are finished, and the first exception in the
            order of the tasks is raised: the one that building them one by one raises.
-        5. KeyboardInterrupt, and what `progress` raises, end all builds; their children are killed.
-        6. When it returns or raises, none of its threads is left.
+        6. KeyboardInterrupt, and what `progress` raises, end all builds; their children are killed.
+        7. When it returns or raises, none of its threads is left.
 
     Args:
         tasks: the engines to build.
@@ -167,6 +170,9 @@ class _Run:
         #: Indices of tasks that are not begun, in order, and the threads of those in work.
         self._waiting: list[int] = []
         self._threads: dict[int, threading.Thread] = {}
+        #: Tasks in work that had others beside them, and those that are to be built again, alone.
+        self._accompanied: set[int] = set()
+        self._again: list[int] = []
         self._keys: dict[int, tuple[Path, str]] = {}
         self._results: dict[int, SegmentBuild] = {}
         self._errors: dict[int, BaseException] = {}
@@ -204,26 +210,34 @@ class _Run:
 
     def _begin(self) -> bool:
         """Begins what can be begun; True when anything was."""
-        begun = False
+        self._waiting = [index for index in self._waiting if index <= self._last]
+        self._again = [index for index in self._again if index <= self._last]
+        ready = False
         for index in tuple(self._waiting):
-            if index > self._last:
+            if self._may_begin(index):
                 self._waiting.remove(index)
-            elif self._may_begin(index):
-                self._waiting.remove(index)
-                name = f"trt-rewriter-build-{self._tasks[index].label}"
-                thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
-                self._threads[index] = thread
-                thread.start()
-                begun = True
-        return begun
+                self._start(index)
+                ready = True
+        if not self._threads and self._again:
+            self._start(self._again.pop(0))
+            ready = True
+        return ready
 
     def _may_begin(self, index: int) -> bool:
-        """False while all children are in work, or the same engine is."""
+        """False while all children are in work, or the same engine is, or one that is to be alone."""
         backend = self._tasks[index].builder.backend
         beside = [i for i in self._threads if self._tasks[i].builder.backend is backend]
         if len(self._threads) >= self._limits.total or len(beside) >= self._limits.of(backend):
             return False
-        return all(self._keys[i] != self._keys[index] for i in self._threads)
+        return all(self._keys[i] != self._keys[index] for i in (*self._threads, *self._again))
+
+    def _start(self, index: int) -> None:
+        name = f"trt-rewriter-build-{self._tasks[index].label}"
+        thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+        self._threads[index] = thread
+        if len(self._threads) > 1:
+            self._accompanied.update(self._threads)
+        thread.start()
 
     def _next(self) -> _Step | _End:
         """What a thread tells next; ends the builds that are to end meanwhile."""
@@ -252,8 +266,18 @@ class _Run:
         if isinstance(message.result, BaseException):
             self._errors[index] = message.result
             self._last = index
+        elif index in self._accompanied and self._suspect(message.result):
+            self._accompanied.remove(index)
+            self._tasks[index].builder.forget(message.result.key)
+            self._again.append(index)
+            self._again.sort()
         else:
             self._results[index] = self._display.end(index, message.result)
+
+    @staticmethod
+    def _suspect(build: SegmentBuild) -> bool:
+        """True for a failure that builds at the same time may have brought about."""
+        return isinstance(build.outcome, BuildFailure) and build.outcome.kind in SHARED_FAILURES
 
     def _end_all(self) -> None:
         """Ends every build, whatever was told of it, and waits for the threads."""

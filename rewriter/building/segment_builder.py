@@ -138,6 +138,10 @@ class SegmentBuilder:
         key = self.key(lowered, profiles)
         return SegmentBuild(key, profiles, self._outcomes[key], lowered) if key in self._outcomes else None
 
+    def forget(self, key: str) -> None:
+        """Has the next build of `key` tried as if there had been none; harmless when there was none."""
+        self._outcomes.pop(key, None)
+
     def _outcome(
         self, key: str, lowered: Lowered, profiles: tuple[Profile, ...], progress: Progress | None
     ) -> BuiltEngine | BuildFailure:
