@@ -118,6 +118,16 @@ def config_text(
     return message_text(fields)
 
 
+def shape_notes(signature: Signature, batching: Batching) -> tuple[str, ...]:
+    """Which tensors have another shape for a client of Triton than in a call (rule 2 of `config_text`), in a sentence."""
+    rank = 1 if batching.maximum else 0
+    names = [repr(spec.name) for spec in (*signature.inputs, *signature.outputs) if len(spec.shape or "?!") == rank]
+    if not names:
+        return ()
+    shapes = ("[batch, 1]", "[batch]") if rank else ("[1]", "[]")
+    return (f"Triton's clients see {', '.join(names)} as {shapes[0]}, where a call has {shapes[1]}",)
+
+
 def _dims(spec: TensorSpec, batched: bool) -> list[int]:
     if spec.shape is None:
         raise InvalidParameterError(

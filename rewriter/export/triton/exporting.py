@@ -10,7 +10,7 @@ from typing import Any
 
 from rewriter.artifact import Artifact, load_artifact
 from rewriter.errors import InvalidParameterError
-from rewriter.export.triton.config import BACKENDS, ConfigOptions, config_text
+from rewriter.export.triton.config import BACKENDS, ConfigOptions, config_text, shape_notes
 from rewriter.export.triton.contents import Content, onnx_content, python_content
 from rewriter.export.triton.kserve import service_text
 from rewriter.export.triton.plans import plan_content
@@ -128,7 +128,8 @@ def export_triton(
         profiles=max((len(entry.profiles) for entry in content.engines), default=0) if content.plans else 0,
     )
     text = config_text(name, flavour, content.signature, batching, warmups, options)
-    notes = [*content.notes, *(note for note in (batching.reason, without) if note)]
+    notes = [*content.notes, *shape_notes(content.signature, batching)]
+    notes += [note for note in (batching.reason, without) if note]
     notes += [f"engine {entry.op} cannot be used: {entry.problem}" for entry in loaded.engines if not entry.usable]
     version = add_version(root, name, text, content.fill)
     service = f"{name}.inferenceservice.yaml"

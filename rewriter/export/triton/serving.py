@@ -38,8 +38,18 @@ class TritonPythonModel:
                 `model_instance_kind`, `model_instance_device_id` ...
 
         Raises:
-            ConversionError: as `rewriter.load` raises it; Triton then says that the model failed to load, and why.
+            ConversionError: as `rewriter.load` raises it, or this Triton cannot hand over arrays of this numpy; Triton
+                then says that the model failed to load, and why.
         """
+        try:
+            _check_arrays(_utils())
+            self._load(args)
+        except ConversionError as error:
+            _log.debug("%s cannot be loaded", args.get("model_name"), exc_info=error)
+            # Triton puts the traceback behind the message: what says what to do is the message.
+            raise error.with_traceback(None) from error.__cause__
+
+    def _load(self, args: Mapping[str, str]) -> None:
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         self._max_batch_size = int(config.get("max_batch_size", 0))
@@ -52,7 +62,8 @@ class TritonPythonModel:
             provider="cpu" if on_cpu else "auto",
             device=0 if on_cpu else int(args.get("model_instance_device_id") or 0),
         )
-        if given.get("warmup") == "true":
+        # Without profiles the warm-up of Triton itself is all: one row, see `find_warmups`.
+        if given.get("warmup") == "true" and any(entry.profiles for entry in self._function.engines):
             self._warm_up()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -94,6 +105,23 @@ def _for_triton(array: np.ndarray) -> np.ndarray:
     if not array.ndim:
         return array.reshape(1)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _check_arrays(utils: Any) -> None:
+    """Refuses a Triton that cannot hand over arrays of this numpy.
+
+    Servers that were built before numpy 2 misread its arrays without a word: every element is the first one.
+
+    Raises:
+        MissingDependencyError: it is such a server.
+    """
+    sent = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = utils.Tensor.from_dlpack("found", utils.Tensor("sent", sent)).as_numpy()
+    if not np.array_equal(found, sent):
+        raise MissingDependencyError(
+            f"this Triton cannot read arrays of numpy {np.__version__}: pip install 'numpy<2' for the python that it "
+            "starts"
+        )
 
 
 def _utils() -> Any:

@@ -1,5 +1,6 @@
 """Small artifacts, and the Python that Triton's packages are in."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from rewriter.artifact import ArtifactPart, EngineEntry, save_artifact
 from rewriter.artifact import manifest as manifests
 from rewriter.backends.base import InputProfile
 from rewriter.source import Signature
+
+_spec = importlib.util.spec_from_file_location("live_server", Path(__file__).with_name("live_server.py"))
+_live = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_live)
 
 DENSE = """
     <ir_version: 10, opset_import: ["": 20]>
@@ -77,3 +82,33 @@ def triton_python():
         pytest.skip("TRT_REWRITER_TRITON_PYTHON does not name a Python with nvidia-pytriton and tritonclient")
     assert Path(path).exists(), f"TRT_REWRITER_TRITON_PYTHON: there is no {path}"
     return path
+
+
+@pytest.fixture(scope="module")
+def running(triton_python, tmp_path_factory):
+    """A server for all tests of a module; it must end in good order."""
+    server = _live.Server(triton_python, tmp_path_factory.mktemp("triton"))
+    yield server
+    assert server.stop() == (0, []), server.log()
+
+
+@pytest.fixture
+def server(running):
+    """The server; what it told is printed, which pytest shows where a test fails."""
+    yield running
+    print(running.log())
+
+
+@pytest.fixture
+def start_server(triton_python, tmp_path):
+    """Starts a server of one's own whose models another Python runs; it is ended after the test."""
+    started = []
+
+    def start(models):
+        started.append(_live.Server(triton_python, tmp_path, models))
+        return started[-1]
+
+    yield start
+    for each in started:
+        print(each.log())
+        each.stop()

@@ -12,7 +12,7 @@ from rewriter import load
 from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.export.triton import contents, export_triton
-from rewriter.export.triton.config import config_text
+from rewriter.export.triton.config import config_text, shape_notes
 from rewriter.export.triton.kserve import service_name
 from rewriter.export.triton.plans import plan_content
 from rewriter.export.triton.repository import versions_of
@@ -236,6 +236,10 @@ def test_kserve_gets_what_is_given(dense, tmp_path):
 
 def test_what_has_no_dimensions():
     scalar, vector = (TensorSpec("k", TensorProto.INT64, shape) for shape in ((), ("batch",)))
+    many, none = Batching(4), Batching(0)
+    assert shape_notes(Signature((vector,), ()), none) == shape_notes(Signature((scalar,), ()), many) == ()
+    assert shape_notes(Signature((vector,), ()), many)[0].startswith("Triton's clients see 'k' as [batch, 1]")
+    assert shape_notes(Signature((scalar,), ()), none) == ("Triton's clients see 'k' as [1], where a call has []",)
     text = config_text("m", "python", Signature((vector,), ()), Batching(4), [])
     assert "  dims: [ 1 ]\n  reshape {\n    shape: []\n  }\n" in text
     text = config_text("m", "python", Signature((scalar,), ()), Batching(0), [])

@@ -23,6 +23,10 @@ class Tensor:
     def as_numpy(self):
         return self._array
 
+    @classmethod
+    def from_dlpack(cls, name, tensor):
+        return cls(name, tensor.as_numpy())
+
 
 class TritonError:
     INVALID_ARG, INTERNAL = "invalid", "internal"
@@ -50,7 +54,15 @@ class Request:
 
 
 @pytest.fixture
-def model(dense, tmp_path):
+def utils(monkeypatch):
+    """A stand-in for Triton's module."""
+    module = types.SimpleNamespace(Tensor=Tensor, TritonError=TritonError, InferenceResponse=Response)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return module
+
+
+@pytest.fixture
+def model(dense, tmp_path, utils):
     done = export_triton(dense, tmp_path / "repo")
     config = {
         "max_batch_size": 8,
@@ -70,9 +82,7 @@ def model(dense, tmp_path):
     model.finalize()
 
 
-def test_requests_get_what_a_call_gives(model, dense, monkeypatch):
-    utils = types.SimpleNamespace(Tensor=Tensor, TritonError=TritonError, InferenceResponse=Response)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+def test_requests_get_what_a_call_gives(model, dense):
     one = np.arange(4, dtype=np.float32)[None]
     wrong = one.astype(np.float64)
     found = model.execute([Request(image=one), Request(image=wrong), Request(image=one * 2), Request((), image=one)])
@@ -85,6 +95,16 @@ def test_requests_get_what_a_call_gives(model, dense, monkeypatch):
     assert "float64" in found[1].error.message
 
 
-def test_outside_of_triton_it_says_so(model):
+def test_outside_of_triton_it_says_so():
     with pytest.raises(MissingDependencyError, match="inside of Triton's python backend only"):
-        model.execute([])
+        TritonPythonModel().initialize({})
+
+
+def test_a_server_that_misreads_arrays_is_refused(utils):
+    class Misread(Tensor):
+        def as_numpy(self):
+            return np.broadcast_to(self._array.ravel()[0], self._array.shape)
+
+    utils.Tensor = Misread
+    with pytest.raises(MissingDependencyError, match=r"cannot read arrays of numpy .*: pip install 'numpy<2'"):
+        TritonPythonModel().initialize({})
