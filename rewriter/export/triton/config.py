@@ -119,9 +119,10 @@ def config_text(
 
 
 def shape_notes(signature: Signature, batching: Batching) -> tuple[str, ...]:
-    """Which tensors have another shape for a client of Triton than in a call (rule 2 of `config_text`), in a sentence."""
+    """Which tensors have another shape for a client of Triton than in a call (rule 2 of `config_text`), as a note."""
     rank = 1 if batching.maximum else 0
-    names = [repr(spec.name) for spec in (*signature.inputs, *signature.outputs) if len(spec.shape or "?!") == rank]
+    specs = (*signature.inputs, *signature.outputs)
+    names = [repr(spec.name) for spec in specs if spec.shape is not None and len(spec.shape) == rank]
     if not names:
         return ()
     shapes = ("[batch, 1]", "[batch]") if rank else ("[1]", "[]")
