@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rewriter.by_signature import chosen, naming
 from rewriter.errors import ConverterStateError, InvalidParameterError
 from rewriter.params import check_callable, check_path, check_switch
+from rewriter.precision.work import CalibrationWork, work_for_segments
 from rewriter.reports.dry_run import DryRun, make_dry_run
 from rewriter.reports.nonconversion import nonconversion_table, to_text, write_csv
 from rewriter.reports.operations import check_sizes
@@ -128,6 +129,28 @@ class ConversionViews:
             name: make_dry_run(track.conversion, self._shop.settings.partition, sizes=sizes, default_dim=default_dim)
             for name, track in self._tracks.items()
         }
+
+    def calibration_work(self, *, signature_key: str | None = None) -> CalibrationWork:
+        """What calibration would look at, for those who run it elsewhere: see `rewriter.export.ray.calibrate`.
+
+        Exports, cleans and cuts the model if that is not done; `convert()` then goes on from there.
+
+        Args:
+            signature_key: which of several signatures; default: the first.
+
+        Raises:
+            ConverterStateError: the converter is closed.
+            ConversionError: the model cannot be read, expressed or reproduced; as `convert()` raises it.
+            InvalidParameterError: no such signature, or the precision mode needs no ranges.
+        """
+        self._shop.require_open("calibration_work")
+        precision = self._shop.precision
+        if not precision.recipe.quantizes:
+            raise InvalidParameterError(f"precision_mode={precision.recipe.mode!r} needs no calibration")
+        self._prepare()
+        done = chosen(self._tracks, signature_key).conversion
+        segments = done.result.plan.runnable.segments
+        return work_for_segments(done.model, done.source.signature, segments, precision.recipe, precision.options)
 
     def nonconversion_report(
         self,

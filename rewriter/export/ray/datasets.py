@@ -14,7 +14,7 @@ from rewriter.export.batching import batch_dimension, largest_batch
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
-__all__ = ["map_batches"]
+__all__ = ["dense", "map_batches", "named"]
 
 
 def map_batches(
@@ -62,8 +62,8 @@ def map_batches(
     root = Path(artifact).resolve()
     found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
     signature = found.signature
-    reads = _named("columns", columns, [spec.name for spec in signature.inputs])
-    writes = _named("outputs", outputs, [spec.name for spec in signature.outputs])
+    reads = named("columns", columns, [spec.name for spec in signature.inputs])
+    writes = named("outputs", outputs, [spec.name for spec in signature.outputs])
     if len(set(writes.values())) < len(writes):
         raise InvalidParameterError(f"outputs: two outputs go to one column: {sorted(writes.values())}")
     least, most = (actors, actors) if isinstance(actors, int) else actors
@@ -112,7 +112,7 @@ class BatchActor:
     def _outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         count = min(len(values) for values in inputs.values())
         if self._batched:
-            found = _all(self._core.answer([{name: _dense(values) for name, values in inputs.items()}]))[0]
+            found = _all(self._core.answer([{name: dense(values) for name, values in inputs.items()}]))[0]
             short = [name for name in self._writes if len(found[name]) != count]
             if short:
                 raise ConversionError(f"output {short[0]!r} has {len(found[short[0]])} rows for {count} rows of inputs")
@@ -135,7 +135,7 @@ def _all(answers: list[dict[str, np.ndarray] | ConversionError]) -> list[dict[st
     return found
 
 
-def _dense(values: np.ndarray) -> np.ndarray:
+def dense(values: np.ndarray) -> np.ndarray:
     """A column of arrays of one shape as one array."""
     if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
         return _stacked(list(values))
@@ -151,7 +151,12 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     return column
 
 
-def _named(what: str, given: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:
+def named(what: str, given: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:
+    """Name -> column; a name that nothing is given for has the column of its own name.
+
+    Raises:
+        InvalidParameterError: `given` has a name that is none of `names`; `what` is the argument, for the message.
+    """
     unknown = [name for name in given or {} if name not in names]
     if unknown:
         raise InvalidParameterError(f"{what}: the model has no {unknown[0]!r}; it has: {', '.join(names)}")
