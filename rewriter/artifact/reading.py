@@ -62,7 +62,7 @@ def load_artifact(path: str | Path, check_hashes: bool = True, signature: str | 
         raise ArtifactError(f"{root} is replaced again and again while it is read: load it when that is over")
     for entry in artifact.engines:
         if not entry.usable:
-            _log.warning("%s: %s; its segment runs natively", root, entry.problem)
+            _log.warning("%s: %s; its segment runs natively, unless it has another engine", root, entry.problem)
     return artifact
 
 

@@ -7,15 +7,25 @@ engine that was built for an older GPU, or for one that its entry does not name.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import InvalidParameterError, MissingDependencyError
 from rewriter.runtime.slot_values import StoredEngine
 
-__all__ = ["Ranked", "chosen", "order", "rank", "version_problem"]
+__all__ = ["Ranked", "choice_lines", "chosen", "none_chosen", "order", "rank", "version_problem"]
+
+#: The package whose engines run on no other compute capability than the one that they were built for.
+_BOUND_TO_ONE_GPU = "tensorrt"
+#: Rank from which on an engine was built for other GPUs only.
+_FOR_OTHERS = 2
+#: What is said of an engine that the artifact did not have.
+_NEW = "built at run time"
+#: Names of engine nodes that one line tells.
+_MOST_NAMES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +51,8 @@ def order(engines: Sequence[StoredEngine], gpu: tuple[int, int], installed: Call
            is in another version (engines run with the very version that built them).
         2. Engines built for this very compute capability go before those that name none, which were built for the GPU
            of the machine that built them; these before engines for older GPUs, the nearest first, and these before
-           those for newer GPUs only. TensorRT decides whether it takes them.
+           those for newer GPUs only. TensorRT decides whether it takes them. Those of classic TensorRT for other GPUs
+           come after all of these, for it refuses them.
         3. Of equals the one that stands first goes first. (There is no choice between versions of one package: only
            one is installed.)
 
@@ -65,10 +76,16 @@ def order(engines: Sequence[StoredEngine], gpu: tuple[int, int], installed: Call
             ranked,
             key=lambda item: (
                 bool(item.problem),
-                *rank(item.stored.entry.targets, gpu)[:2],
+                *_place(item.stored.entry, gpu),
             ),
         )
     )
+
+
+def _place(entry: EngineEntry, gpu: tuple[int, int]) -> tuple[bool, int, int]:
+    """Lower is better, of engines against which nothing is known."""
+    kind, distance, _ = rank(entry.targets, gpu)
+    return kind >= _FOR_OTHERS and entry.backend == _BOUND_TO_ONE_GPU, kind, distance
 
 
 def rank(targets: Sequence[str], gpu: tuple[int, int]) -> tuple[int, int, str]:
@@ -107,7 +124,11 @@ def version_problem(entry: EngineEntry, installed: str | Exception) -> str:
 
 
 def chosen(
-    ranked: Sequence[Ranked], opened: Mapping[str, EngineEntry], refused: Mapping[str, str], blocked: str = ""
+    ranked: Sequence[Ranked],
+    opened: Mapping[str, EngineEntry],
+    refused: Mapping[str, str],
+    blocked: str = "",
+    waiting: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What became of the engines of one node, as `stats()["engines_chosen"]` tells it.
 
@@ -116,21 +137,69 @@ def chosen(
         opened: key -> entry of those that are in memory.
         refused: key -> why TensorRT does not take it.
         blocked: why the node never runs an engine; "" when it may.
+        waiting: key -> why one that could be in memory is not; default: no call needed it so far.
 
     Returns:
         engines: key of an engine in memory -> package, version, and why it was chosen; {} where all runs natively.
         others: key of another one -> why it was not.
     """
+    waiting = waiting or {}
     fits = {item.stored.entry.key: item.fit for item in ranked}
-    engines = {
-        key: f"{entry.backend} {entry.version}: {fits.get(key, 'built at run time')}" for key, entry in opened.items()
-    }
+    engines = {key: f"{entry.backend} {entry.version}: {fits.get(key, _NEW)}" for key, entry in opened.items()}
+    problems = {item.stored.entry.key: item.problem for item in ranked}
     others = {
-        key: item.problem or refused.get(key) or blocked or f"not needed so far: {item.fit}"
-        for item in ranked
-        if (key := item.stored.entry.key) not in opened
+        key: problems.get(key)
+        or refused.get(key)
+        or blocked
+        or f"{waiting.get(key, 'not needed so far')}: {fits.get(key, _NEW)}"
+        for key in dict.fromkeys([*fits, *waiting])
+        if key not in opened
     }
     return {"engines": engines, "others": others}
+
+
+def none_chosen(entries: Iterable[EngineEntry], blocked: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """`stats()["engines_chosen"]` of a model that runs natively as a whole.
+
+    Args:
+        entries: all its engines.
+        blocked: engine operator -> why the node runs natively although an engine could be used.
+    """
+    told: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        facts = told.setdefault(entry.op, {"engines": {}, "others": {}})
+        facts["others"][entry.key] = entry.problem or blocked(entry.op)
+    return told
+
+
+def choice_lines(told: Mapping[str, Mapping[str, Mapping[str, str]]], known: Iterable[str] = ()) -> list[str]:
+    """What `stats()["engines_chosen"]` says, in few lines: nodes with one answer share a line.
+
+    Args:
+        told: engine operator -> its `engines` in memory and the `others`.
+        known: reasons that the reader has been told already; they are left out, and so are nodes without any other.
+    """
+    known = set(known)
+    used: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    left: collections.Counter[str] = collections.Counter()
+    for op, facts in told.items():
+        others = [reason for reason in facts["others"].values() if reason not in known]
+        left.update(others)
+        if facts["engines"] or others:
+            used[tuple(dict.fromkeys(facts["engines"].values()))].append(op)
+    lines = [
+        f"{_names(ops)} {'runs' if len(ops) == 1 else 'run'} {' and '.join(reasons) or 'natively, with no engine'}"
+        for reasons, ops in used.items()
+    ]
+    return lines + [f"{count} engine{'' if count == 1 else 's'} not used: {why}" for why, count in left.items()]
+
+
+def _names(ops: Sequence[str]) -> str:
+    """`A`, `A and B`, `A, B, C and 4 more`."""
+    shown, more = list(ops[:_MOST_NAMES]), len(ops) - _MOST_NAMES
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _judged(stored: StoredEngine, gpu: tuple[int, int], versions: Mapping[str, str | Exception]) -> Ranked:

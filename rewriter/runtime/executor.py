@@ -84,6 +84,7 @@ class NativeExecutor:
         fallbacks: reason -> number of engine nodes that are not run by TensorRT for it (the same for every run).
         lazy: True makes the session at the first run.
         threads: of the session, see `rewriter.runtime.native.session_options`.
+        chosen: engine operator -> why its engines are not used, see `rewriter.runtime.choosing.none_chosen`.
 
     Raises:
         SourceError: ONNX Runtime refuses the model.
@@ -100,8 +101,10 @@ class NativeExecutor:
         *,
         lazy: bool = False,
         threads: int = 0,
+        chosen: Mapping[str, Any] | None = None,
     ) -> None:
         self._model: Model | None = model
+        self._chosen = dict(chosen or {})
         self._threads = threads
         self._outputs = tuple(dict.fromkeys(outputs))
         self._fallbacks = dict(fallbacks)
@@ -121,8 +124,8 @@ class NativeExecutor:
         return Execution(self._ready().run(feeds), 0, self._fallbacks)
 
     def stats(self) -> dict[str, Any]:
-        """Nothing to add."""
-        return {}
+        """Why no engine is used: `engines_chosen`, where the model has engines."""
+        return {"engines_chosen": dict(self._chosen)} if self._chosen else {}
 
     def wait_for_builds(self) -> None:
         """Nothing is ever built."""
@@ -169,7 +172,7 @@ class EmulatedExecutor(NativeExecutor):
         recipe: the arithmetic of the engines.
         ranges: calibrated ranges; None for a recipe that needs none.
         lazy: True makes the emulated model and the session at the first run.
-        threads: as `NativeExecutor` takes them.
+        threads, chosen: as `NativeExecutor` takes them.
 
     Raises:
         ConversionError: the model cannot be emulated: a range is missing, or an engine node is damaged.
@@ -185,10 +188,11 @@ class EmulatedExecutor(NativeExecutor):
         *,
         lazy: bool = False,
         threads: int = 0,
+        chosen: Mapping[str, Any] | None = None,
     ) -> None:
         self._recipe = recipe
         self._ranges = ranges
-        super().__init__(model, outputs, {}, lazy=lazy, threads=threads)
+        super().__init__(model, outputs, {}, lazy=lazy, threads=threads, chosen=chosen)
 
     def _make_session(self, model: Model) -> Session:
         from rewriter.precision.emulation import emulated_artifact

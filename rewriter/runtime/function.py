@@ -18,7 +18,7 @@ from rewriter.runtime.inputs import bind, describe, disagreement, is_tensorflow,
 from rewriter.runtime.options import RuntimeOptions
 from rewriter.runtime.other_errors import first_line
 from rewriter.runtime.siblings import Signatures
-from rewriter.runtime.stats import CallCounters, build_totals, grown
+from rewriter.runtime.stats import CallCounters, build_totals, grown, unusable
 from rewriter.runtime.strings import to_bytes
 from rewriter.source import Signature
 
@@ -266,7 +266,7 @@ class ConvertedFunction:
             no_plan, no_graph: why calls, and plans, do without: reason -> number.
             device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
-            engines_chosen: engine node -> its `engines` in memory and why not the `others`, by key; {} without a GPU.
+            engines_chosen: engine node -> its `engines` in memory and why not the `others`, by key; {} where there are none.
         """
         with self._lock:
             executor, extra, provider = self._executor, self._last_stats, self._provider
@@ -277,7 +277,7 @@ class ConvertedFunction:
             **self._counters.to_dict(),
             "engine_nodes": self._engine_nodes,
             "engines": len(self.engines),
-            "unusable_engines": {entry.op: entry.problem for entry in self.engines if not entry.usable},
+            "unusable_engines": unusable(self.engines),
             "builds": build_totals(extra.get("slots", {}).values()),
             "provider": provider,
             "execution": self.execution,

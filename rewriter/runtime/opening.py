@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from passes.island_node import island_nodes
 from passes.model import Model
 from passes.precision.ranges import RangeTable
 from passes.precision.recipe import Recipe
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.artifact.paths import RUNTIME_CACHE_DIR
 from rewriter.errors import ConversionError, InvalidParameterError
+from rewriter.runtime.choosing import choice_lines, none_chosen
 from rewriter.runtime.executor import EmulatedExecutor, Executor, NativeExecutor
 from rewriter.runtime.function import counted
 from rewriter.runtime.options import RuntimeOptions
@@ -24,6 +27,8 @@ from rewriter.runtime.sections import Route, Section
 from rewriter.runtime.slots import StoredEngine
 from rewriter.runtime.staged import StagedExecutor
 from rewriter.source import Signature
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,11 @@ class _Part:
         """The operators of its engine nodes."""
         return tuple(node.op_type for _, node in engine_nodes(self.model.proto))
 
+    @property
+    def entries(self) -> list[EngineEntry]:
+        """What is known of these engines; only of those that a node has."""
+        return [engine.entry for engine in self.engines if engine.entry.op in self.ops]
+
 
 def make_executor(runnable: Runnable, options: RuntimeOptions, blocked: str = "", *, lazy: bool = False) -> Executor:
     """What computes the model.
@@ -82,6 +92,7 @@ def make_executor(runnable: Runnable, options: RuntimeOptions, blocked: str = ""
     1. A model without island nodes has one executor: emulated where that was asked for, else on the GPU, else on the
        CPU.
     2. Of a model with island nodes every section has one, chosen in the same way; TensorFlow computes the islands.
+    3. Which engines are used, and why no others, is logged (INFO).
 
     Args:
         runnable: the model.
@@ -95,9 +106,14 @@ def make_executor(runnable: Runnable, options: RuntimeOptions, blocked: str = ""
     if options.execution == "emulate" and runnable.recipe is None:
         raise InvalidParameterError("execution='emulate' needs the recipe of the engines: give recipe=")
     if any(True for _ in island_nodes(runnable.model.proto)):
-        return _make_staged(runnable, options, blocked, lazy=lazy)
-    part = _Part(runnable, runnable.model, runnable.outputs, runnable.engines)
-    return _make_part(part, options, blocked, lazy=lazy, everywhere=options.provider == "cuda")
+        executor: Executor = _make_staged(runnable, options, blocked, lazy=lazy)
+    else:
+        part = _Part(runnable, runnable.model, runnable.outputs, runnable.engines)
+        executor = _make_part(part, options, blocked, lazy=lazy, everywhere=options.provider == "cuda")
+    if _LOG.isEnabledFor(logging.INFO):
+        for line in choice_lines(executor.stats().get("engines_chosen", {})):
+            _LOG.info("%s: %s", runnable.artifact or "converted model", line)
+    return executor
 
 
 def _make_staged(runnable: Runnable, options: RuntimeOptions, blocked: str, *, lazy: bool) -> StagedExecutor:
@@ -136,7 +152,13 @@ def _make_part(part: _Part, options: RuntimeOptions, blocked: str, *, lazy: bool
     whole = part.whole
     if options.execution == "emulate" and whole.recipe is not None:
         return EmulatedExecutor(
-            part.model, part.outputs, whole.recipe, whole.ranges, lazy=lazy, threads=options.threads or 0
+            part.model,
+            part.outputs,
+            whole.recipe,
+            whole.ranges,
+            lazy=lazy,
+            threads=options.threads or 0,
+            chosen=none_chosen(part.entries, lambda _: f"execution {options.execution!r} was asked for"),
         )
     if not blocked:
         opened = _open_gpu(part, options)
@@ -152,7 +174,8 @@ def _make_part(part: _Part, options: RuntimeOptions, blocked: str, *, lazy: bool
             f"strict: {counted(len(reasons), 'engine node')} would not run on TensorRT; {first}: {reasons[first]}"
         )
     fallbacks = collections.Counter(reasons[op] for op in part.ops)
-    return NativeExecutor(part.model, part.outputs, fallbacks, lazy=lazy, threads=options.threads or 0)
+    told = none_chosen(part.entries, reasons.__getitem__)
+    return NativeExecutor(part.model, part.outputs, fallbacks, lazy=lazy, threads=options.threads or 0, chosen=told)
 
 
 def _open_gpu(part: _Part, options: RuntimeOptions) -> Executor | str:

@@ -47,6 +47,9 @@ OUTSIDE = "its shapes are outside every profile"
 FULL = "maximum_cached_engines is reached, and no engine in memory takes its shapes"
 BUILDING = "an engine for its shapes is being built"
 NOT_TAKEN = "the engine that was built for its shapes does not take them"
+#: Why an engine that a call wanted is not in memory.
+KEPT_OUT = "wanted, but maximum_cached_engines is reached"
+EVICTED = "closed to make room"
 
 
 class EngineSlot:
@@ -108,6 +111,7 @@ class EngineSlot:
         self._memory: dict[Path, OpenEngine] = {}  # in order of opening
         self._used: dict[Path, int] = {}
         self._refused: dict[Path, str] = {}
+        self._waiting: dict[Path, str] = {}  # wanted by a call, but not in memory -> why not
         self._declined: set[tuple[Path, SetKey]] = set()
         self._asked: dict[SetKey, str] = {}  # input set -> BUILDING, or why there is still no engine for it
         self._counts: collections.Counter[str] = collections.Counter()
@@ -213,12 +217,16 @@ class EngineSlot:
                 "building": BUILDING in self._asked.values(),
             }
 
-    def fates(self) -> tuple[dict[str, EngineEntry], dict[str, str]]:
-        """(key -> entry of the engines in memory, key -> why one cannot be used)."""
+    def fates(self) -> tuple[dict[str, EngineEntry], dict[str, str], dict[str, str]]:
+        """Key -> entry of the engines in memory; why one cannot be used; why one that a call wanted is not there."""
         with self._lock:
             by_path = {stored.path: stored.entry for stored in self._stored.values()}
             opened = {by_path[path].key: by_path[path] for path in self._memory}
-            return opened, {by_path[path].key: text for path, text in self._refused.items() if path in by_path}
+            refused, waiting = (
+                {by_path[path].key: text for path, text in reasons.items() if path in by_path}
+                for reasons in (self._refused, self._waiting)
+            )
+            return opened, refused, waiting
 
     def close(self) -> None:
         """Closes the engines in memory; harmless when repeated. A build that ends later is ignored."""
@@ -255,6 +263,7 @@ class EngineSlot:
                 reasons.append(self._refused[path])
                 continue
             if self._full:
+                self._waiting[path] = KEPT_OUT
                 return Miss(FULL, self._version)
             problem = self._load(stored)
             if problem is not None:
@@ -340,6 +349,7 @@ class EngineSlot:
             return str(error)
         self._counts["loads"] += 1
         self._memory[stored.path] = engine
+        self._waiting.pop(stored.path, None)
         self._touch(stored.path)
         return None
 
@@ -348,6 +358,7 @@ class EngineSlot:
         engine = self._memory.pop(oldest)
         self._counts["evictions"] += 1
         self._version += 1
+        self._waiting[oldest] = EVICTED
         engine.close()
 
     def _refuse(self, stored: StoredEngine, reason: str) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rewriter.artifact.manifest import EngineEntry
 from rewriter.runtime.executor import Execution
 
 
@@ -75,6 +76,15 @@ def build_totals(slots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         totals["running"] += int(slot.get("building", 0))
         failed.update(slot.get("failed_builds", {}))
     return {**totals, "failed": dict(failed)}
+
+
+def unusable(entries: Iterable[EngineEntry]) -> dict[str, str]:
+    """Engine operator -> what is wrong with its engines that cannot be used, each problem once."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        if not entry.usable:
+            found.setdefault(entry.op, {})[entry.problem] = None
+    return {op: "; ".join(problems) for op, problems in found.items()}
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -181,7 +181,8 @@ def assemble(
         _tell(blocked, options)
         problem = cuda_provider_problem(opener.cuda)
         if problem and not slots:
-            return problem
+            # What is wrong with the engines says more than that ONNX Runtime cannot use the GPU either.
+            return "; ".join(dict.fromkeys([*(blocked[op] for op in own if op in blocked and own[op]), problem]))
         if problem and any(not isinstance(step, EngineStep) for step in schedule.steps):
             _LOG.warning("native nodes run on the CPU, with copies at every engine: %s", problem)
         pieces = Pieces(
@@ -221,8 +222,10 @@ def _chosen(
     ranked: Mapping[str, Sequence[Ranked]], slots: Mapping[str, EngineSlot], blocked: Mapping[str, str]
 ) -> dict[str, Any]:
     """Engine operator -> which of its engines are used, and why not the others; only where there are some."""
-    fates = {op: slots[op].fates() if op in slots else ({}, {}) for op in ranked}
-    told = {op: chosen(found, *fates[op], blocked.get(op, "")) for op, found in ranked.items()}
+    told = {}
+    for op, found in ranked.items():
+        opened, refused, waiting = slots[op].fates() if op in slots else ({}, {}, {})
+        told[op] = chosen(found, opened, refused, blocked.get(op, ""), waiting)
     return {op: facts for op, facts in told.items() if any(facts.values())}
 
 

@@ -331,5 +331,9 @@ def test_real_engines_for_two_gpus(tmp_path):
     with load(merged.path, provider="cpu") as function:
         np.testing.assert_array_equal(function.run(feeds)["y"], np.maximum(feeds["x"] ** 2 + feeds["x"], 0))
         stats = function.stats()
-    assert (stats["engines"], stats["engines_chosen"]) == (2, {})
+    keys = [item.entry.key for item in merged.engines]
+    assert stats["engines_chosen"] == {
+        OP: {"engines": {}, "others": dict.fromkeys(keys, "provider 'cpu' was asked for")}
+    }
+    assert stats["engines"] == 2
     assert stats["fallbacks"] == {"provider 'cpu' was asked for": 1}

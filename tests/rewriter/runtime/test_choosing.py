@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import MissingDependencyError
-from rewriter.runtime.choosing import chosen, order, rank
+from rewriter.runtime.choosing import choice_lines, chosen, none_chosen, order, rank
 from rewriter.runtime.slots import StoredEngine
 
 ADA, HOPPER = (8, 9), (9, 0)
@@ -56,6 +56,15 @@ def test_the_exact_capability_goes_first():
 )  # fmt: skip
 def test_capabilities_are_compared_as_numbers(targets, gpu, found):
     assert rank(targets, gpu)[:2] == found
+
+
+def test_classic_engines_for_other_gpus_go_last():
+    classic = {"backend": "tensorrt", "version": "10.9.0"}
+    engines = [
+        stored("classic older", ["SM86"], **classic), stored("newer", ["SM120"]), stored("older", ["SM80"]),
+        stored("classic own", ["SM89"], **classic),
+    ]  # fmt: skip
+    assert keys(order(engines, ADA, installed)) == ["classic own", "older", "newer", "classic older"]
 
 
 def test_what_can_never_run_goes_last_with_its_reason():
@@ -113,6 +122,46 @@ def test_what_became_of_them_is_told():
     assert chosen(ranked[:1], {}, {}, "it lies in a loop")["others"] == {"a": "it lies in a loop"}
 
 
+def test_why_an_engine_that_was_wanted_is_not_there():
+    ranked = order([stored("a", ["SM89"]), stored("b", ["SM80"])], ADA, installed)
+    told = chosen(ranked, {}, {}, waiting={"b": "wanted, but there is no room", "new": "closed to make room"})
+    assert told["others"] == {
+        "a": "not needed so far: built for this GPU, SM89",
+        "b": "wanted, but there is no room: built for SM80, which is older than this GPU, SM89",
+        "new": "closed to make room: built at run time",
+    }
+
+
+def test_a_model_that_runs_natively_tells_why_of_every_engine():
+    entries = [stored("a").entry, stored("torn", problem="it is damaged").entry]
+    told = none_chosen(entries, lambda op: f"no GPU for {op}")
+    assert told == {
+        "TRTEngineOp_000": {"engines": {}, "others": {"a": "no GPU for TRTEngineOp_000", "torn": "it is damaged"}}
+    }
+    assert none_chosen([], str) == {}
+
+
+def test_few_lines_tell_the_choice():
+    own, old = "tensorrt_rtx 1.7.1: built for this GPU, SM89", "it was built by tensorrt_rtx 1.4.0"
+    told = {f"E{i}": {"engines": {f"k{i}": own}, "others": {f"o{i}": old}} for i in range(5)}
+    told["E5"] = {"engines": {"a": own, "b": "tensorrt_rtx 1.7.1: built at run time"}, "others": {}}
+    told["E6"] = {"engines": {}, "others": {"k6": old, "k7": "no GPU"}}
+    told["E7"] = {"engines": {}, "others": {"k7": "no GPU"}}
+    assert choice_lines(told) == [
+        f"E0, E1, E2 and 2 more run {own}",
+        f"E5 runs {own} and tensorrt_rtx 1.7.1: built at run time",
+        "E6 and E7 run natively, with no engine",
+        f"6 engines not used: {old}",
+        "2 engines not used: no GPU",
+    ]
+    assert choice_lines({"E7": told["E7"]}, known=["no GPU"]) == []
+    assert choice_lines({"E6": told["E6"]}, known=["no GPU"]) == [
+        "E6 runs natively, with no engine",
+        f"1 engine not used: {old}",
+    ]
+    assert choice_lines({}) == []
+
+
 ENGINES = st.lists(
     st.tuples(
         st.lists(st.sampled_from(["SM75", "SM80", "SM86", "SM89", "SM120"]), max_size=3),
@@ -131,5 +180,8 @@ def test_order_loses_none_and_puts_the_best_first(drawn, gpu):
     usable = [item for item in ranked if not item.problem]
     assert ranked[: len(usable)] == tuple(usable)
     classes = [rank(item.stored.entry.targets, gpu)[:2] for item in usable]
-    assert classes == sorted(classes)
+    bound = [kind >= 2 and i.stored.entry.backend == "tensorrt" for i, (kind, _) in zip(usable, classes, strict=True)]
+    assert bound == sorted(bound)
+    assert classes[: bound.count(False)] == sorted(classes[: bound.count(False)])
+    assert classes[bound.count(False) :] == sorted(classes[bound.count(False) :])
     assert order([item.stored for item in ranked], gpu, installed) == ranked

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 import sys
 import types
 
@@ -176,7 +177,7 @@ def test_stats_count_calls_and_fallbacks_by_reason(make, entry, caplog):
         "engine_nodes": 1,
         "engines": 1,
         "unusable_engines": {},
-        "engines_chosen": {},
+        "engines_chosen": {"TRTEngineOp_000": {"engines": {}, "others": {"ab": "no GPU"}}},
         "builds": {"engines": 0, "seconds": 0.0, "running": 0, "failed": {}},
         "provider": "cpu",
         "execution": "auto",
@@ -196,7 +197,28 @@ def test_a_damaged_engine_has_its_own_reason(make, entry):
 def test_one_usable_engine_is_enough_for_a_node(make, entry):
     converted = make([dataclasses.replace(entry, problem="damaged"), dataclasses.replace(entry, key="cd")])
     converted(*inputs())
-    assert converted.stats()["fallbacks"] == {"no GPU": 1}
+    stats = converted.stats()
+    assert stats["fallbacks"] == {"no GPU": 1}
+    assert stats["engines_chosen"]["TRTEngineOp_000"]["others"] == {"ab": "damaged", "cd": "no GPU"}
+
+
+def test_all_damaged_engines_of_a_node_are_told(make, entry):
+    torn = dataclasses.replace(entry, key="cd", problem="it is torn")
+    converted = make([dataclasses.replace(entry, problem="it is gone"), torn, dataclasses.replace(torn, key="ef")])
+    converted(*inputs())
+    stats = converted.stats()
+    assert stats["unusable_engines"] == {"TRTEngineOp_000": "it is gone; it is torn"}
+    assert stats["fallbacks"] == {"it is gone": 1}
+
+
+def test_the_choice_is_logged_when_the_function_is_made(make, entry, caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "rewriter.runtime.opening"):
+        make([entry, dataclasses.replace(entry, key="cd", problem="it is torn")])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: TRTEngineOp_000 runs natively, with no engine",
+        f"{tmp_path}: 1 engine not used: no GPU",
+        f"{tmp_path}: 1 engine not used: it is torn",
+    ]
 
 
 def test_an_engine_node_without_an_engine_in_the_artifact(make):
@@ -268,7 +290,7 @@ def test_a_model_that_onnx_runtime_refuses(no_gpu):
 def test_lazy_makes_the_session_at_the_first_call(make, monkeypatch):
     made = []
     session = executor.open_native
-    monkeypatch.setattr(executor, "open_native", lambda *given: made.append(1) or session(*given))
+    monkeypatch.setattr(executor, "open_native", lambda *given, **more: made.append(1) or session(*given, **more))
     converted = make(lazy=True)
     assert made == []
     x, y = inputs()
