@@ -1,0 +1,432 @@
+"""Builds side by side: a stub backend whose builds are told step by step, and real TensorRT-RTX."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from passes.model import from_proto
+from passes.segments import Segment, SegmentModel, TensorSpec
+from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, InputProfile
+from rewriter.building import jobs as jobs_module
+from rewriter.building.builder import EngineBuilder
+from rewriter.building.cache import EngineCache
+from rewriter.building.jobs import (
+    CHILD_BYTES,
+    check_jobs,
+    default_jobs,
+    free_bytes,
+    job_limits,
+    jobs_note,
+    usable_cores,
+)
+from rewriter.building.parallel import BuildTask, run_builds
+from rewriter.building.segment_builder import SegmentBuilder
+from rewriter.errors import BackendError, InvalidParameterError
+from rewriter.precision.lowering import Lowered
+
+RELU = """<ir_version: 10, opset_import: ["" : 18]> {name} (float[2] x) => (float[2] y) {{ [relu] y = Relu(x) }}"""
+
+
+def lowered(name):
+    """A segment of one node; the name stands for its contents."""
+    segment = Segment("TRTEngineOp_000", (), ("relu",), ("x",), (), ("y",), 1)
+    x, y = TensorSpec("x", TensorProto.FLOAT, (2,)), TensorSpec("y", TensorProto.FLOAT, (2,))
+    model = from_proto(onnx.parser.parse_model(RELU.format(name=name)))
+    return Lowered(SegmentModel(segment, model, (x,), (y,), content_hash=name))
+
+
+class Stub:
+    """Builds what the names of the graphs say: engine, a kind of failure, or an exception; three steps each.
+
+    Attributes:
+        meeting: where builds wait for each other before their first step; None: nowhere.
+        built: names in the order of their beginning.
+        most: builds that were in work at the same time, at most.
+    """
+
+    flavour, version, default_targets = "tensorrt_rtx", "1", ("SM89",)
+
+    def __init__(self, jobs=None, meeting=None):
+        self.jobs, self.meeting = jobs, meeting
+        self.built, self.interrupted, self.most = [], [], 0
+        self._now, self._lock = 0, threading.Lock()
+        self._ended = {}
+
+    def build(self, model, profiles, options, output, progress=None):
+        name = model.proto.graph.name
+        with self._lock:
+            self.built.append(name)
+            self._now += 1
+            self.most = max(self.most, self._now)
+            ended = self._ended[threading.get_ident()] = threading.Event()
+        try:
+            return self._outcome(name, output, progress, ended)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def _outcome(self, name, output, progress, ended):
+        if self.meeting is not None and not name.startswith("late"):
+            self.meeting.wait(timeout=60)
+        for step in range(3):
+            if progress is not None and not progress("phase", step, 3):
+                return BuildFailure("cancelled", "the build was cancelled")
+        word = name.split("_")[0]
+        if word == "hang":
+            assert ended.wait(timeout=60)
+            return BuildFailure("cancelled", "the build was cancelled")
+        if word == "error":
+            raise BackendError(f"{name}: disk full")
+        if word in ("unsupported", "crash"):
+            return BuildFailure(word, name, (name,))
+        if word == "shy" and self.most > 1 and self.built.count(name) == 1:
+            return BuildFailure("crash", name)
+        output.write_bytes(name.encode())
+        return BuiltEngine(output, len(name), name, 1, 0.1)
+
+    def interrupt(self, thread):
+        with self._lock:
+            self.interrupted.append(thread)
+            if thread in self._ended:
+                self._ended[thread].set()
+
+
+def tasks_for(names, backend, folder, **options):
+    builder = SegmentBuilder(backend, BuildOptions(), Path(folder), **options)
+    return [BuildTask(f"E{i}", builder, lowered(name), ()) for i, name in enumerate(names)]
+
+
+def plain(builds):
+    return [(b.key, b.profiles, b.outcome, b.lowered.segment.content_hash) for b in builds]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+
+
+def run(names, jobs, folder, cancels=()):
+    """What came of it, what was raised, what was told of each engine, and how often each was built."""
+    backend, told = Stub(), {}
+    caller = threading.current_thread()
+
+    def progress(event):
+        assert threading.current_thread() is caller
+        assert event.stage == "build"
+        told.setdefault(event.engine.index, []).append((event.done, event.total, event.engine.ended, event.detail))
+        return (event.engine.index, event.done) not in cancels
+
+    try:
+        found = plain(run_builds(tasks_for(names, backend, folder), jobs, progress))
+    except BackendError as error:
+        return str(error), None, None
+    return found, told, sorted(backend.built)
+
+
+NAMES = st.sampled_from(["ok_a", "ok_b", "ok_c", "unsupported_a", "crash_a", "error_a", "error_b"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(NAMES, max_size=7),
+    jobs=st.integers(2, 5),
+    cancels=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 2))),
+)
+def test_nothing_in_what_comes_of_it_depends_on_jobs(tmp_path, names, jobs, cancels):
+    alone, told, built = run(names, 1, tmp_path, cancels)
+    beside, told_beside, built_beside = run(names, jobs, tmp_path, cancels)
+    assert beside == alone
+    if told is not None and "crash_a" not in names:  # which is built again, alone
+        assert told_beside == told
+        assert built_beside == built
+
+
+def test_as_many_are_built_at_the_same_time_as_jobs_says(tmp_path):
+    backend = Stub(meeting=threading.Barrier(3))
+    builds = run_builds(tasks_for([f"ok_{i}" for i in range(6)], backend, tmp_path), 3)
+    assert [b.outcome.sha256 for b in builds] == [f"ok_{i}" for i in range(6)]
+    assert backend.most == 3
+
+
+@pytest.mark.parametrize(("own", "jobs", "most"), [(1, 4, 1), (2, 4, 2), (None, 1, 1)])
+def test_a_backend_builds_no_more_at_the_same_time_than_it_can(tmp_path, own, jobs, most):
+    backend = Stub(own, threading.Barrier(most))
+    run_builds(tasks_for(["ok_a", "ok_b", "ok_c", "ok_d"], backend, tmp_path), jobs)
+    assert backend.most == most
+
+
+def test_a_backend_without_a_word_about_jobs_is_called_by_the_thread_that_asked(tmp_path):
+    threads = set()
+
+    class Simple:
+        flavour, version, default_targets = "tensorrt_rtx", "1", ("SM89",)
+
+        def build(self, model, profiles, options, output, progress=None):
+            threads.add(threading.current_thread())
+            return BuildFailure("unsupported", "no")
+
+    run_builds(tasks_for(["ok_a", "ok_b"], Simple(), tmp_path), 4)
+    assert threads == {threading.current_thread()}
+
+
+def test_two_backends_build_side_by_side_one_engine_each(tmp_path):
+    meeting = threading.Barrier(2)
+    first, second = Stub(1, meeting), Stub(1, meeting)
+    tasks = [
+        t for backend in (first, second) for t in tasks_for(["ok_a", "ok_b"], backend, tmp_path / str(id(backend)))
+    ]
+    for task in tasks:
+        task.builder.scratch.mkdir(exist_ok=True)
+    assert len(run_builds(tasks, 2)) == 4
+    assert (first.most, second.most) == (1, 1)
+
+
+def test_equal_engines_are_built_once_and_again_where_the_first_was_cancelled(tmp_path):
+    backend = Stub()
+    builds = run_builds(tasks_for(["ok_a", "ok_a", "ok_b", "ok_a"], backend, tmp_path), 4)
+    assert sorted(backend.built) == ["ok_a", "ok_b"]
+    assert builds[0].outcome is builds[1].outcome is builds[3].outcome
+    backend = Stub()
+    tasks = tasks_for(["ok_a", "ok_a", "ok_b"], backend, tmp_path)
+    builds = run_builds(tasks, 3, lambda event: event.engine.index != 0)
+    assert [getattr(b.outcome, "kind", "engine") for b in builds] == ["cancelled", "engine", "engine"]
+
+
+def test_a_failure_that_others_may_have_brought_about_is_tried_again_alone(tmp_path):
+    backend = Stub(meeting=threading.Barrier(2))
+    names = ["shy_a", "ok_b"]
+    stub_alone = []
+    original = backend._outcome
+
+    def outcome(name, *rest):
+        if backend.built.count(name) == 2:
+            backend.meeting = None
+            stub_alone.append(backend._now)
+        return original(name, *rest)
+
+    backend._outcome = outcome
+    builds = run_builds(tasks_for([*names, "shy_a"], backend, tmp_path), 2)
+    assert all(isinstance(b.outcome, BuiltEngine) for b in builds)
+    assert builds[2].outcome is builds[0].outcome
+    assert stub_alone == [1]
+    assert sorted(backend.built) == ["ok_b", "shy_a", "shy_a"]
+
+
+def test_an_error_ends_what_comes_after_it_and_waits_for_what_comes_before(tmp_path):
+    meeting = threading.Barrier(3)
+    backend = Stub(meeting=meeting)
+    first = threading.Event()
+
+    def progress(event):
+        if event.engine.ended:
+            first.set()
+        return True
+
+    with pytest.raises(BackendError, match="error_a"):
+        run_builds(tasks_for(["ok_a", "error_a", "hang_a", "late_ok"], backend, tmp_path), 3, progress)
+    assert first.is_set()
+    assert sorted(backend.built) == ["error_a", "hang_a", "ok_a"]
+    assert len(set(backend.interrupted)) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_progress_raises_ends_everything(tmp_path, error):
+    backend = Stub(meeting=threading.Barrier(3))
+    tasks = tasks_for(["hang_a", "hang_b", "ok_a"], backend, tmp_path)
+
+    def progress(event):
+        if event.engine.ended:
+            raise error
+        return True
+
+    with pytest.raises(error):
+        run_builds(tasks, 3, progress)
+    assert len(set(backend.interrupted)) == 2
+    backend = Stub()
+    again = tasks_for(["hang_a"], backend, tmp_path)
+    assert again[0].builder.known(again[0].lowered, ()) is None
+
+
+def test_ctrl_c_ends_everything_and_nothing_is_remembered_of_it(tmp_path):
+    main = threading.main_thread().ident
+
+    class Pressing(Stub):
+        def _outcome(self, name, *rest):
+            if name == "hang_b":
+                signal.pthread_kill(main, signal.SIGINT)
+            return super()._outcome(name, *rest)
+
+    backend = Pressing()
+    tasks = tasks_for(["hang_a", "hang_b"], backend, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_builds(tasks, 2)
+    assert all(task.builder.known(task.lowered, ()) is None for task in tasks)
+
+
+def test_what_needs_no_build_starts_no_thread(tmp_path):
+    backend, events = Stub(), []
+    tasks = tasks_for(["ok_a", "ok_b"], backend, tmp_path)
+    run_builds(tasks, 2)
+    assert run_builds(tasks, 2, events.append)[1].outcome.sha256 == "ok_b"
+    assert sorted(backend.built) == ["ok_a", "ok_b"]
+    assert [(e.engine.name, e.engine.finished, e.engine.ended) for e in events] == [("E0", 1, True), ("E1", 2, True)]
+    bad = dataclasses.replace(tasks[0], profiles="no inputs were seen")
+    assert [b.outcome for b in run_builds([bad, bad], 2)] == [BuildFailure("profile", "no inputs were seen")] * 2
+    aborted = tasks_for(["ok_a", "ok_b"], backend, tmp_path, abort_builds=True)
+    assert {b.outcome.kind for b in run_builds(aborted, 2)} == {"aborted"}
+    assert run_builds([], 3) == []
+
+
+def test_one_cache_serves_all_threads(tmp_path):
+    backend = Stub(meeting=threading.Barrier(4))
+    cache = EngineCache(tmp_path / "cache")
+    names = [f"unsupported_{i}" for i in range(4)]
+    (tmp_path / "a").mkdir()
+    run_builds(tasks_for(names, backend, tmp_path / "a", cache=cache), 4)
+    (tmp_path / "b").mkdir()
+    again = Stub()
+    builds = run_builds(tasks_for(names, again, tmp_path / "b", cache=cache), 4)
+    assert [b.outcome.reason for b in builds] == names
+    assert again.built == []
+    assert cache.stats.known_failures == 4
+
+
+def test_the_caller_is_told_of_every_engine(tmp_path):
+    events = []
+    run_builds(tasks_for(["ok_a", "unsupported_a"], Stub(), tmp_path), 2, events.append)
+    last = [e for e in events if e.engine.ended]
+    assert [e.engine.finished for e in last] == [1, 2]
+    assert {e.detail for e in last} == {"E0 (1/2): built", "E1 (2/2): no engine (unsupported)"}
+    assert {(e.engine.name, e.engine.index, e.engine.total) for e in events} == {("E0", 0, 2), ("E1", 1, 2)}
+    assert {e.detail for e in events if not e.engine.ended} == {"E0 (1/2): phase", "E1 (2/2): phase"}
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"])
+def test_jobs_is_a_positive_integer(value):
+    with pytest.raises(InvalidParameterError, match="jobs must be an integer of at least 1"):
+        run_builds([], value)
+    assert check_jobs(None) is None
+    assert check_jobs(3) == 3
+
+
+def test_the_default_is_one_with_tensorrt_and_by_cores_and_memory_with_rtx(monkeypatch):
+    monkeypatch.setattr(jobs_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(jobs_module, "free_bytes", lambda: 64 << 30)
+    assert default_jobs("tensorrt", 10) == 1
+    assert [default_jobs("tensorrt_rtx", n) for n in (0, 1, 3, 10)] == [1, 1, 3, 4]
+    assert default_jobs("tensorrt_rtx", 10, 10 << 30) == 3
+    monkeypatch.setattr(jobs_module, "free_bytes", lambda: CHILD_BYTES // 2)
+    assert default_jobs("tensorrt_rtx", 10) == 1
+    monkeypatch.setattr(jobs_module, "free_bytes", lambda: None)
+    monkeypatch.setattr(jobs_module, "usable_cores", lambda: 64)
+    assert default_jobs("tensorrt_rtx", 100) == jobs_module.MOST_DEFAULT_JOBS
+
+
+def test_a_containers_limits_count(monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs_module, "_CONTAINER", tmp_path)
+    monkeypatch.setattr(jobs_module, "_MEMORY", tmp_path / "meminfo")
+    everything = usable_cores()
+    assert free_bytes() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4096 kB\n")
+    assert free_bytes() == 4 << 20
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.stat").write_text("anon 1048576\nfile 1000\n")
+    assert (usable_cores(), free_bytes()) == (everything, 4 << 20)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text("3145728\n")
+    assert (usable_cores(), free_bytes()) == (1, 2 << 20)
+
+
+def test_limits_add_up_over_backends_but_not_above_jobs():
+    one, many = Stub(1), Stub()
+    limits = job_limits([(one, 0), (one, 0), (many, 0), (many, 0), (many, 0)], 3)
+    assert (limits.total, limits.of(one), limits.of(many)) == (3, 1, 3)
+    assert job_limits([(one, 0)] * 4, 4).total == 1
+    assert job_limits([], None).total == 0
+
+
+def test_somebody_who_asks_for_more_than_there_is_is_told():
+    assert jobs_note(Stub(), None) == jobs_note(Stub(), 1) == jobs_note(Stub(), 4) == jobs_note(Stub(4), 4) == ""
+    assert "builds 1 engine at a time; open_backend('tensorrt_rtx', jobs=4)" in jobs_note(Stub(1), 4)
+    assert "builds 2 engines at a time" in jobs_note(Stub(2), 4)
+    classic = Stub()
+    classic.flavour = "tensorrt"
+    assert "times kernels" in jobs_note(classic, 2)
+
+
+def test_blame_comes_after_the_builds_in_the_order_of_the_plan(tmp_path):
+    backend = Stub()
+    builder = EngineBuilder(backend, None, BuildOptions(), None, tmp_path)
+    segments = tuple(
+        dataclasses.replace(s.segment, segment=dataclasses.replace(s.segment.segment, name=f"TRTEngineOp_{i:03}"))
+        for i, s in enumerate(lowered(name) for name in ("ok_a", "ok_b", "ok_c"))
+    )
+    plan = SimpleNamespace(segments=segments, not_runnable={})
+    plan.runnable = plan
+    profiles = {s.segment.name: () for s in segments}
+    results = [
+        builder.build(
+            None, plan, lambda _: {**profiles, "TRTEngineOp_001": "no inputs", "TRTEngineOp_000": "none"}, jobs=jobs
+        )
+        for jobs in (1, 3)
+    ]
+    assert [(f.target, f.reason) for f in results[0].failures] == [
+        ("TRTEngineOp_000", "none"),
+        ("TRTEngineOp_001", "no inputs"),
+    ]
+    assert results[0].failures == results[1].failures
+    assert list(results[0].builds) == list(results[1].builds) == [s.segment.name for s in segments]
+
+
+def chain(seed):
+    rng = np.random.default_rng(seed)
+    weights = [numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), f"w{i}") for i in range(3)]
+    nodes = [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"], f"m{i}") for i in range(3)]
+    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 64]) for n in ("v0", "v3")]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x, y = (TensorSpec(n, TensorProto.FLOAT, ("n", 64)) for n in ("v0", "v3"))
+    segment = Segment("TRTEngineOp_000", (), ("m0", "m1", "m2"), ("v0",), (), ("v3",), 3)
+    model = from_proto(onnx.shape_inference.infer_shapes(proto))
+    return Lowered(SegmentModel(segment, model, (x,), (y,), content_hash=f"chain{seed}"))
+
+
+@pytest.mark.rtx
+def test_engines_of_tensorrt_are_equal_to_the_byte_however_they_are_built(tmp_path):
+    from rewriter.backends import open_backend
+    from rewriter.backends.pool import PoolBackend
+
+    profile = {"v0": InputProfile((1, 64), (4, 64), (8, 64))}
+    bad = {"v0": InputProfile((1, 32), (4, 32), (8, 32))}
+    found = {}
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        with open_backend("tensorrt_rtx", ["SM89"], jobs=jobs) as backend:
+            if isinstance(backend, PoolBackend):
+                backend._patience = 0.0  # or the second child is not worth its start
+            builder = SegmentBuilder(backend, BuildOptions(), folder)
+            tasks = [BuildTask(f"E{i}", builder, chain(i % 3), (bad if i == 3 else profile,)) for i in range(5)]
+            builds = run_builds(tasks, jobs)
+            if jobs == 2:
+                assert len(backend._children) == 2
+        found[jobs] = [
+            (b.key, (b.outcome.sha256, b.outcome.layers) if isinstance(b.outcome, BuiltEngine) else b.outcome)
+            for b in builds
+        ]
+    assert found[1] == found[2]
+    assert [isinstance(outcome, BuildFailure) for _, outcome in found[1]] == [False, False, False, True, False]
