@@ -118,7 +118,8 @@ class ProgressBar:
             if engine.ended:
                 self._remove(engine.index)
             else:
-                self._show(engine.index, f"  {engine.name}", event.done, event.total, event.detail)
+                phase = event.detail.rpartition(": ")[2]
+                self._show(engine.index, f"  {engine.name}", event.done, event.total, phase)
         return True
 
     def _show(self, key: int | None, description: str, done: int, total: int, detail: str) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from rewriter.progress import ProgressBar, ProgressEvent, Stages, resolve
+from rewriter.progress import EngineStep, ProgressBar, ProgressEvent, Stages, resolve
 
 
 def test_stages_are_timed_and_told():
@@ -53,3 +53,41 @@ def test_the_bar_survives_any_order_of_events():
         ProgressEvent("save", 1, 1, seconds=0.0),
     ):
         assert bar(event)
+
+
+def lines(bar):
+    return [(t.description, t.completed, t.total, t.fields["detail"]) for t in bar._bar.tasks]
+
+
+def test_the_bar_counts_engines_and_has_a_line_for_each_in_work():
+    bar = ProgressBar()
+
+    def engine(index, done, total, finished, *, ended=False):
+        step = EngineStep(f"E{index}", index, 3, finished, ended)
+        assert bar(ProgressEvent("build", done, total, f"E{index} ({index + 1}/3): phase", engine=step))
+
+    bar(ProgressEvent("build", 0, 1))
+    assert lines(bar) == [("build", 0, 1, "")]
+    engine(0, 1, 5, 0)
+    engine(1, 2, 4, 0)
+    assert lines(bar) == [
+        ("build", 0, 3, "0 of 3 engines"),
+        ("  E0", 1, 5, "phase"),
+        ("  E1", 2, 4, "phase"),
+    ]
+    engine(0, 1, 1, 1, ended=True)
+    engine(2, 0, 9, 1)
+    assert [line[0] for line in lines(bar)] == ["build", "  E1", "  E2"]
+    assert lines(bar)[0] == ("build", 1, 3, "1 of 3 engines")
+    bar(ProgressEvent("build", 1, 1, seconds=2.0))
+    assert lines(bar) == []
+    engine(0, 1, 1, 1, ended=True)  # known already: it has no line of its own
+    assert [line[0] for line in lines(bar)] == ["build"]
+    bar(ProgressEvent("build", 1, 1, seconds=2.0))
+
+
+def test_the_bar_says_one_engine_in_the_singular():
+    bar = ProgressBar()
+    bar(ProgressEvent("build", 1, 2, "E0 (1/1): phase", engine=EngineStep("E0", 0, 1)))
+    assert lines(bar)[0] == ("build", 0, 1, "0 of 1 engine")
+    bar(ProgressEvent("build", 1, 1, seconds=0.1))
