@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from onnx import parser
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
 
 from passes.model import Model
 from passes.segments import TensorSpec
@@ -47,3 +49,24 @@ def save_whole(path: Path) -> Path:
         agraph (float[length] x0) => (float y0) { y0 = ReduceSum<keepdims = 0>(x0) }""")
     signature = batched_signature(("length",), outputs=((),))
     return save_artifact(path, ArtifactPart(Model(proto), signature, {}, {}))
+
+
+def network():
+    """Matrix products and a Relu, x [N, 16] -> y [N, 4], as ModelProto: x, r and k have to be calibrated."""
+    proto = parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        network (float[batch, 16] x) => (float[batch, 4] y) {
+            h = MatMul(x, w1)
+            r = Relu(h)
+            k = MatMul(r, w2)
+            y = MatMul(k, w3) }""")
+    random = np.random.default_rng(1)
+    for name, size in (("w1", (16, 64)), ("w2", (64, 8)), ("w3", (8, 4))):
+        array = random.standard_normal(size, np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return proto
+
+
+def save_network(path: Path) -> Path:
+    """`network` as an .onnx file."""
+    onnx.save(network(), path)
+    return path
