@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "run an artifact on inputs from a file",
     "compare": "compare the source, the native run, emulated precision and TensorRT side by side",
     "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
+    "build": "add engines for further GPUs, or of another TensorRT, to an artifact",
     "merge": "put the engines of several artifacts of one model into one",
     "export": "write an artifact for a model server: a Triton repository, or ONNX Runtime's EPContext",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
