@@ -48,5 +48,8 @@ def _lines(merged: Merged) -> list[str]:
         lines.append(f"  {where}: {built}, {human_size(entry.size)}, from {engine.source}")
     lines += [f"note: {note}" for note in merged.notes]
     count = len(merged.engines)
-    lines.append(f"wrote {merged.path}: {count} engine{'' if count == 1 else 's'} of {len(merged.sources)} artifacts")
+    left = f", {len(merged.damaged)} damaged" if merged.damaged else ""
+    lines.append(
+        f"wrote {merged.path}: {count} engine{'' if count == 1 else 's'} of {len(merged.sources)} artifacts{left}"
+    )
     return lines

@@ -19,8 +19,12 @@ from rewriter.artifact.paths import checked_path
 from rewriter.artifact.reading import read_manifest
 from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.merging.comparing import difference, free_differences
+from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS
 
 __all__ = ["Merged", "MergedEngine", "merge"]
+
+#: The parameter that limits how many engines of one node are in memory.
+_ROOM = "maximum_cached_engines"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class MergedEngine:
             "targets": list(entry.targets),
             "size": entry.size,
             "source": str(self.source),
+            **({"problem": entry.problem} if entry.problem else {}),
         }
 
 
@@ -60,6 +65,8 @@ class Merged:
         path: the new artifact, resolved.
         sources: the artifacts it was made of, in the order given.
         engines: its engines, in the order in which it lists them.
+        damaged: engines of the sources that were left out; `entry.problem` says what is wrong. The notes say where a
+            whole copy of one was taken from another artifact.
         notes: what differs between the artifacts and was taken from the first one, and what was left out.
     """
 
@@ -67,6 +74,7 @@ class Merged:
     sources: tuple[Path, ...]
     engines: tuple[MergedEngine, ...]
     notes: tuple[str, ...]
+    damaged: tuple[MergedEngine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `trt-rewriter merge --json` prints it."""
@@ -74,6 +82,7 @@ class Merged:
             "path": str(self.path),
             "sources": [str(source) for source in self.sources],
             "engines": [engine.to_json() for engine in self.engines],
+            "damaged": [engine.to_json() for engine in self.damaged],
             "notes": list(self.notes),
         }
 
@@ -86,10 +95,13 @@ def merge(artifacts: Iterable[str | Path], output: str | Path, *, overwrite: boo
            (`rewriter.merging.comparing.difference`); the SavedModels of parts that stay in TensorFlow have equal files.
         2. Each engine is there once: of engines with the same node and key the first is taken. Any of them will do,
            for the key is made of all that the builder got.
-        3. Engines are listed artifact by artifact, in the order given.
-        4. Report, calibration and parameters are those of the first artifact, but for "targets": all targets of all of
-           them, so that engines built at run time fit wherever the artifact is used.
-        5. The output is written whole or not at all, and may replace one of the artifacts (`overwrite`).
+        3. A damaged or missing engine is left out, and told: another artifact may have it, and nothing could run it.
+        4. Engines are listed artifact by artifact, in the order given.
+        5. Report, calibration and parameters are those of the first artifact, but for two: "targets" are all targets of
+           all of them, so that engines built at run time fit wherever the artifact is used; and
+           "maximum_cached_engines" grows where one machine may run engines of one node with different profiles, up to
+           what the artifacts allow together: no shape that one of them takes is lost by merging.
+        6. The output is written whole or not at all, and may replace one of the artifacts (`overwrite`).
 
     Args:
         artifacts: at least two folders of artifacts.
@@ -98,26 +110,33 @@ def merge(artifacts: Iterable[str | Path], output: str | Path, *, overwrite: boo
 
     Raises:
         InvalidParameterError: fewer than two artifacts, or one is given twice.
-        ArtifactError: one is missing, damaged or holds a damaged engine; two are not of the same model, and the message
-            names both and says what differs; or the output cannot be written.
+        ArtifactError: one is missing or damaged; all engines are; two are not of the same model, and the message names
+            both and says what differs; or the output cannot be written.
     """
     roots = _roots(artifacts)
     check_output(output, overwrite)
     names = _signatures(roots)
     parts: list[ArtifactPart] = []
     engines: list[MergedEngine] = []
+    left: list[MergedEngine] = []
     notes: dict[str, None] = {}
     for name in names:
-        loaded = [_loaded(root, name) for root in roots]
+        loaded = [load_artifact(root, signature=name) for root in roots]
         try:
             part, united = _merged_part(loaded)
         except PassError as error:
             raise ArtifactError(f"{roots[0]} cannot be merged: {error}") from error
         parts.append(part)
         engines += united
-        notes.update(dict.fromkeys(_notes(loaded)))
+        left += _damaged(loaded)
+        notes.update(dict.fromkeys(_notes(loaded, part, united)))
+    if left and not engines:
+        raise ArtifactError(
+            f"{left[0].source} cannot be merged: all {len(left)} engines of these artifacts are damaged, "
+            f"{left[0].entry.problem}: copy them or convert the model again"
+        )
     path = save_artifact(output, parts[0], *parts[1:], overwrite=overwrite, versions=loaded[0].versions)
-    return Merged(path, roots, tuple(engines), tuple(notes))
+    return Merged(path, roots, tuple(engines), tuple(notes), tuple(left))
 
 
 def _roots(artifacts: Iterable[str | Path]) -> tuple[Path, ...]:
@@ -146,15 +165,6 @@ def _signatures(roots: Sequence[Path]) -> tuple[str, ...]:
     return first
 
 
-def _loaded(root: Path, name: str) -> Artifact:
-    """One signature of an artifact, after checking that none of its engines is damaged."""
-    artifact = load_artifact(root, signature=name)
-    for entry in artifact.engines:
-        if not entry.usable:
-            raise ArtifactError(f"{root} cannot be merged: {entry.op}: {entry.problem}: copy or convert it again")
-    return artifact
-
-
 def _merged_part(loaded: Sequence[Artifact]) -> tuple[ArtifactPart, list[MergedEngine]]:
     """One signature of the merged artifact, with its engines."""
     first, *others = loaded
@@ -166,7 +176,7 @@ def _merged_part(loaded: Sequence[Artifact]) -> tuple[ArtifactPart, list[MergedE
     part = ArtifactPart(
         model=_with_engines(first.model, [engine.entry for engine in united]),
         signature=first.signature,
-        params=_params(loaded),
+        params=_params(loaded, united),
         report=first.report,
         engines=[(engine.entry, engine.source / engine.entry.file) for engine in united],
         ranges=first.ranges,
@@ -182,7 +192,7 @@ def _conflict(first: Path, other: Path, reason: str) -> ArtifactError:
 
 
 def _united(loaded: Sequence[Artifact]) -> list[MergedEngine]:
-    """The engines of all, those of the first artifact first, each node and key once."""
+    """The engines of all that are whole, those of the first artifact first, each node and key once."""
     found: dict[str, MergedEngine] = {}
     for artifact in loaded:
         hashes = {node.op_type: read_attributes(node).segment_hash for _, node in engine_nodes(artifact.model.proto)}
@@ -192,8 +202,19 @@ def _united(loaded: Sequence[Artifact]) -> list[MergedEngine]:
                     f"{artifact.path} cannot be merged: its engine {entry.key} was not built of the segment of "
                     f"{entry.op}: convert the model again"
                 )
-            found.setdefault(entry.file, MergedEngine(artifact.signature.name, entry, artifact.path))
+            if entry.usable:
+                found.setdefault(entry.file, MergedEngine(artifact.signature.name, entry, artifact.path))
     return list(found.values())
+
+
+def _damaged(loaded: Sequence[Artifact]) -> list[MergedEngine]:
+    """The engines that cannot be taken."""
+    return [
+        MergedEngine(artifact.signature.name, entry, artifact.path)
+        for artifact in loaded
+        for entry in artifact.engines
+        if not entry.usable
+    ]
 
 
 def _with_engines(model: Model, entries: Sequence[EngineEntry]) -> Model:
@@ -219,11 +240,28 @@ def _named(attributes: EngineAttributes, own: Sequence[EngineEntry]) -> EngineAt
     )
 
 
-def _params(loaded: Sequence[Artifact]) -> Mapping[str, Any]:
-    """Those of the first artifact, with the targets of all."""
+def _params(loaded: Sequence[Artifact], united: Sequence[MergedEngine]) -> Mapping[str, Any]:
+    """Those of the first artifact, with the targets of all, and room for the engines that one machine may need."""
     first = loaded[0].params
     targets = dict.fromkeys(target for artifact in loaded for target in artifact.params.get("targets") or ())
-    return {**first, "targets": list(targets)} if targets else first
+    merged = {**first, "targets": list(targets)} if targets else dict(first)
+    allowed = [_room(artifact.params) for artifact in loaded]
+    room = max(allowed[0], min(_most_profiles(united), sum(allowed)))
+    return {**merged, _ROOM: room} if room != allowed[0] else merged
+
+
+def _room(params: Mapping[str, Any]) -> int:
+    """How many engines of one node may be in memory."""
+    return int(params.get(_ROOM, DEFAULT_TRT_CONVERSION_PARAMS.maximum_cached_engines))
+
+
+def _most_profiles(united: Sequence[MergedEngine]) -> int:
+    """The largest number of different sets of profiles among engines of one node that one TensorRT runs."""
+    sets: dict[tuple[str, str, str], set[str]] = {}
+    for entry in (engine.entry for engine in united):
+        profiles = json.dumps([profile_to_json(profile) for profile in entry.profiles])
+        sets.setdefault((entry.op, entry.backend, entry.version), set()).add(profiles)
+    return max(map(len, sets.values()), default=0)
 
 
 def _island_difference(first: Model, other: Model) -> str:
@@ -231,24 +269,39 @@ def _island_difference(first: Model, other: Model) -> str:
     theirs = {node.op_type: Path(read_island(node).saved_model) for node in island_nodes(other.proto)}
     for node in island_nodes(first.proto):
         op, mine = node.op_type, Path(read_island(node).saved_model)
-        if _files(mine) != _files(theirs[op]):
-            return f"the part {op}, which stays in TensorFlow, has other files"
+        own, others = _files(mine), _files(theirs[op])
+        if own != others:
+            name = min(name for name in {**own, **others} if own.get(name) != others.get(name))
+            return f"the part {op}, which stays in TensorFlow, has other files ({name})"
     return ""
 
 
 def _files(folder: Path) -> dict[str, object]:
+    """Name -> size and hash of each file: when it was written does not matter."""
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def _notes(loaded: Sequence[Artifact]) -> Iterable[str]:
+def _notes(loaded: Sequence[Artifact], part: ArtifactPart, united: Sequence[MergedEngine]) -> Iterable[str]:
     """What the artifacts of one signature do not agree in, and what was left out."""
     first, *others = loaded
-    kept = {entry.file: entry for entry in first.engines}
     yield f"report and calibration are those of {first.path}"
+    room = _room(part.params)
+    grown = room != _room(first.params)
+    if grown:
+        yield (
+            f"{_ROOM} is {room}, not {_room(first.params)}: engines of one node have different profiles, and so many "
+            "of them may be in memory at once"
+        )
     for other in others:
         for words in free_differences(first, other):
-            yield f"{words} of {other.path} differs: that of {first.path} is kept"
-        double = [entry for entry in other.engines if entry.file in kept]
+            if not (grown and words == f"parameter {_ROOM}"):
+                yield f"{words} of {other.path} differs: that of {first.path} is kept"
+    taken = {engine.entry.file: engine.source for engine in united}
+    for artifact in loaded:
+        double = sum(entry.usable and taken[entry.file] != artifact.path for entry in artifact.engines)
         if double:
-            yield f"equal engines are kept once, which leaves out {len(double)} of {other.path}"
-        kept.update((entry.file, entry) for entry in other.engines if entry.file not in kept)
+            yield f"equal engines are kept once, which leaves out {double} of {artifact.path}"
+    for engine in _damaged(loaded):
+        whole = taken.get(engine.entry.file)
+        instead = f"that of {whole} is taken" if whole else "it is left out"
+        yield f"{engine.source}: {engine.entry.problem}: {instead}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import onnx
@@ -227,13 +228,76 @@ def test_several_signatures_are_merged_by_name(tmp_path):
         assert all(entry.usable for entry in loaded.engines)
 
 
-def test_a_damaged_engine_is_refused(save, tmp_path):
-    first, second = save("a", "k1"), save("b", "k2")
-    path = second / load_artifact(second).engines[0].file
+def damage(artifact, number=0, content=b"x"):
+    path = artifact / load_artifact(artifact).engines[number].file
     path.unlink()
-    path.write_bytes(b"x")
-    with pytest.raises(ArtifactError, match=rf"{second} cannot be merged: {OP}: .*: copy or convert it again"):
+    if content:
+        path.write_bytes(content)
+    return load_artifact(artifact).engines[number].problem
+
+
+def test_a_damaged_engine_is_left_out_and_told(save, tmp_path):
+    first, second = save("a", "k1", "k2"), save("b", "k3", target="SM120")
+    problem = damage(first, 1)
+    merged = merge([first, second], tmp_path / "out")
+    assert [item.entry.key for item in merged.engines] == ["k1", "k3"]
+    assert [(item.entry.key, item.source, item.entry.problem) for item in merged.damaged] == [("k2", first, problem)]
+    assert merged.notes[1:] == (f"{first}: {problem}: it is left out",)
+    assert merged.to_json()["damaged"][0]["problem"] == problem
+    assert [entry.usable for entry in load_artifact(merged.path).engines] == [True, True]
+
+
+def test_a_damaged_engine_is_taken_from_another_artifact_that_has_it(save, tmp_path):
+    first, second = save("a", "k1"), save("b", "k1", "k2")
+    problem = damage(first, content=b"")
+    merged = merge([first, second], tmp_path / "out")
+    assert [(item.entry.key, item.source) for item in merged.engines] == [("k1", second), ("k2", second)]
+    assert merged.notes[1:] == (f"{first}: {problem}: that of {second} is taken",)
+
+
+def test_merging_heals_an_artifact_in_place(save, tmp_path):
+    first, second = save("a", "k1", "k2"), save("b", "k1")
+    damage(first)
+    merge([first, second], first, overwrite=True)
+    assert sorted((entry.key, entry.usable) for entry in load_artifact(first).engines) == [("k1", True), ("k2", True)]
+
+
+def test_only_damaged_engines_are_refused(save, tmp_path):
+    first, second = save("a", "k1"), save("b", "k2")
+    problem = damage(first)
+    damage(second)
+    with pytest.raises(ArtifactError, match=f"{first} cannot be merged: all 2 engines of these artifacts are damaged"):
         merge([first, second], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert merge([first, second, save("c", "k3")], tmp_path / "out").notes[1] == f"{first}: {problem}: it is left out"
+
+
+def ranged(tmp_path, name, key, top, room=None, **facts):
+    entry, path = engine(tmp_path / f"{name}.built", key, facts.pop("target", "SM89"))
+    profile = {"x": InputProfile((1, 1024), (2, 1024), (top, 1024))}
+    params = {"recipe": {"mode": "FP32"}, **({} if room is None else {"maximum_cached_engines": room})}
+    entry = dataclasses.replace(entry, profiles=(profile,), **facts)
+    return save_artifact(tmp_path / name, part_of([(entry, path)], params=params))
+
+
+@pytest.mark.parametrize(
+    ("tops", "rooms", "facts", "found"),
+    [
+        ((8, 8), (None, None), {}, None), ((8, 16), (None, None), {}, 2), ((8, 16), (3, 1), {}, 3),
+        ((8, 16), (1, 5), {}, 2), ((8, 16), (None, None), {"version": "1.4.0"}, None), ((8, 16, 8), (1, 1, 1), {}, 2),
+        ((8, 16), (None, None), {"target": "SM120"}, 2),
+    ],
+)  # fmt: skip
+def test_engines_with_different_profiles_fit_in_memory_together(tmp_path, tops, rooms, facts, found):
+    sources = [
+        ranged(tmp_path, f"a{i}", f"k{i}", top, room, **(dict(facts) if i else {}))
+        for i, (top, room) in enumerate(zip(tops, rooms, strict=True))
+    ]
+    merged = merge(sources, tmp_path / "out")
+    assert load_artifact(merged.path).params.get("maximum_cached_engines") == (rooms[0] if found is None else found)
+    said = [note for note in merged.notes if note.startswith("maximum_cached_engines is")]
+    assert bool(said) == (found is not None and found != rooms[0])
+    assert not said or not any("parameter maximum_cached_engines" in note for note in merged.notes)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +342,11 @@ def test_parts_in_tensorflow_must_have_equal_files(tmp_path):
         return save_artifact(tmp_path / name, part_of(model=island_model(folder), signature=signature))
 
     first, same, other = save("a", b"1"), save("b", b"1"), save("c", b"2")
-    assert "TFIsland_000, which stays in TensorFlow, has other files" in refusal(first, other, tmp_path)
+    assert "TFIsland_000, which stays in TensorFlow, has other files (saved_model.pb)" in refusal(
+        first, other, tmp_path
+    )
+    for path in same.rglob("*.pb"):
+        os.utime(path, (1, 1))  # when it was written does not matter
     loaded = load_artifact(merge([first, same], tmp_path / "out").path)
     (node,) = island_nodes(loaded.model.proto)
     assert read_island(node).saved_model.startswith(str(tmp_path / "out"))
