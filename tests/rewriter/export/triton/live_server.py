@@ -16,7 +16,10 @@ READY_SECONDS = 120
 STARTS = 3
 
 FACTS = """
-import json, sys, sysconfig
+import importlib.util, json, sys, sysconfig
+missing = [n for n in ("pytriton", "tritonclient", "onnxruntime", "rewriter") if importlib.util.find_spec(n) is None]
+if missing:
+    sys.exit(f"{sys.executable} lacks {', '.join(missing)} (this package: pip install --no-deps -e .)")
 paths = sysconfig.get_paths()
 print(json.dumps([paths["purelib"], sysconfig.get_config_var("LIBDIR"), "%d.%d" % sys.version_info[:2]]))
 """
@@ -48,8 +51,8 @@ class Server:
         self.repository = folder / "repository"
         self.repository.mkdir()
         self._log = folder / "server.log"
-        done = subprocess.run([python, "-c", FACTS], capture_output=True, text=True, check=True, timeout=60)
-        packages, libraries, version = json.loads(done.stdout)
+        self._folder = folder
+        packages, libraries, version = json.loads(self.ask(FACTS))
         self._triton = Path(packages) / "pytriton" / "tritonserver"
         self._backends = folder / "backends"
         shutil.copytree(self._triton / "backends", self._backends)
@@ -88,7 +91,7 @@ class Server:
         return json.loads(self.get(f"/v2/models/{name}/stats"))["model_stats"][-1]
 
     def ask(self, code, *arguments, text=None):
-        """Runs a program with the server's Python; returns what it printed."""
+        """Runs a program with the server's Python, in this process's folder; returns what it printed."""
         command = [self.python, "-c", code, *map(str, arguments)]
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
         assert done.returncode == 0, done.stderr
@@ -121,7 +124,9 @@ class Server:
         ]
         command = [self._triton / "bin" / "tritonserver", *flags]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self._environment, cwd=self._folder
+            )
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
             if self._process.poll() is not None:
