@@ -179,7 +179,9 @@ def _grown(
         engines = tuple(written.get(entry.file, entry) for entry in other.engines)
         params = other.params
         if other is part:
-            engines = (*(entry for entry in other.engines if entry.file not in more), *more.values())
+            held = {entry.file for entry in other.engines}
+            engines = tuple(more.get(entry.file, entry) for entry in other.engines)
+            engines += tuple(entry for file, entry in more.items() if file not in held)
             params = _with_targets(params, more.values())
         parts.append(dataclasses.replace(other, engines=engines, params=params))
     return tuple(parts)

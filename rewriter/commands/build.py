@@ -97,7 +97,8 @@ def _lines(extended: Extended) -> list[str]:
     from rewriter.reports.summary import human_size
 
     engines = (*extended.added, *extended.present)
-    several = len({item.signature for item in (*engines, *extended.failures)}) > 1
+    signatures = {item.signature for item in engines} | {failure.signature for failure in extended.failures}
+    several = len(signatures) > 1
 
     def where(signature: str, op: str) -> str:
         return ": ".join([*([signature] if several else []), *([op] if op else [])])

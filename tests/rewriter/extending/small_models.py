@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 from onnx import numpy_helper, parser
 
-from rewriter import Converter
+from rewriter import ConversionParams, Converter
 from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 
 #: TensorRT takes all but the Unique, so that there are two engines.
@@ -65,7 +65,7 @@ def images(*batches):
     return samples
 
 
-def convert(path, backend, text=TWO_ENGINES, *, batches=(1, 4), engines=True, **options):
+def convert(path, backend, text=TWO_ENGINES, *, batches=(1, 4), engines=True, static=0, **options):
     """Saves an artifact of a model.
 
     Args:
@@ -74,9 +74,12 @@ def convert(path, backend, text=TWO_ENGINES, *, batches=(1, 4), engines=True, **
         text: the model.
         batches: what the engines are built for.
         engines: False leaves them out.
+        static: above 0 makes static engines for batches up to this.
         options: of `Converter`.
     """
     calibrates = options.get("precision_mode") in ("INT8", "FP8")
+    if static:
+        options["conversion_params"] = ConversionParams(is_dynamic_op=False, max_batch_size=static)
     with contextlib.closing(Converter(model=model(text), backend=backend or "tensorrt_rtx", **options)) as converter:
         converter.convert(images(*batches) if calibrates else None)
         if engines and converter.params.is_dynamic_op:
