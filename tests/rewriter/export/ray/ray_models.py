@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from passes.model import Model
+from passes.model import Model, from_proto
 from passes.segments import TensorSpec
 from rewriter.artifact import ArtifactPart, save_artifact
 from rewriter.source import Signature
@@ -70,3 +70,12 @@ def save_network(path: Path) -> Path:
     """`network` as an .onnx file."""
     onnx.save(network(), path)
     return path
+
+
+def save_network_artifact(path: Path) -> Path:
+    """`network` as an artifact without engines or ranges."""
+    signature = Signature(
+        (TensorSpec("x", FLOAT, ("batch", 16)),),
+        (TensorSpec("y", FLOAT, ("batch", 4)),),
+    )
+    return save_artifact(path, ArtifactPart(from_proto(network()), signature, {}, {}))
