@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +49,8 @@ for call in calls: call.start()
 for call in calls: call.join()
 np.savez(found, **results)
 """
+GUIDE = Path(__file__).parents[4] / "docs" / "serving.md"
+EXAMPLE = re.compile(r"<!-- triton example -->\n(.*?)<!-- end of the triton example -->", re.DOTALL)
 ONE = np.linspace(-3, 5, 4, dtype=np.float32)[None]
 
 
@@ -224,3 +229,24 @@ def test_the_demo_is_served(server, tmp_path, capsys):
     for protocol in ("http", "grpc"):
         np.testing.assert_array_equal(found[f"{protocol}_most"][:, 0], expected["digit"])
     assert (expected["digit"] == labels[:32]).mean() > 0.9
+
+
+@pytest.mark.rtx
+@pytest.mark.tensorflow
+def test_the_example_of_the_guide_runs(server, tmp_path, monkeypatch):
+    """Its commands are run in this process; its client by the python of the server's environment."""
+    if not GUIDE.exists():
+        pytest.skip("docs/serving.md is not written yet")
+    (text,) = EXAMPLE.findall(GUIDE.read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(server.repository)
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "trt-rewriter"
+        assert main(arguments) == 0
+    server.load("digits")
+    (client,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert client.count('"localhost:8000"') == 1
+    printed = server.ask(client.replace("localhost:8000", server.http))
+    assert re.fullmatch(r"digits:( \d){8}\n", printed)
