@@ -9,6 +9,13 @@ import pytest
 
 PYTHON = os.environ.get("TRT_REWRITER_RAY_PYTHON", "")
 ROOT = Path(__file__).parents[4]
+#: The user's own settings of Ray are left alone; Serve looks often, so that tests wait little.
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.05",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
+}
 
 _spec = importlib.util.spec_from_file_location("ray_models", Path(__file__).with_name("ray_models.py"))
 _models = importlib.util.module_from_spec(_spec)
@@ -42,8 +49,8 @@ def isolated(command):
 
 
 @pytest.fixture
-def ray_script(tmp_path):
-    """Runs a script of this folder with the interpreter that has Ray; returns what it wrote to its last argument.
+def ray_python(tmp_path):
+    """Runs the interpreter that has Ray with some arguments in `tmp_path`; a failure shows the log.
 
     A network namespace of its own keeps Ray on the loopback interface, where that is allowed; the user's settings of
     Ray are left alone.
@@ -51,17 +58,13 @@ def ray_script(tmp_path):
     if not PYTHON:
         pytest.skip("TRT_REWRITER_RAY_PYTHON names no interpreter that has Ray")
 
-    def run(script, *arguments, timeout=240):
-        home, result, log = (tmp_path / name for name in ("home", "result.json", "log.txt"))
-        home.mkdir()
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "HOME": str(home),
-            "PYTHONPATH": str(ROOT),
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        command = isolated([PYTHON, str(Path(__file__).with_name(script)), *map(str, arguments), str(result)])
+    def run(*arguments, timeout=240):
+        home, log = tmp_path / "home", tmp_path / "log.txt"
+        home.mkdir(exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        path = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])
+        environment = {**kept, **SETTINGS, "HOME": str(home), "PYTHONPATH": str(ROOT), "PATH": path}
+        command = isolated([PYTHON, *map(str, arguments)])
         with log.open("wb") as file:
             try:
                 code = subprocess.run(
@@ -70,7 +73,19 @@ def ray_script(tmp_path):
             except subprocess.TimeoutExpired:
                 code = f"none within {timeout} s"
         if code != 0:
-            pytest.fail(f"{script}: exit code {code}\n{log.read_text('utf-8', 'replace')[-20000:]}", pytrace=False)
+            text = log.read_text("utf-8", "replace")[-20000:]
+            pytest.fail(f"{Path(arguments[0]).name}: exit code {code}\n{text}", pytrace=False)
+
+    return run
+
+
+@pytest.fixture
+def ray_script(tmp_path, ray_python):
+    """Runs a script of this folder with the interpreter that has Ray; returns what it wrote to its last argument."""
+
+    def run(script, *arguments, timeout=240):
+        result = tmp_path / "result.json"
+        ray_python(Path(__file__).with_name(script), *arguments, result, timeout=timeout)
         return json.loads(result.read_text())
 
     return run

@@ -24,6 +24,7 @@ class Load:
 
     def __init__(self, clients):
         self.clients, self.answered, self.wrong, self.lost = clients, 0, 0, []
+        self.longest = 0.0
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._ask, args=(each,)) for each in clients]
         for thread in self._threads:
@@ -33,6 +34,7 @@ class Load:
         number = 0
         while not self._stop.is_set():
             number += 1
+            began = time.monotonic()
             inputs = np.full((1, 3), number, np.float32)
             try:
                 equal = np.array_equal(asked.infer(x0=inputs)["y0"], 2 * inputs + 1)
@@ -42,11 +44,18 @@ class Load:
                 continue
             with self._lock:
                 self.answered += 1
+                self.longest = max(self.longest, time.monotonic() - began)
                 self.wrong += not equal
 
     def more(self, count, seconds=60):
         """Waits until so many more answers came."""
         wait(lambda goal=self.answered + count: self.answered >= goal, seconds, "answers")
+
+    def new_losses(self):
+        """How many requests were lost since this was asked."""
+        with self._lock:
+            found, self.lost = len(self.lost), []
+        return found
 
     def stop(self):
         self._stop.set()
@@ -95,23 +104,33 @@ def serving(cluster, nodes, artifact):
     )
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8123})
     handle = serve.run(application, name="rows", route_prefix="/")
-    load = Load([client(URL), client(URL), client("rows"), client("rows")])
+    sure = Load([client(URL), client("rows")])
+    once = Load([client(target, retries=0) for target in (URL, URL, "rows", "rows")])
+    lost = {}
+
+    def after(event):
+        """Waits for answers to both; notes what was lost without a second try."""
+        sure.more(25)
+        once.more(25)
+        lost[event] = once.new_losses()
+
     try:
-        load.more(50)
+        after("start")
         before = pids(handle)
         os.kill(min(before), signal.SIGKILL)
         wait(lambda: two_nodes(handle), 90, "second replica after the kill")
-        killed = load.answered
-        load.more(50)
+        after("kill")
         cluster.remove_node(nodes[0], allow_graceful=False)
-        load.more(50)
+        after("removal")
         cluster.add_node(num_cpus=2, resources={"worker": 1}, object_store_memory=80 << 20)
         wait(lambda: two_nodes(handle), 90, "second replica on the new node")
-        load.more(50)
+        after("addition")
     finally:
-        load.stop()
-    found = {"answered": load.answered, "by_kill": killed, "wrong": load.wrong, "lost": load.lost}
-    found["clients"] = [each.stats() for each in load.clients]
+        sure.stop()
+        once.stop()
+    found = {"answered": sure.answered, "wrong": sure.wrong + once.wrong, "lost": sure.lost, "lost_by_once": lost}
+    found.update(answered_once=once.answered, longest_s=[sure.longest, once.longest])
+    found["clients"] = [each.stats() for each in sure.clients + once.clients]
     serve.shutdown()
     return found
 
