@@ -63,6 +63,12 @@ def _triton_options(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="tensorrt_plan: the TensorRT of the server, where there are engines of several (default: the newest)",
     )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="python: threads of ONNX Runtime in each copy (default: all cores, shared by copies on the CPU)",
+    )
     add("--strict", action="store_true", help="python: an engine that cannot be used is an error")
     add("--no-warmup", action="store_true", help="a model is ready before its engines were run once")
     add("--storage-uri", metavar="URI", help="where KServe finds the repository (default: a placeholder)")
@@ -115,6 +121,7 @@ def _export_triton(arguments: argparse.Namespace) -> dict[str, Any]:
         max_queue_delay_us=arguments.max_queue_delay_us,
         max_batch_size=arguments.max_batch_size,
         engine_version=arguments.engine_version,
+        threads=arguments.threads,
         strict=arguments.strict,
         warmup=not arguments.no_warmup,
         storage_uri=arguments.storage_uri,

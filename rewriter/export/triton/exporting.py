@@ -74,6 +74,7 @@ def export_triton(
     max_queue_delay_us: int = 1000,
     max_batch_size: int | None = None,
     engine_version: str | None = None,
+    threads: int | None = None,
     strict: bool = False,
     warmup: bool = True,
     storage_uri: str | None = None,
@@ -96,6 +97,8 @@ def export_triton(
             and outputs do not share a batch dimension.
         engine_version: TensorRT's version in the server, where the artifact has engines of several (tensorrt_plan
             flavour); default: the newest. The python flavour takes all with it, and each server chooses.
+        threads: of ONNX Runtime in each copy (python flavour), as in `rewriter.load`; default: all cores, shared by the
+            copies of a server without a GPU.
         strict: True: an engine that is not used is an error (python flavour), as in `rewriter.load`.
         warmup: True has the server run the optimum of every profile before the model is ready.
         storage_uri: where KServe finds the repository; default: a placeholder.
@@ -110,6 +113,8 @@ def export_triton(
         raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
     if strict and flavour != "python":
         raise InvalidParameterError(f"strict is for flavour='python', not {flavour!r}: other flavours know no fallback")
+    if threads is not None:
+        _check_threads(threads, flavour)
     if engine_version is not None and flavour != "tensorrt_plan":
         raise InvalidParameterError(f"engine_version is for flavour='tensorrt_plan', not {flavour!r}: leave it out")
     loaded = load_artifact(artifact, signature=signature)
@@ -123,7 +128,7 @@ def export_triton(
         kind=kind,
         gpus=tuple(gpus),
         max_queue_delay_us=max_queue_delay_us,
-        parameters=_parameters(loaded, strict=strict, warmup=warmup) if flavour == "python" else {},
+        parameters=_parameters(loaded, strict=strict, warmup=warmup, threads=threads) if flavour == "python" else {},
         plans=content.plans,
         profiles=max((len(entry.profiles) for entry in content.engines), default=0) if content.plans else 0,
     )
@@ -150,10 +155,18 @@ def export_triton(
     )
 
 
-def _parameters(artifact: Artifact, *, strict: bool, warmup: bool) -> dict[str, str]:
+def _check_threads(threads: int, flavour: str) -> None:
+    if flavour != "python":
+        raise InvalidParameterError(f"threads is for flavour='python', not {flavour!r}: leave it out")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise InvalidParameterError(f"threads must be a number from 1, not {threads!r}")
+
+
+def _parameters(artifact: Artifact, *, strict: bool, warmup: bool, threads: int | None) -> dict[str, str]:
     """What the python flavour reads from its settings (see `rewriter.export.triton.serving`)."""
     return {
         "signature": artifact.signature.name,
         "strict": str(strict).lower(),
         "warmup": str(warmup).lower(),
+        **({} if threads is None else {"threads": str(threads)}),
     }

@@ -1,7 +1,8 @@
 """What Triton's python backend runs: the `TritonPythonModel` of an exported artifact.
 
 It reads these `parameters` of `config.pbtxt`: `signature` (which of the artifact), `strict` ("true": an engine that is
-not used is an error) and `warmup` ("true": engines, sessions and graphs are made before the model is ready).
+not used is an error), `warmup` ("true": engines, sessions and graphs are made before the model is ready) and `threads`
+(of ONNX Runtime; without it several instances on the CPU share its cores).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ class TritonPythonModel:
             strict=True if given.get("strict") == "true" else None,
             provider="cpu" if on_cpu else "auto",
             device=0 if on_cpu else int(args.get("model_instance_device_id") or 0),
+            threads=int(given["threads"]) if "threads" in given else _share_of_cores(config) if on_cpu else None,
         )
         # Without profiles the warm-up of Triton itself is all: one row, see `find_warmups`.
         if given.get("warmup") == "true" and any(entry.profiles for entry in self._function.engines):
@@ -105,6 +108,13 @@ def _for_triton(array: np.ndarray) -> np.ndarray:
     if not array.ndim:
         return array.reshape(1)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _share_of_cores(config: Mapping[str, Any]) -> int | None:
+    """Threads of one of several instances on the CPU, which would fight for its cores; None for a single one."""
+    groups = [group for group in config.get("instance_group", ()) if group.get("kind") == "KIND_CPU"]
+    count = sum(int(group.get("count", 1)) for group in groups)
+    return max(1, (os.cpu_count() or 1) // count) if count > 1 else None
 
 
 def _check_arrays(utils: Any) -> None:

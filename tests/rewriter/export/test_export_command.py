@@ -62,7 +62,7 @@ def export(monkeypatch, capsys):
 
 
 def test_triton(export, artifact, tmp_path):
-    status, out, err = export("triton", artifact, "-o", tmp_path / "repo", "--kind", "cpu")
+    status, out, err = export("triton", artifact, "-o", tmp_path / "repo", "--kind", "cpu", "--threads", "2")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         "note: the python that Triton starts must have trt-rewriter installed",

@@ -33,7 +33,8 @@ def tree(folder):
 
 
 def test_python_flavour(dense, tmp_path):
-    done = export_triton(dense, tmp_path / "new" / "repo", kind="cpu", instances=2, max_queue_delay_us=50)
+    options = {"kind": "cpu", "instances": 2, "max_queue_delay_us": 50, "threads": 3}
+    done = export_triton(dense, tmp_path / "new" / "repo", **options)
     assert (done.name, done.version, done.max_batch_size) == ("dense", 1, 8)
     assert done.files == (
         "dense.inferenceservice.yaml",
@@ -50,6 +51,7 @@ def test_python_flavour(dense, tmp_path):
     text = (done.repository / "dense/config.pbtxt").read_text()
     assert 'backend: "python"\n' in text
     assert "max_queue_delay_microseconds: 50\n" in text
+    assert 'key: "threads"\n  value {\n    string_value: "3"\n' in text
     assert "  count: 2\n  kind: KIND_CPU\n" in text
     image = np.ones((3, 4), np.float32)
     with load(done.folder / "artifact") as copy, load(dense) as function:
@@ -192,6 +194,8 @@ def test_what_triton_has_no_word_for(dense, tmp_path, change, words):
         ({"gpus": [0]}, "gpus need kind='gpu'"),
         ({"gpus": [-1], "kind": "gpu"}, "gpus must be numbers from 0"),
         ({"flavour": "onnxruntime", "strict": True}, "strict is for flavour='python'"),
+        ({"flavour": "onnxruntime", "threads": 2}, "threads is for flavour='python', not 'onnxruntime'"),
+        ({"threads": 0}, "threads must be a number from 1, not 0"),
         ({"engine_version": "10.9.0"}, "engine_version is for flavour='tensorrt_plan', not 'python'"),
         ({"signature": "other"}, "has no signature 'other'"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from rewriter import load
 from rewriter.errors import MissingDependencyError
-from rewriter.export.triton import export_triton
+from rewriter.export.triton import export_triton, serving
 from rewriter.export.triton.serving import TritonPythonModel
 
 
@@ -62,27 +62,32 @@ def utils(monkeypatch):
 
 
 @pytest.fixture
-def model(dense, tmp_path, utils):
-    done = export_triton(dense, tmp_path / "repo")
-    config = {
-        "max_batch_size": 8,
-        "parameters": {key: {"string_value": "true"} for key in ("warmup",)},
-    }
-    model = TritonPythonModel()
-    model.initialize(
-        {
+def start(dense, tmp_path, utils):
+    """Starts a model of Triton with these parameters and instance groups; it is finished after the test."""
+    started = []
+
+    def initialize(parameters, groups=()):
+        done = export_triton(dense, tmp_path / "repo")
+        given = {key: {"string_value": value} for key, value in parameters.items()}
+        config = {"max_batch_size": 8, "parameters": given, "instance_group": list(groups)}
+        args = {
             "model_config": json.dumps(config),
             "model_repository": str(done.repository / done.name),
             "model_version": str(done.version),
             "model_instance_kind": "CPU",
             "model_instance_device_id": "0",
         }
-    )
-    yield model
-    model.finalize()
+        started.append(TritonPythonModel())
+        started[-1].initialize(args)
+        return started[-1]
+
+    yield initialize
+    for model in started:
+        model.finalize()
 
 
-def test_requests_get_what_a_call_gives(model, dense):
+def test_requests_get_what_a_call_gives(start, dense):
+    model = start({"warmup": "true"})
     one = np.arange(4, dtype=np.float32)[None]
     wrong = one.astype(np.float64)
     found = model.execute([Request(image=one), Request(image=wrong), Request(image=one * 2), Request((), image=one)])
@@ -93,6 +98,23 @@ def test_requests_get_what_a_call_gives(model, dense):
     assert found[3].outputs == {}
     assert found[1].error.code == "invalid"
     assert "float64" in found[1].error.message
+
+
+@pytest.mark.parametrize(
+    ("parameters", "groups", "threads"),
+    [
+        ({}, [{"kind": "KIND_CPU", "count": 1}], None),
+        ({}, [{"kind": "KIND_CPU", "count": 2}], 4),
+        ({}, [{"kind": "KIND_CPU", "count": 20}], 1),
+        ({"threads": "3"}, [{"kind": "KIND_CPU", "count": 2}], 3),
+    ],
+)
+def test_instances_on_the_cpu_share_its_cores(start, monkeypatch, parameters, groups, threads):
+    given = {}
+    monkeypatch.setattr(serving.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(serving, "load", lambda *paths, **options: given.update(options) or load(*paths, **options))
+    start(parameters, groups)
+    assert given["threads"] == threads
 
 
 def test_outside_of_triton_it_says_so():
