@@ -90,6 +90,9 @@ def _print_nonconversion(report: Report, file: str) -> None:
 def _print_artifact(artifact: Artifact, report: Report, *, detailed: bool) -> None:
     from rewriter.reports.report import dtype_name, shape_text
     from rewriter.reports.summary import human_size, plain_console, print_report
+    from rewriter.runtime.device import missing_gpu
+    from rewriter.runtime.judging import judged
+    from rewriter.runtime.slot_values import StoredEngine
 
     console = plain_console()
     console.print(f"{artifact.path}: {report.source}")
@@ -97,9 +100,13 @@ def _print_artifact(artifact: Artifact, report: Report, *, detailed: bool) -> No
         for spec in specs:
             console.print(f"  {side:<7}{spec.name}: {dtype_name(spec.dtype)} {shape_text(spec)}")
     print_report(console, report, detailed=detailed)
+    here = judged([StoredEngine(entry, artifact.engine_path(entry)) for entry in artifact.engines])
     for entry in artifact.engines:
-        state = "" if entry.usable else f"  UNUSABLE: {entry.problem}"
-        built_with = f"{entry.backend} {entry.version}, {' '.join(entry.targets)}"
-        console.print(f"  {entry.file}: {human_size(entry.size)}, {built_with}{state}")
+        state = f"  {here[entry.file]}" if entry.file in here else ""
+        state = state if entry.usable else f"  UNUSABLE: {entry.problem}"
+        targets = " ".join(entry.targets) or "for the GPU of the machine that built it"
+        console.print(f"  {entry.file}: {human_size(entry.size)}, {entry.backend} {entry.version}, {targets}{state}")
+    if artifact.engines and missing_gpu():
+        console.print(f"  no engine is used on this machine: {missing_gpu()}")
     files = [path for path in artifact.path.rglob("*") if path.is_file()]
     console.print(f"{len(files)} files, {human_size(sum(path.stat().st_size for path in files))}")

@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the artifact once and prints its outputs' shapes and ranges."""
+    """Runs the artifact once and prints its outputs' shapes and ranges, which engines ran, and what ran natively."""
     from rewriter.commands.npz import read_npz, write_npz
     from rewriter.reports.summary import plain_console
+    from rewriter.runtime.choosing import choice_lines
     from rewriter.runtime.loading import load
 
     feeds = read_npz(arguments.inputs)
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, array in outputs.items():
         span = f" {array.min():.6g} .. {array.max():.6g}" if array.size and array.dtype.kind in "iuf" else ""
         console.print(f"{name}: {array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}{span}")
+    for line in choice_lines(stats.get("engines_chosen", {}), known=stats["fallbacks"]):
+        console.print(line)
     for reason, count in stats["fallbacks"].items():
         console.print(f"native: {count} engine call(s): {reason}")
     if arguments.outputs:

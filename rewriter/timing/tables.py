@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rewriter.runtime.choosing import choice_lines
 from rewriter.timing.circumstances import tf32_words
 from rewriter.timing.latencies import PERCENTILES, Latencies
 
@@ -53,6 +54,10 @@ def print_timing(console: Console, what: str, found: ArtifactTiming, around: Map
             console.print(line)
     console.print()
     console.print(f"Counters: {_counters(found.stats)}")
+    # What the notes say is not said twice.
+    known = [*found.stats.get("fallbacks", {}), *found.stats.get("unusable_engines", {}).values()]
+    for line in choice_lines(found.stats.get("engines_chosen", {}), known):
+        console.print(f"Engines: {line}")
     for note in found.notes:
         console.print(f"Note: {note}")
 

@@ -94,6 +94,20 @@ def test_options_reach_the_function(loads, inputs, words, options):
     assert loads.calls == [("OUT", {**DEFAULTS, **options})]
 
 
+def test_the_engines_that_ran_are_told_with_what_was_passed_over(loads, inputs, capsys):
+    node = {
+        "engines": {"a": "tensorrt_rtx 1.7.1: built for this GPU, SM89"},
+        "others": {"b": "it is damaged", "c": "no GPU"},
+    }
+    loads.function.stats = lambda: {"fallbacks": {"no GPU": 2}, "engines_chosen": {"TRTEngineOp_000": node}}
+    assert main(["run", "OUT", "--inputs", inputs]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "TRTEngineOp_000 runs tensorrt_rtx 1.7.1: built for this GPU, SM89",
+        "1 engine not used: it is damaged",
+        "native: 2 engine call(s): no GPU",
+    ]
+
+
 def test_an_error_is_one_line(loads, inputs, capsys):
     def fail(inputs):
         raise ConversionError("strict: an engine was not used: no GPU")

@@ -72,6 +72,7 @@ def test_tables_csv_and_json(on_gpu, image, capsys):
     printed = capsys.readouterr().out
     for words in ("image 3x4 (3 items a call)", "latency", "enqueue", "GPU", "2 threads", "p99", "items/s", "graph"):
         assert words in printed
+    assert "Engines: TRTEngineOp_000 and TRTEngineOp_001 run tensorrt_rtx 1.7.1.116: built for" in printed
     document = {
         "experiment_name": None,
         "artifact": "OUT",
