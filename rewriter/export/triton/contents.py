@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from passes import model as models
@@ -13,6 +13,7 @@ from rewriter.artifact import manifest as manifests
 from rewriter.artifact.islands import link_or_copy
 from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.artifact.reading import read_manifest
+from rewriter.backends import tensorrt, tensorrt_rtx
 from rewriter.errors import InvalidParameterError
 from rewriter.source import Signature
 
@@ -53,14 +54,27 @@ def python_content(artifact: Artifact) -> Content:
         _copy_artifact(artifact.path, folder / ARTIFACT_FOLDER)
         (folder / "model.py").write_text(_MODEL_PY, "utf-8")
 
-    notes = ["the python that Triton starts must have trt-rewriter installed"]
+    return Content(fill, artifact.signature, artifact.engines, notes=tuple(_needs(artifact)))
+
+
+def _needs(artifact: Artifact) -> Iterator[str]:
+    """What the server must have installed."""
+    extras = {flavour.name: flavour.extra for flavour in (tensorrt.FLAVOUR, tensorrt_rtx.FLAVOUR)}
+    engines = list(dict.fromkeys((entry.backend, entry.version) for entry in artifact.engines if entry.usable))
+    names = ",".join(dict.fromkeys(["gpu", *(extras[backend] for backend, _ in engines if backend in extras)]))
+    yield (
+        "the python that Triton starts, the first python3 on its PATH, needs this package: pip install "
+        f"'trt-rewriter[{names}]', or 'trt-rewriter[cpu]' where there is no GPU"
+    )
+    if engines:
+        told = " and ".join(f"{backend} {version}" for backend, version in engines)
+        yield f"engines run with the version that built them, here {told}; other servers compute natively"
     islands = _islands(artifact)
     if islands:
-        notes.append(
+        yield (
             f"{', '.join(islands)}: computed by TensorFlow, so the python that Triton starts needs tensorflow as well: "
             "pip install 'trt-rewriter[tf]'"
         )
-    return Content(fill, artifact.signature, artifact.engines, notes=tuple(notes))
 
 
 def onnx_content(artifact: Artifact) -> Content:

@@ -65,7 +65,9 @@ def test_triton(export, artifact, tmp_path):
     status, out, err = export("triton", artifact, "-o", tmp_path / "repo", "--kind", "cpu", "--threads", "2")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
-        "note: the python that Triton starts must have trt-rewriter installed",
+        "note: the python that Triton starts, the first python3 on its PATH, needs this package: pip install "
+        "'trt-rewriter[gpu,trt]', or 'trt-rewriter[cpu]' where there is no GPU",
+        "note: engines run with the version that built them, here tensorrt 10.9.0; other servers compute natively",
         f"wrote {tmp_path}/repo: small, version 1, python, batches up to 8",
     ]
     options = ["--name", "m", "--flavour", "tensorrt_plan", "--instances", "2", "--kind", "gpu", "--gpus", "0,2"]
