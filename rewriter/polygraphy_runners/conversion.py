@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewriter.building.jobs import check_jobs
 from rewriter.errors import InvalidParameterError, SourceError
 from rewriter.polygraphy_runners.execution import BUILD_RULES, resolve_execution
 from rewriter.polygraphy_runners.keywords import check_parameters, converter_keywords
@@ -49,6 +50,7 @@ class ConvertModel:
         calibration_inputs: INT8 and FP8: an .npz file ([samples, ...] for each input), or an iterable of dicts, one of
             polygraphy's data loaders for example, or a function that returns one.
         calibration_batch: samples in one calibration run, with an .npz file; default 8.
+        jobs: engines that are built at the same time, at most; see `Converter.build`.
         backend: as for `Converter`; "none" asks no TensorRT, even where one is installed.
         parameters: arguments of `Converter` and fields of `ConversionParams` and `PrecisionOptions` by their names
             (`precision_mode="FP16"`, `minimum_segment_size=5`, `keep_ops=["Softmax"]` ...), and `tags`, `signature`.
@@ -68,6 +70,7 @@ class ConvertModel:
         shapes: Mapping[str, Any] | None = None,
         calibration_inputs: str | Path | Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
         calibration_batch: int | None = None,
+        jobs: int | None = None,
         backend: str | Backend = "auto",
         **parameters: Any,
     ) -> None:
@@ -84,6 +87,7 @@ class ConvertModel:
         self._shapes = shapes
         self._calibration = calibration_inputs
         self._calibration_batch = calibration_batch
+        self._jobs = check_jobs(jobs)
         self._backend = backend
         self._parameters = parameters
 
@@ -111,11 +115,17 @@ class ConvertModel:
         try:
             # Static shapes calibrate within convert(), when the converter's `signature` does not answer yet.
             converter.convert(
-                self._calibration_input_fn(lambda: next(iter(converter._tracks.values())).conversion.source.signature)
+                self._calibration_input_fn(lambda: next(iter(converter._tracks.values())).conversion.source.signature),
+                jobs=self._jobs,
             )
             building = self._build == "always" or (self._build == "auto" and execution == "auto")
             return InMemoryModel(
-                converter, execution, build=building, strict=bool(self._strict), shapes=self._shapes or {}
+                converter,
+                execution,
+                build=building,
+                strict=bool(self._strict),
+                shapes=self._shapes or {},
+                jobs=self._jobs,
             )
         except BaseException:
             converter.close()

@@ -26,6 +26,7 @@ class InMemoryModel:
         build: whether engines are built here, for the shapes that come.
         strict: True makes a segment without an engine, and an engine that is not used, an error.
         shapes: shapes to build for at once; see `Converter.sample_input_fn`.
+        jobs: engines at the same time, at most; see `Converter.build`.
 
     Attributes:
         signature: names, order, dtypes and shapes of inputs and outputs.
@@ -37,9 +38,17 @@ class InMemoryModel:
     """
 
     def __init__(
-        self, converter: Converter, execution: str, *, build: bool, strict: bool, shapes: Mapping[str, Any]
+        self,
+        converter: Converter,
+        execution: str,
+        *,
+        build: bool,
+        strict: bool,
+        shapes: Mapping[str, Any],
+        jobs: int | None = None,
     ) -> None:
         self._converter = converter
+        self._jobs = jobs
         self._execution = execution
         self._strict = strict
         self.signature = next(iter(converter.signatures.values()))
@@ -125,7 +134,7 @@ class InMemoryModel:
 
     def _build_engines(self, input_fn: Any, told: str) -> None:
         start = time.perf_counter()
-        self._converter.build(input_fn)
+        self._converter.build(input_fn, jobs=self._jobs)
         self.builds += 1
         report = self._converter.report
         built = [engine for engine in report.engines if engine.built]

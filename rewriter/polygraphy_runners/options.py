@@ -110,6 +110,7 @@ def runner_options() -> tuple[Option, ...]:
         metavar="NAME:SHAPE[,SHAPE...]",
         help="shapes that the engines must cover, as image:1x8x8x3,4x8x8x3,8x8x8x3; default: those of the inputs",
     )
+    add("--jobs", type=int, metavar="N", help="engines built at the same time, at most (default: as convert has it)")
     parser = cast(argparse.ArgumentParser, collector)
     add_conversion_options(parser)
     add_accuracy_options(parser)

@@ -271,7 +271,7 @@ class FakeConverter:
         engine = types.SimpleNamespace(name="TRTEngineOp_000", built=built, reason="" if built else "too large")
         self.report = types.SimpleNamespace(engines=(engine,), coverage=1.0, built_coverage=1.0)
 
-    def build(self, input_fn=None):
+    def build(self, input_fn=None, jobs=None):
         self.log.append("build" if input_fn is None else [feed["x"].shape for feed in input_fn()])
 
     def sample_input_fn(self, shapes):

@@ -86,7 +86,7 @@ def test_every_option_is_a_parameter_of_the_loader():
     values = {
         option.name: True if option.keywords.get("action") == "store_true" else "x" for option in runner_options()
     }
-    values.update(trt_rewriter_shapes=["x:1"], trt_rewriter_build="always")
+    values.update(trt_rewriter_shapes=["x:1"], trt_rewriter_build="always", trt_rewriter_jobs=2)
     found = given_values(runner_options(), values)
     del found["artifact"]
     ConvertModel("model.onnx", **found)
