@@ -11,7 +11,7 @@ from typing import Any
 from rewriter.errors import BackendError, ConversionError
 from rewriter.runtime.inputs import first_line
 
-#: So often may actors die over the same rows, or one after the other before they are ready.
+#: So often may the same rows fail, and so many actors one after the other die before they are ready.
 TRIES = 4
 #: Chunks that an actor has at once: it computes one while the next one's rows are on their way.
 _AHEAD = 2
@@ -30,7 +30,7 @@ class Chunk:
         rows: how many.
         blocks: references to the blocks they lie in.
         cuts: of each block the first row and the last one (exclusive).
-        tries: how many actors died over them.
+        tries: how often they were lost: with an actor that died, or with the node that held them or their counts.
     """
 
     first: int
@@ -72,8 +72,8 @@ class Pool:
     """Actors with the methods `load()` and `count(first, cuts, *blocks)`.
 
     1. An actor gets chunks when its `load` is through.
-    2. Where an actor dies, another one takes its place, and its chunks are done again from their beginning. A chunk
-       has one result at most: that of the call that came to its end.
+    2. Where an actor dies, another one takes its place, and its chunks are done again from their beginning; so is a
+       chunk whose result was lost with a node. One result of every chunk is taken, and that of one call only.
     3. The first error of an actor's own ends all.
 
     Also a context manager: at its end the actors are killed.
@@ -124,7 +124,7 @@ class Pool:
                 self._submit(actor, chunk)
             if not left and not self._running and not self._again:
                 return
-            self._wait(take)
+            self._settle(self._wait(), take)
 
     def _start(self) -> None:
         actor = self._make()
@@ -141,34 +141,32 @@ class Pool:
     def _submit(self, actor: Any, chunk: Chunk) -> None:
         self._running[actor.count.remote(chunk.first, chunk.cuts, *chunk.blocks)] = (actor, chunk)
 
-    def _wait(self, take: Callable[[Any], object]) -> None:
-        """Waits for one call, and deals with what it brought."""
-        done: list[Any] = []
-        while not done:
+    def _wait(self) -> Any:
+        """The reference of a call that has come to its end, well or badly."""
+        while True:
             done, _ = self._ray.wait([*self._running, *self._starting], num_returns=1, timeout=_PATIENCE)
-            if not done:
-                logger.warning(
-                    "calibration: nothing new in %.0f s; %d chunks of rows are on their way, %d actors are ready and "
-                    "%d are not: has the cluster room for them?",
-                    _PATIENCE,
-                    len(self._running),
-                    len(self._ready),
-                    len(self._starting),
-                )
-        reference = done[0]
+            if done:
+                return done[0]
+            logger.warning(
+                "calibration: nothing new in %.0f s; %d chunks of rows are on their way, %d actors are ready and %d "
+                "are not: has the cluster room for them?",
+                _PATIENCE,
+                len(self._running),
+                len(self._ready),
+                len(self._starting),
+            )
+
+    def _settle(self, reference: Any, take: Callable[[Any], object]) -> None:
+        """Deals with what a call brought."""
         actor, chunk = self._running.pop(reference, (None, None))
         loading = self._starting.pop(reference, None)
         exceptions = self._ray.exceptions
         try:
             result = self._ray.get(reference)
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConversionError):
-                raise error.cause from error
-            raise BackendError(f"an actor failed{_place(chunk)}: {first_line(error.cause)}") from error
         except (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
             self._died(actor or loading, chunk, error)
         except exceptions.RayError as error:
-            raise BackendError(f"Ray gave up{_place(chunk)}: {first_line(error)}: calibrate again") from error
+            self._failed(chunk, error)
         else:
             if loading is None:
                 take(result)
@@ -176,32 +174,52 @@ class Pool:
                 self._deaths = 0
                 self._ready.append(loading)
 
+    def _failed(self, chunk: Chunk | None, error: Exception) -> None:
+        """Raises, unless the chunk need only be done again: a result may go with its node after all was well.
+
+        Raises:
+            ConversionError: what the actor raised.
+            BackendError: anything else.
+        """
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, ConversionError):
+            raise cause from error
+        if chunk is None or not isinstance(cause, self._ray.exceptions.ObjectLostError):
+            raise BackendError(f"calibration failed{_place(chunk)}: {first_line(cause)}") from error
+        self._lost(chunk, cause)
+
     def _died(self, actor: Any, chunk: Chunk | None, error: Exception) -> None:
         """Another actor for one that is gone, and its chunk to be done again.
 
         Raises:
             BackendError: that has happened too often.
         """
-        if chunk is None:
+        if chunk is not None:
+            self._lost(chunk, error)
+            if actor not in self._ready:
+                return  # its other chunk has told already
+            self._ready.remove(actor)
+        else:
             self._deaths += 1
             if self._deaths >= TRIES:
-                raise BackendError(
-                    f"{self._deaths} actors in a row died before they were ready: {first_line(error)}"
-                ) from error
-        elif chunk.tries + 1 >= TRIES:
-            raise BackendError(
-                f"{TRIES} actors died{_place(chunk)}, last: {first_line(error)}: is the batch too large for their "
-                "memory?"
-            ) from error
-        else:
-            self._again.append(dataclasses.replace(chunk, tries=chunk.tries + 1))
-        if chunk is not None and actor not in self._ready:
-            return  # its other chunk has told already
+                words = f"{TRIES} actors in a row died before they were ready: {first_line(error)}"
+                raise BackendError(words) from error
         logger.warning("calibration: an actor died%s; another one takes its place", _place(chunk))
-        if actor in self._ready:
-            self._ready.remove(actor)
         self._ray.kill(actor)  # it may only be out of reach
         self._start()
+
+    def _lost(self, chunk: Chunk, error: Exception) -> None:
+        """Has a chunk done again.
+
+        Raises:
+            BackendError: that has happened too often.
+        """
+        if chunk.tries + 1 >= TRIES:
+            raise BackendError(
+                f"calibration failed {TRIES} times{_place(chunk)}, last: {first_line(error)}: do actors run out of "
+                "memory (a smaller batch_size needs less), or do nodes come and go all the time?"
+            ) from error
+        self._again.append(dataclasses.replace(chunk, tries=chunk.tries + 1))
 
 
 def _place(chunk: Chunk | None) -> str:

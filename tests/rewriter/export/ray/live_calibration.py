@@ -111,7 +111,7 @@ def main():
         "equal": equal,
         "killed": sorted(path.name for path in folder.iterdir() if path.name in ("40", "333")),
         "nodes": len(nodes),
-        "values": counted,
+        "values": list(counted),
         "samples": table.samples,
         "done": done,
         "refused": refusals(model),

@@ -52,6 +52,10 @@ class NodeDiedError(RayError):
     pass
 
 
+class ObjectLostError(RayError):
+    pass
+
+
 class FakeActor:
     """Its calls are answered when the fake Ray says so; a dead one answers all of them with an error."""
 
@@ -70,6 +74,7 @@ class FakeRay:
         RayActorError=RayActorError,
         WorkerCrashedError=WorkerCrashedError,
         NodeDiedError=NodeDiedError,
+        ObjectLostError=ObjectLostError,
     )
 
     def __init__(self, outcome, pick=lambda count: 0):
@@ -122,7 +127,9 @@ def test_every_row_is_taken_once_whoever_dies(data, size, blocks):
     def outcome(actor, method, arguments):
         if left[method] and data.draw(st.booleans()):
             left[method] -= 1
-            return "die"
+            if method == "load":
+                return "die"
+            return data.draw(st.sampled_from(["die", ObjectLostError(), RayTaskError(ObjectLostError())]))
         return None if method == "load" else rows_of(*arguments)
 
     ray = FakeRay(outcome, lambda count: data.draw(st.integers(0, count - 1)))
@@ -155,8 +162,8 @@ def test_an_error_of_the_model_ends_all():
 @pytest.mark.parametrize(
     ("error", "match"),
     [
-        (RayTaskError(OSError("disk full")), "an actor failed over the rows 0 to 2: disk full"),
-        (RayError("object lost"), "Ray gave up over the rows 0 to 2: object lost: calibrate again"),
+        (RayTaskError(OSError("disk full")), "calibration failed over the rows 0 to 2: disk full"),
+        (RayError("no idea"), "calibration failed over the rows 0 to 2: no idea"),
     ],
 )
 def test_other_errors_name_the_rows(error, match):
@@ -173,7 +180,7 @@ def test_rows_that_every_actor_dies_of_are_named():
 
     ray = FakeRay(outcome)
     with pytest.raises(
-        BackendError, match=f"^{TRIES} actors died over the rows 6 to 8, last: the actor is dead: is the"
+        BackendError, match=f"^calibration failed {TRIES} times over the rows 6 to 8, last: the actor is dead: do"
     ):
         run(ray, 1)
 
