@@ -57,6 +57,7 @@ def export_epcontext(
     *,
     flavour: str = "tensorrt_rtx",
     target: str | None = None,
+    engine_version: str | None = None,
     signature: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -73,7 +74,8 @@ def export_epcontext(
         artifact: the directory that `Converter.save` wrote.
         folder: where to; missing parents are made.
         flavour: whose engines: "tensorrt_rtx" or "tensorrt". One file is for one provider.
-        target: the compute capability to choose engines by, "SM89"; default: the first engine of every node.
+        target: the compute capability to choose engines by, "SM89"; default: the engines with the most in common.
+        engine_version: the TensorRT to choose engines by, "1.7.1.116"; default: the newest that all nodes have.
         signature: which one to export; default: the first.
         overwrite: True replaces an earlier export whose folder holds nothing else.
 
@@ -88,7 +90,7 @@ def export_epcontext(
     check_folder(where, overwrite)
     source = load_artifact(artifact, signature=signature)
     try:
-        choice = choose_engines(engine_ops(source.model), source.engines, flavour, target)
+        choice = choose_engines(engine_ops(source.model), source.engines, flavour, target, engine_version)
     except ExportError as error:
         raise ExportError(f"{source.path}: {error}") from error
     contexts = {op: _context(provider, source, entry) for op, entry in choice.engines.items()}

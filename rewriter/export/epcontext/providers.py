@@ -29,6 +29,7 @@ class Provider:
         name: how ONNX Runtime calls it; a node whose `source` is another provider's is refused.
         sdk_version: what it writes as `ep_sdk_version`; "" stands for TensorRT's own version.
         whole_node: True: it writes, and expects, every attribute that the schema has, not the few that it must have.
+        spans_gpus: True: its engines run on later GPUs, too, which it calls "80+"; else on one compute capability only.
         compatibility: True: it asks the model's metadata, before anything is loaded, whether the engines fit.
     """
 
@@ -36,13 +37,21 @@ class Provider:
     name: str
     sdk_version: str = ""
     whole_node: bool = False
+    spans_gpus: bool = False
     compatibility: bool = False
 
 
 PROVIDERS: Mapping[str, Provider] = {
     provider.flavour: provider
     for provider in (
-        Provider("tensorrt_rtx", "NvTensorRTRTXExecutionProvider", "1.0", whole_node=True, compatibility=True),
+        Provider(
+            "tensorrt_rtx",
+            "NvTensorRTRTXExecutionProvider",
+            "1.0",
+            whole_node=True,
+            spans_gpus=True,
+            compatibility=True,
+        ),
         Provider("tensorrt", "TensorrtExecutionProvider"),
     )
 }
@@ -88,7 +97,7 @@ def context_node(provider: Provider, context: Context, inputs: Sequence[str], ou
         "onnx_model_filename": context.model_file,
         "ep_sdk_version": provider.sdk_version or context.version,
     }
-    architecture = hardware_architecture(context.targets)
+    architecture = hardware_architecture(provider, context.targets)
     if architecture:
         attributes["hardware_architecture"] = architecture
     if provider.whole_node:
@@ -101,12 +110,12 @@ def context_node(provider: Provider, context: Context, inputs: Sequence[str], ou
     return helper.make_node(CONTEXT_OP, inputs, outputs, name=context.partition, domain=CONTEXT_DOMAIN, **attributes)
 
 
-def hardware_architecture(targets: Iterable[str]) -> str:
-    """How providers spell what an engine runs on: "80+" for Ampere and later, else the lowest number; "" if unknown."""
+def hardware_architecture(provider: Provider, targets: Iterable[str]) -> str:
+    """How a provider spells what an engine runs on: "80+" for Ampere and later, or the lowest number; "" if unknown."""
     lowest = min((int(target[2:]) for target in targets), default=0)
     if not lowest:
         return ""
-    return f"{_AMPERE}+" if lowest >= _AMPERE else str(lowest)
+    return f"{_AMPERE}+" if provider.spans_gpus and lowest >= _AMPERE else str(lowest)
 
 
 def compatibility_info(header: bytes, file: str) -> str:

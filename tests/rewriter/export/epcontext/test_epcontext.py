@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from passes import model as models
-from rewriter.artifact import load_artifact, save_artifact
+from rewriter.artifact import EngineEntry, load_artifact, save_artifact
 from rewriter.errors import ArtifactError, ExportError, InvalidParameterError
 from rewriter.export.epcontext import export_epcontext
+from rewriter.export.epcontext.choosing import choose_engines
 from rewriter.export.epcontext.providers import PROVIDERS, Context, context_node, hardware_architecture
 from rewriter.runtime.native import open_native
 
@@ -62,7 +63,7 @@ def test_the_node_of_tensorrt(tmp_path):
         "embed_mode": ("INT", 0),
         "ep_cache_context": ("STRING", f"{CLASSIC}_TRTEngineOp_000_k.engine"),
         "onnx_model_filename": ("STRING", "model.onnx"),
-        "hardware_architecture": ("STRING", "80+"),
+        "hardware_architecture": ("STRING", "89"),
         "ep_sdk_version": ("STRING", "10.13.0"),
     }
     assert ctx.attributes_of(first) == expected
@@ -201,13 +202,69 @@ def test_several_engines(tmp_path):
     )
     exported = export_epcontext(artifact, tmp_path / "out")
     assert [entry.key for entry in exported.engines.values()] == ["b", "d"], "1.4 has not both"
-    assert any("TRTEngineOp_000: the first fitting one of 3 engines" in note for note in exported.notes)
-    assert not any("TRTEngineOp_001: the first" in note for note in exported.notes)
+    assert exported.notes[:3] == (
+        "exported are the engines of tensorrt_rtx 1.7 for SM89, SM120; target and engine_version (--target, "
+        "--engine-version) choose others",
+        "not exported: 1 engine of tensorrt_rtx 1.4 for SM89",
+        "not exported: 1 engine of tensorrt_rtx 1.7 for SM89, SM120",
+    )
     assert len([name for name in exported.files if name.endswith(".engine")]) == 2
     chosen = export_epcontext(artifact, tmp_path / "other", target="12.0")
     assert [entry.key for entry in chosen.engines.values()] == ["b", "d"]
     with pytest.raises(InvalidParameterError, match="not a compute capability"):
         export_epcontext(artifact, tmp_path / "third", target="ada")
+    with pytest.raises(ExportError, match=r"TRTEngineOp_001 has no engine of tensorrt_rtx 1\.4; it has those of 1\.7"):
+        export_epcontext(artifact, tmp_path / "third", engine_version="1.4")
+
+
+def fat(*engines):
+    """What is chosen of engines (op, key, version, targets)."""
+    return [
+        EngineEntry(op, key, 1, "0" * 64, "tensorrt_rtx", version, targets) for op, key, version, targets in engines
+    ]
+
+
+A, B = ctx.FIRST, ctx.SECOND
+MERGED = fat(
+    (A, "a89", "1.9", ("SM89",)), (B, "b120", "1.9", ("SM120",)), (A, "a120", "1.9", ("SM120",)),
+    (B, "b89", "1.9", ("SM89",)), (A, "a80", "1.10", ("SM80",)), (B, "b80", "1.10", ("SM80",)),
+    (A, "old", "1.2", ("SM80", "SM89", "SM120")), (B, "old", "1.2", ("SM80", "SM89", "SM120")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entries", "options", "keys"),
+    [
+        (MERGED, {}, ["a80", "b80"]),  # 1.10 is newer than 1.9
+        (MERGED, {"target": "sm89"}, ["a89", "b89"]),  # the newest with engines for it
+        (MERGED, {"target": "SM120"}, ["a120", "b120"]),
+        (MERGED, {"engine_version": "1.9"}, ["a89", "b89"]),  # never one for SM89 beside one for SM120
+        (MERGED, {"engine_version": "1.2", "target": "SM80"}, ["old", "old"]),
+        (fat((A, "any", "1", ()), (A, "own", "1", ("SM89",)), (B, "b", "1", ())), {"target": "SM89"}, ["own", "b"]),
+        (fat((A, "any", "1", ()), (A, "own", "1", ("SM89",)), (B, "b", "1", ("SM120",))), {}, ["any", "b"]),
+        (fat((A, "one", "1", ("SM89",)), (A, "more", "1", ("SM80", "SM89")), (B, "b", "1", ("SM80", "SM89"))), {},
+         ["more", "b"]),
+        (fat((A, "a", "2", ("SM89",)), (B, "b", "2", ("SM120",)), (A, "c", "1", ("SM80",)), (B, "d", "1", ("SM80",))),
+         {}, ["c", "d"]),  # those of 2 have no GPU in common
+        (fat((A, "a", "1", ()), (B, "b", "1", ())), {}, ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_engines_are_chosen_for_one_version_and_one_gpu(entries, options, keys):
+    choice = choose_engines({A: "", B: ""}, entries, "tensorrt_rtx", **options)
+    assert [entry.key for entry in choice.engines.values()] == keys
+    assert len({entry.version for entry in choice.engines.values()}) == 1
+
+
+def test_engines_without_a_gpu_in_common_are_refused():
+    entries = fat((A, "a", "1", ("SM89",)), (B, "b", "1", ("SM120",)))
+    with pytest.raises(ExportError, match=rf"no GPU has a tensorrt_rtx engine for every.*\({A}: SM89; {B}: SM120\)"):
+        choose_engines({A: "", B: ""}, entries, "tensorrt_rtx")
+
+
+def test_damaged_engines_of_a_fat_artifact_are_passed_over():
+    torn = [dataclasses.replace(entry, problem="it is torn") if entry.key == "a80" else entry for entry in MERGED]
+    choice = choose_engines({A: "", B: ""}, torn, "tensorrt_rtx")
+    assert [entry.key for entry in choice.engines.values()] == ["a89", "b89"]
 
 
 def test_several_profiles_are_told(tmp_path):
@@ -374,7 +431,11 @@ def test_names_that_differ_from_the_signature_are_told(tmp_path):
     [(("SM89",), "80+"), (("SM120", "SM80"), "80+"), (("SM75",), "75"), (("SM75", "SM89"), "75"), ((), "")],
 )
 def test_architecture(targets, text):
-    assert hardware_architecture(targets) == text
+    assert hardware_architecture(PROVIDERS["tensorrt_rtx"], targets) == text
+
+
+def test_engines_of_classic_tensorrt_run_on_one_compute_capability():
+    assert [hardware_architecture(PROVIDERS["tensorrt"], t) for t in (("SM89",), ("SM120",), ())] == ["89", "120", ""]
 
 
 def test_every_attribute_is_in_the_schema_or_known():
