@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from rewriter import params as parameters
 from rewriter.artifact.engines import save_engines
+from rewriter.artifact.manifest import EngineEntry, profile_to_json
 from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.artifact.paths import checked_path
 from rewriter.artifact.reading import read_manifest
@@ -232,7 +234,7 @@ def _save(root: Path, source: Source, work: Work, builds: Sequence[SegmentBuild]
     return [AddedEngine(source.name, entry, seconds[file]) for file, entry in saved.items()]
 
 
-def _entry(planned: Planned, build: SegmentBuild) -> Any:
+def _entry(planned: Planned, build: SegmentBuild) -> EngineEntry:
     outcome = build.outcome
     assert not isinstance(outcome, BuildFailure)  # noqa: S101 - narrows the type
     label, segment = planned.source.lowering.recipe.label, planned.node.segment
@@ -252,5 +254,22 @@ def _told(root: Path, sources: Sequence[Source], added: Sequence[AddedEngine], w
         what = " ".join([first.op or "every engine", *(["for", *first.targets] if first.targets else [])])
         more = f" ({len(work.failures)} failures in all)" if len(work.failures) > 1 else ""
         raise ConversionError(f"no engine was built for {root}: {what}: {first.reason}{more}")
-    notes = dict.fromkeys(note for source in sources for note in source.notes)
+    notes = dict.fromkeys(note for source in sources for note in (*source.notes, *_room_notes(source, added)))
     return Extended(root, tuple(added), tuple(work.present.values()), tuple(work.failures), tuple(notes), seconds)
+
+
+def _room_notes(source: Source, added: Sequence[AddedEngine]) -> Iterable[str]:
+    """Says which nodes have more engines with different shapes now than one function keeps in memory."""
+    entries = [item.entry for item in added if item.signature == source.name]
+    grown = {(entry.op, entry.backend, entry.version) for entry in entries}
+    different: dict[tuple[str, str, str], set[str]] = {}
+    for entry in (*source.artifact.engines, *entries):
+        profiles = json.dumps([profile_to_json(profile) for profile in entry.profiles])
+        different.setdefault((entry.op, entry.backend, entry.version), set()).add(profiles)
+    room = int(source.artifact.params.get("maximum_cached_engines", 1))
+    for key, found in different.items():
+        if key in grown and len(found) > room:
+            yield (
+                f"{key[0]} has engines for {len(found)} different ranges of shapes, and maximum_cached_engines is "
+                f"{room}: load with maximum_cached_engines={len(found)} to have all of them in memory"
+            )

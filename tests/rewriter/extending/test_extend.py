@@ -154,6 +154,10 @@ def test_given_shapes_go_before_those_of_the_engines(artifact, rtx):
     done = build_engines(path, backends=[rtx], shapes=IMAGE)
     (first, *_) = done.added
     assert (first.entry.targets, batches(first.entry)) == (("SM89",), [(1, 2, 6)])
+    assert done.notes[0] == (
+        f"{BOTH[0]} has engines for 2 different ranges of shapes, and maximum_cached_engines is 1: load with "
+        "maximum_cached_engines=2 to have all of them in memory"
+    )
     both = build_engines(path, targets=["SM80"], backends=[rtx])  # a GPU that is added now takes all of these shapes
     assert [batches(i.entry) for i in both.added if i.entry.op == BOTH[0]] == [[(1, 4, 4)], [(1, 2, 6)]]
 
