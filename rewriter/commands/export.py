@@ -84,7 +84,12 @@ def _epcontext_options(parser: argparse.ArgumentParser) -> None:
         choices=("tensorrt_rtx", "tensorrt"),
         help="whose engines, and so which provider loads the model (default: tensorrt_rtx)",
     )
-    add("--target", metavar="SM89", help="the GPU to take engines for (default: the first engine of every node)")
+    add("--target", metavar="SM89", help="the GPU to take engines for (default: the engines with most GPUs in common)")
+    add(
+        "--engine-version",
+        metavar="VERSION",
+        help="the TensorRT of the provider, where there are engines of several (default: the newest)",
+    )
     add("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
 
 
@@ -138,6 +143,7 @@ def _export_epcontext(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.output,
         flavour=arguments.flavour,
         target=arguments.target,
+        engine_version=arguments.engine_version,
         signature=arguments.signature,
         overwrite=arguments.overwrite,
     )
