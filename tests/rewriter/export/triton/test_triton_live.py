@@ -1,6 +1,5 @@
 """The python flavour in a real tritonserver: the one that the nvidia-pytriton package carries."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -211,21 +210,27 @@ def test_a_numpy_that_the_server_misreads_is_refused(start_server, triton_python
         server.load("dense")
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """What `trt-rewriter demo -o digits` keeps."""
+    folder = tmp_path_factory.mktemp("demo") / "digits"
+    assert main(["demo", "-o", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.rtx
 @pytest.mark.tensorflow
-def test_the_demo_is_served(server, tmp_path, capsys):
-    assert importlib.util.find_spec("tensorflow")
-    assert main(["demo", "-o", str(tmp_path / "digits")]) == 0
-    assert main(["export", "triton", str(tmp_path / "digits"), "-o", str(server.repository), "--kind", "cpu"]) == 0
+def test_the_demo_is_served(server, digits, tmp_path, capsys):
+    options = ["-o", str(server.repository), "--name", "demo", "--kind", "cpu"]
+    assert main(["export", "triton", str(digits), *options]) == 0
     printed = capsys.readouterr().out
-    assert "digits, version 1, python, batches up to 32" in printed
+    assert "demo, version 1, python, batches up to 32" in printed
     assert "note: Triton's clients see 'digit' as [batch, 1], where a call has [batch]" in printed
-    server.load("digits")
+    server.load("demo")
     images, labels = load_digits_test()
-    with load(tmp_path / "digits", provider="cpu") as function:
-        source = function.signature.inputs[0].name
+    with load(digits, provider="cpu") as function:
         expected = function(images[:32])
-    found = asked(server, tmp_path, "digits", (source, "digit"), {"one": images[:1], "most": images[:32]})
+    found = asked(server, tmp_path, "demo", ("image", "digit"), {"one": images[:1], "most": images[:32]})
     for protocol in ("http", "grpc"):
         np.testing.assert_array_equal(found[f"{protocol}_most"][:, 0], expected["digit"])
     assert (expected["digit"] == labels[:32]).mean() > 0.9
@@ -233,20 +238,20 @@ def test_the_demo_is_served(server, tmp_path, capsys):
 
 @pytest.mark.rtx
 @pytest.mark.tensorflow
-def test_the_example_of_the_guide_runs(server, tmp_path, monkeypatch):
+def test_the_example_of_the_guide_runs(server, digits, tmp_path, monkeypatch):
     """Its commands are run in this process; its client by the python of the server's environment."""
-    if not GUIDE.exists():
-        pytest.skip("docs/serving.md is not written yet")
-    (text,) = EXAMPLE.findall(GUIDE.read_text(encoding="utf-8"))
+    example = EXAMPLE.search(GUIDE.read_text(encoding="utf-8"))
+    if example is None:
+        pytest.skip("docs/serving.md has no example for Triton yet")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").symlink_to(digits)
     (tmp_path / "models").symlink_to(server.repository)
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    for command in commands:
+    for command in "".join(re.findall(r"```sh\n(.*?)```", example[1], re.DOTALL)).splitlines():
         program, *arguments = shlex.split(command)
         assert program == "trt-rewriter"
         assert main(arguments) == 0
     server.load("digits")
-    (client,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (client,) = re.findall(r"```python\n(.*?)```", example[1], re.DOTALL)
     assert client.count('"localhost:8000"') == 1
     printed = server.ask(client.replace("localhost:8000", server.http))
     assert re.fullmatch(r"digits:( \d){8}\n", printed)
