@@ -88,7 +88,7 @@ def test_triton(export, artifact, tmp_path):
 
 
 def test_epcontext(export, artifact, tmp_path):
-    options = ["--flavour", "tensorrt", "--target", "sm120"]
+    options = ["--flavour", "tensorrt", "--target", "sm120", "--engine-version", "10.9.0"]
     status, out, err = export("epcontext", artifact, "-o", tmp_path / "ctx", *options)
     assert (status, err) == (0, "")
     model = tmp_path / "ctx/model_ctx.onnx"
