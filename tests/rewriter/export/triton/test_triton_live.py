@@ -21,6 +21,8 @@ from rewriter.demo import load_digits_test
 from rewriter.export.triton import export_triton
 from rewriter.source import Signature
 
+pytestmark = pytest.mark.serving
+
 # Asks for each array of an npz file by both protocols, and once more for the array "one" 24 times at once.
 CLIENT = """
 import sys, threading

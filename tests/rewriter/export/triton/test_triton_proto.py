@@ -12,6 +12,8 @@ from rewriter.export.triton.config import ConfigOptions, config_text
 from rewriter.export.triton.shapes import Batching, Warmup
 from rewriter.source import Signature
 
+pytestmark = pytest.mark.serving
+
 PARSE = """
 import json, sys
 from google.protobuf import json_format, text_format
