@@ -21,6 +21,7 @@ from rewriter.precision.calibration import calibrate, fetchable
 from rewriter.precision.given import GivenRanges, RangesBySignature, check_calibration, find_ranges, serves
 from rewriter.precision.lowering import Lowering, Needs, find_needs
 from rewriter.precision.options import PrecisionOptions
+from rewriter.precision.work import Calibrator, work_for_segments
 from rewriter.precision.workarounds import avoid_faults
 from rewriter.progress import ProgressEvent, Stages
 from rewriter.runtime.inputs import iterate_samples, sample_feeds
@@ -43,7 +44,7 @@ class PrecisionPlan:
         given: ranges of an earlier calibration, of whatever signatures; None without.
         accuracy: what must not get lost; None without.
         table: those of this signature, once it is known (`by_signature`); None without.
-        input_fn: yields calibration inputs for it; None without.
+        input_fn: yields calibration inputs for it, or goes through them by itself; None without.
         notes: what is doubtful about all this, one sentence each, for the report.
     """
 
@@ -53,7 +54,7 @@ class PrecisionPlan:
     given: GivenRanges | None = None
     accuracy: AccuracyTarget | None = None
     table: RangeTable | None = None
-    input_fn: Callable[[], Iterable[Any]] | None = None
+    input_fn: Callable[[], Iterable[Any]] | Calibrator | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,7 +89,8 @@ class PrecisionPlan:
                 raise _unneeded("use_calibration is False (--no-calibration)")
             if serves(self.given, key):
                 raise _unneeded("the ranges are given as calibration= (--calibration)")
-            check_input_fn("calibration_input_fn", function)
+            if not isinstance(function, Calibrator):
+                check_input_fn("calibration_input_fn", function)
 
     def by_signature(self, keys: Sequence[str], inputs: InputFns) -> dict[str, PrecisionPlan]:
         """The plan of every signature: with the ranges that were given for it, else with its calibration inputs.
@@ -193,15 +195,14 @@ class PrecisionPlan:
         needs = self.check(model, segments)
         table = self.table or RangeTable()
         if self.input_fn is not None and self.use_calibration and needs.tensors:
-            reachable = fetchable(model)
-            table = calibrate(
-                model,
-                [name for name in needs.tensors if name in reachable],
-                sample_feeds(signature, iterate_samples(self.input_fn())),
-                method=self.options.calibration_method,
-                percentile=self.options.percentile,
-                progress=progress,
-            )
+            work = work_for_segments(model, signature, segments, self.recipe, self.options)
+            if isinstance(self.input_fn, Calibrator):
+                table = self.input_fn.calibrate(work, progress)
+            else:
+                feeds = sample_feeds(signature, iterate_samples(self.input_fn()))
+                table = calibrate(
+                    model, work.tensors, feeds, method=work.method, percentile=work.percentile, progress=progress
+                )
         return Lowering(self.recipe, table).completed(segments)
 
 

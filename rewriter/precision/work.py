@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from passes.base import PassError
 from passes.infer_shapes import InferShapes
@@ -13,7 +13,7 @@ from passes.island_node import island_nodes
 from passes.model import Model
 from passes.precision.fake_quant import CollapseFakeQuant
 from passes.precision.quantization.placement import quantized_tensors
-from passes.precision.ranges import LARGEST
+from passes.precision.ranges import LARGEST, RangeTable
 from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
 from passes.splice import unsplice
@@ -21,7 +21,7 @@ from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.pass_selection import PassSelection
-from rewriter.precision.calibration import fetchable
+from rewriter.precision.calibration import Progress, fetchable
 from rewriter.precision.lowering import find_needs
 from rewriter.precision.options import PrecisionOptions
 from rewriter.runtime.native import evaluate
@@ -47,6 +47,19 @@ class CalibrationWork:
     tensors: tuple[str, ...]
     method: str = _DEFAULTS.calibration_method
     percentile: float = _DEFAULTS.percentile
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """Calibration inputs that are gone through in a way of their own, by several machines say."""
+
+    def calibrate(self, work: CalibrationWork, progress: Progress | None = None) -> RangeTable:
+        """The ranges that one machine would find with these inputs.
+
+        Raises:
+            InputError, ConversionError: inputs do not fit, or the model fails on one.
+        """
+        ...
 
 
 def work_for_segments(

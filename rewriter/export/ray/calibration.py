@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,16 @@ from rewriter.export.ray.counting import CountingActor, Task
 from rewriter.export.ray.datasets import named
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.pool import Pool, chunks
-from rewriter.precision.calibration import check_method, finished
+from rewriter.precision.calibration import Progress, check_method, finished
 from rewriter.precision.counts import Counts
-from rewriter.precision.work import (
-    CalibrationWork,
-    check_portable,
-    work_for_artifact,
-    work_for_source,
-)
+from rewriter.precision.work import CalibrationWork, check_portable, work_for_artifact, work_for_source
 from rewriter.source import Signature
 from rewriter.views import ConversionViews
 
-__all__ = ["calibrate"]
+__all__ = ["CalibrationDataset", "calibrate"]
 
 #: Batches of a chunk at most: so much is done again when an actor dies.
 _LARGEST = 16
-#: Called with the number of batches that are counted so far.
-Progress = Callable[[int], object]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +73,7 @@ def calibrate(
         actors: how many at most. Reading the dataset needs a CPU that no actor has, so there may be fewer.
         num_cpus: CPUs that an actor takes, as Ray counts them; ONNX Runtime gets as many threads, at least one.
         columns: input name -> column; an input that is not named reads the column of its own name.
-        progress: called in this process with the number of batches that are done.
+        progress: called in this process with the number of batches that are done, and None: nobody knows of how many.
 
     Returns:
         The table; `samples` is the number of batches. What is odd about it is logged once, at the end.
@@ -92,35 +85,68 @@ def calibrate(
         ConversionError: the model fails or has NaN in a tensor; the message names the rows.
         BackendError: rows that actors die of again and again, or data that Ray lost for good.
     """
-    ray = import_ray()
-    import_ray("ray.data")
-    work = check_portable(_work(model, signature))
+    import_ray()
+    work = _work(model, signature)
     work = dataclasses.replace(
         work, method=method or work.method, percentile=work.percentile if percentile is None else percentile
     )
-    check_method(work.method, work.percentile)
-    if isinstance(actors, bool) or not isinstance(actors, int) or actors < 1:
-        raise InvalidParameterError(f"actors must be a whole number of at least 1, not {actors!r}")
-    if isinstance(num_cpus, bool) or not isinstance(num_cpus, (int, float)) or num_cpus < 0:
-        raise InvalidParameterError(f"num_cpus must be a number of at least 0, not {num_cpus!r}")
-    rows = _rows_of_a_batch(work.signature, batch_size)
-    reads = named("columns", columns, [spec.name for spec in work.signature.inputs])
-    task = Task(_in_memory(work), reads, rows, threads=max(1, int(num_cpus)))
-    counts = Counts(work.tensors, work.method)
+    return CalibrationDataset(dataset, batch_size, actors, num_cpus, columns).calibrate(work, progress)
 
-    def take(part: Counts) -> None:
-        counts.merge(part)
-        if progress is not None:
-            progress(counts.samples)
 
-    reference = ray.put(task)
-    remote = ray.remote(CountingActor)
-    count = _actors(ray, actors, num_cpus)
-    pool = Pool(ray, lambda: remote.options(num_cpus=num_cpus).remote(reference), count)
-    with _in_order(dataset), contextlib.closing(_blocks(dataset)) as blocks, pool:
-        # Chunks of one batch first, so that all actors have work, then of more.
-        pool.run(chunks(blocks, lambda number: (rows or 1) * min(_LARGEST, 1 + number // (4 * count))), take)
-    return finished(counts, work.percentile)
+@dataclasses.dataclass(frozen=True)
+class CalibrationDataset:
+    """A dataset as the calibration inputs of a conversion, gone through by several actors.
+
+    `converter.convert(calibration_input_fn=CalibrationDataset(dataset, actors=8))` calibrates when and for what the
+    converter does, and keeps the ranges in it; of several signatures a dict with one for each. The result, and what the
+    fields mean, is that of `calibrate`.
+    """
+
+    dataset: Any
+    batch_size: int | None = None
+    actors: int = 1
+    num_cpus: float = 1
+    columns: Mapping[str, str] | None = None
+
+    def calibrate(self, work: CalibrationWork, progress: Progress | None = None) -> RangeTable:
+        """Does the work.
+
+        Raises:
+            MissingDependencyError, InvalidParameterError, InputError, ConversionError, BackendError: as `calibrate`.
+        """
+        ray = import_ray()
+        import_ray("ray.data")
+        check_portable(work)
+        check_method(work.method, work.percentile)
+        self._check()
+        rows = _rows_of_a_batch(work.signature, self.batch_size)
+        reads = named("columns", self.columns, [spec.name for spec in work.signature.inputs])
+        task = ray.put(Task(_in_memory(work), reads, rows, threads=max(1, int(self.num_cpus))))
+        actor = ray.remote(CountingActor).options(num_cpus=self.num_cpus)
+        count = _room(ray, self.actors, self.num_cpus)
+        pool = Pool(ray, lambda: actor.remote(task), count)
+        counts = Counts(work.tensors, work.method)
+
+        def take(part: Counts) -> None:
+            counts.merge(part)
+            if progress is not None:
+                progress(counts.samples, None)
+
+        with _in_order(self.dataset), contextlib.closing(_blocks(self.dataset)) as blocks, pool:
+            # Chunks of one batch first, so that all actors have work, then of more.
+            pool.run(chunks(blocks, lambda number: (rows or 1) * min(_LARGEST, 1 + number // (4 * count))), take)
+        return finished(counts, work.percentile)
+
+    def _check(self) -> None:
+        """Refuses fields that are out of bounds.
+
+        Raises:
+            InvalidParameterError: one is.
+        """
+        if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
+            raise InvalidParameterError(f"actors must be a whole number of at least 1, not {self.actors!r}")
+        if isinstance(self.num_cpus, bool) or not isinstance(self.num_cpus, (int, float)) or self.num_cpus < 0:
+            raise InvalidParameterError(f"num_cpus must be a number of at least 0, not {self.num_cpus!r}")
 
 
 def _work(model: Any, signature: str | None) -> CalibrationWork:
@@ -153,7 +179,7 @@ def _in_memory(work: CalibrationWork) -> CalibrationWork:
     return dataclasses.replace(work, model=dataclasses.replace(work.model, weights=weights))
 
 
-def _actors(ray: Any, wanted: int, num_cpus: float) -> int:
+def _room(ray: Any, wanted: int, num_cpus: float) -> int:
     """How many actors leave a CPU for reading the dataset."""
     cpus = float(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0.0
     room = wanted if num_cpus == 0 else int((cpus - 1) // num_cpus)

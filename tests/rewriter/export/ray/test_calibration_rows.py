@@ -179,6 +179,27 @@ class TestConverters:
             converter.calibrate()
             assert converter.report.precision.calibration["samples"] == 7
 
+    def test_inputs_that_calibrate_by_themselves(self, ray_models, tmp_path, features, rtx):
+        model = str(ray_models.save_network(tmp_path / "network.onnx"))
+        options = {"model": model, "precision_mode": "INT8", "minimum_segment_size": 1, "backend": rtx}
+        seen = []
+
+        class Inputs:
+            def calibrate(self, work, progress=None):
+                seen.append(work.tensors)
+                progress(7, None)
+                return finished(RowCounter(Task(work, {"x": "f"}, 8, 1)).count(0, {"f": features}), work.percentile)
+
+        tables = []
+        for inputs in (Inputs(), lambda: [features[start : start + 8] for start in range(0, ROWS, 8)]):
+            with Converter(**options) as converter:
+                converter.convert(calibration_input_fn={"network": inputs})
+                converter.calibrate()
+                path = converter.save(tmp_path / str(len(tables)))
+                tables.append((path / "calibration.json").read_bytes())
+        assert tables[0] == tables[1]
+        assert seen == [("x", "r", "k")]
+
     def test_what_needs_no_ranges(self, ray_models, rtx):
         converter = Converter(model=ray_models.network(), precision_mode="FP16", backend=rtx)
         with pytest.raises(InvalidParameterError, match="precision_mode='FP16' needs no calibration"):
