@@ -138,7 +138,8 @@ def export_triton(
     notes += [f"engine {entry.op} cannot be used: {entry.problem}" for entry in loaded.engines if not entry.usable]
     version = add_version(root, name, text, content.fill)
     service = f"{name}.inferenceservice.yaml"
-    write_text(root / service, service_text(name, gpu=kind != "cpu", storage_uri=storage_uri, image=image))
+    needs = {"gpu": kind != "cpu", "package": flavour == "python"}
+    write_text(root / service, service_text(name, **needs, storage_uri=storage_uri, image=image))
     folder = root / name / str(version)
     files = [path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()]
     if (root / name / OLD_CONFIG_FILE).is_file() and version > 1:

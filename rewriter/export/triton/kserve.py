@@ -17,15 +17,17 @@ def service_name(name: str) -> str:
     return plain[:_LONGEST_NAME].rstrip("-")
 
 
-def service_text(name: str, *, gpu: bool, storage_uri: str | None = None, image: str | None = None) -> str:
+def service_text(
+    name: str, *, gpu: bool, package: bool = False, storage_uri: str | None = None, image: str | None = None
+) -> str:
     """The YAML of an InferenceService (v1beta1) for Triton, with its HTTP protocol v2.
 
     Args:
         name: the model's.
         gpu: True asks for one GPU.
+        package: True says beside a missing `image` that it must have trt-rewriter installed (python flavour).
         storage_uri: where the cluster finds the repository; None writes a placeholder and says so.
-        image: Triton's image; None for the one of the cluster's runtime. The python flavour needs one in which
-            trt-rewriter is installed.
+        image: Triton's image; None for the one of the cluster's runtime.
     """
     todo = "  # where the cluster finds this repository: fill it in" if storage_uri is None else ""
     # A JSON string is a YAML string as well: nothing in a value can break out of it.
@@ -44,6 +46,8 @@ def service_text(name: str, *, gpu: bool, storage_uri: str | None = None, image:
     ]
     if image is not None:
         lines.append(f"      image: {json.dumps(image)}")
+    elif package:
+        lines.append("      # image: one of Triton in which trt-rewriter is installed")
     if gpu:
         lines += ["      resources:", "        limits:", '          nvidia.com/gpu: "1"']
     return "\n".join(lines) + "\n"

@@ -160,6 +160,20 @@ def test_an_engine_for_an_unknown_gpu_is_for_all_others(with_engines, tmp_path):
     assert "1 further engine for the same GPUs left out: the first is taken" in done.notes
 
 
+def test_a_damaged_engine_is_told_and_is_no_plan(with_engines, tmp_path):
+    artifact = with_engines({"targets": ("SM89",)}, {"targets": ("SM120",)})
+    damaged = load_artifact(artifact).engine_path(load_artifact(artifact).engines[0])
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    plan = export_triton(artifact, tmp_path / "repo", name="plan", flavour="tensorrt_plan")
+    assert [path.name for path in plan.folder.iterdir()] == ["model.plan"]
+    assert (plan.folder / "model.plan").read_bytes().startswith(b"engine 1")
+    whole = export_triton(artifact, tmp_path / "repo", name="whole")
+    for done in (plan, whole):
+        assert any(note.startswith("engine TRTEngineOp_000 cannot be used: ") for note in done.notes)
+    with load(whole.folder / "artifact", provider="cpu") as function:
+        assert function(np.ones((2, 4), np.float32))["out"].shape == (2, 300)
+
+
 def test_a_graph_around_the_engine_is_no_plan(dense, tmp_path):
     with pytest.raises(InvalidParameterError, match=r"not one engine as a whole \(MatMul is outside"):
         export_triton(dense, tmp_path / "repo", flavour="tensorrt_plan")
@@ -236,6 +250,10 @@ def test_kserve_gets_what_is_given(dense, tmp_path):
     text = (done.repository / "dense.inferenceservice.yaml").read_text()
     assert '      storageUri: "s3://bucket/repo"\n      image: "registry/triton:1"\n' in text
     assert 'nvidia.com/gpu: "1"' in text
+    export_triton(dense, tmp_path / "repo", kind="cpu")
+    text = (done.repository / "dense.inferenceservice.yaml").read_text()
+    assert "      # image: one of Triton in which trt-rewriter is installed\n" in text
+    assert "nvidia.com/gpu" not in text
 
 
 def test_what_has_no_dimensions():
