@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from rewriter.export.ray.counting import CountingActor, Task
 from rewriter.export.ray.datasets import named
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.pool import Pool, chunks
-from rewriter.precision.calibration import Progress, check_method, finished
+from rewriter.precision.calibration import METHODS, Progress, check_method, finished
 from rewriter.precision.counts import Counts
 from rewriter.precision.work import CalibrationWork, check_portable, work_for_artifact, work_for_source
 from rewriter.source import Signature
@@ -85,12 +86,13 @@ def calibrate(
         ConversionError: the model fails or has NaN in a tensor; the message names the rows.
         BackendError: rows that actors die of again and again, or data that Ray lost for good.
     """
-    import_ray()
+    inputs = CalibrationDataset(dataset, batch_size, actors, num_cpus, columns)
+    check_method(method or METHODS[0], 100 if percentile is None else percentile)
+    import_ray("ray.data")
     work = _work(model, signature)
-    work = dataclasses.replace(
-        work, method=method or work.method, percentile=work.percentile if percentile is None else percentile
-    )
-    return CalibrationDataset(dataset, batch_size, actors, num_cpus, columns).calibrate(work, progress)
+    wanted: dict[str, Any] = {"method": method, "percentile": percentile}
+    work = dataclasses.replace(work, **{name: value for name, value in wanted.items() if value is not None})
+    return inputs.calibrate(work, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,9 @@ class CalibrationDataset:
     `converter.convert(calibration_input_fn=CalibrationDataset(dataset, actors=8))` calibrates when and for what the
     converter does, and keeps the ranges in it; of several signatures a dict with one for each. The result, and what the
     fields mean, is that of `calibrate`.
+
+    Raises:
+        InvalidParameterError: a field is out of bounds.
     """
 
     dataset: Any
@@ -108,17 +113,26 @@ class CalibrationDataset:
     num_cpus: float = 1
     columns: Mapping[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("actors", "batch_size"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and value >= 1) and not (value is None and name == "batch_size"):
+                raise InvalidParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
+        cpus = self.num_cpus
+        if isinstance(cpus, bool) or not isinstance(cpus, (int, float)) or not 0 <= cpus < math.inf:
+            raise InvalidParameterError(f"num_cpus must be a number of at least 0, not {cpus!r}")
+
     def calibrate(self, work: CalibrationWork, progress: Progress | None = None) -> RangeTable:
         """Does the work.
 
         Raises:
             MissingDependencyError, InvalidParameterError, InputError, ConversionError, BackendError: as `calibrate`.
         """
-        ray = import_ray()
-        import_ray("ray.data")
+        ray, data = import_ray(), import_ray("ray.data")
+        if not isinstance(self.dataset, data.Dataset):
+            raise InvalidParameterError(f"dataset must be a ray.data.Dataset, not a {type(self.dataset).__name__}")
         check_portable(work)
-        check_method(work.method, work.percentile)
-        self._check()
         rows = _rows_of_a_batch(work.signature, self.batch_size)
         reads = named("columns", self.columns, [spec.name for spec in work.signature.inputs])
         task = ray.put(Task(_in_memory(work), reads, rows, threads=max(1, int(self.num_cpus))))
@@ -137,17 +151,6 @@ class CalibrationDataset:
             pool.run(chunks(blocks, lambda number: (rows or 1) * min(_LARGEST, 1 + number // (4 * count))), take)
         return finished(counts, work.percentile)
 
-    def _check(self) -> None:
-        """Refuses fields that are out of bounds.
-
-        Raises:
-            InvalidParameterError: one is.
-        """
-        if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
-            raise InvalidParameterError(f"actors must be a whole number of at least 1, not {self.actors!r}")
-        if isinstance(self.num_cpus, bool) or not isinstance(self.num_cpus, (int, float)) or self.num_cpus < 0:
-            raise InvalidParameterError(f"num_cpus must be a number of at least 0, not {self.num_cpus!r}")
-
 
 def _work(model: Any, signature: str | None) -> CalibrationWork:
     """What a user's model comes to."""
@@ -162,8 +165,6 @@ def _work(model: Any, signature: str | None) -> CalibrationWork:
 
 def _rows_of_a_batch(signature: Signature, wanted: int | None) -> int | None:
     """Rows of a calibration input; None where a row holds whole inputs."""
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
-        raise InvalidParameterError(f"batch_size must be a whole number of at least 1, not {wanted!r}")
     reason = why_no_batch(dataclasses.replace(signature, outputs=()))
     if reason and (wanted or 1) > 1:
         raise InvalidParameterError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import onnx
@@ -111,7 +112,7 @@ def test_nothing_to_calibrate(rows, whole):
 class TestArguments:
     @pytest.fixture(autouse=True)
     def no_ray(self, monkeypatch):
-        monkeypatch.setattr(calibration, "import_ray", lambda module="ray": None)
+        monkeypatch.setattr(calibration, "import_ray", lambda module="ray": types.SimpleNamespace(Dataset=type(None)))
 
     @pytest.mark.parametrize(
         ("options", "match"),
@@ -124,11 +125,12 @@ class TestArguments:
             ({"percentile": 0}, "percentile must be"),
             ({"columns": {"z": "f"}}, "columns: the model has no 'z'; it has: x"),
             ({"signature": "other"}, "signature= goes with"),
+            ({"dataset": [1]}, "dataset must be a ray.data.Dataset, not a list"),
         ],
     )
     def test_they_are_checked_before_any_work(self, ray_models, options, match):
         with pytest.raises(InvalidParameterError, match=match):
-            calibration.calibrate(None, ray_models.network(), **options)
+            calibration.calibrate(model=ray_models.network(), **{"dataset": None, **options})
 
     def test_no_batch_dimension(self, ray_models):
         proto = ray_models.network()
