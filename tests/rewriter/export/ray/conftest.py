@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[4]
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.05",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
 }
@@ -49,11 +51,18 @@ def isolated(command):
 
 
 @pytest.fixture
-def ray_python(tmp_path):
+def short_folder():
+    """A folder whose name leaves room for the sockets in it: they have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture
+def ray_python(tmp_path, short_folder):
     """Runs the interpreter that has Ray with some arguments in `tmp_path`; a failure shows the log.
 
     A network namespace of its own keeps Ray on the loopback interface, where that is allowed; the user's settings of
-    Ray are left alone.
+    Ray are left alone, and no cluster that runs here is found.
     """
     if not PYTHON:
         pytest.skip("TRT_REWRITER_RAY_PYTHON names no interpreter that has Ray")
@@ -63,7 +72,8 @@ def ray_python(tmp_path):
         home.mkdir(exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])
-        environment = {**kept, **SETTINGS, "HOME": str(home), "PYTHONPATH": str(ROOT), "PATH": path}
+        own = {"HOME": str(home), "RAY_TMPDIR": short_folder, "PYTHONPATH": str(ROOT), "PATH": path}
+        environment = {**kept, **SETTINGS, **own}
         command = isolated([PYTHON, *map(str, arguments)])
         with log.open("wb") as file:
             try:

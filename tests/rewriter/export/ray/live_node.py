@@ -123,7 +123,7 @@ def scaled(artifact):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         end = time.monotonic() + 60
         while len(replicas) < 2 and time.monotonic() < end:
-            list(pool.map(lambda _: client(handle).infer(x0=[[1, 2, 3]]), range(8)))
+            list(pool.map(lambda _: client(handle).infer(x0=[[1, 2, 3]]), range(6)))  # they wait
             replicas.add(handle.stats.remote().result(timeout_s=30)["replica"])
     serve.delete("scaled")
     return len(replicas)
@@ -195,7 +195,7 @@ def main():
     folder = Path(result).parent
     fragile = ray_models.save_fragile(folder / "fragile")
     began = time.monotonic()
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=True)
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=True)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8123})
     print(f"Ray and Serve started: {time.monotonic() - began:.1f} s", flush=True)
     found = {}
