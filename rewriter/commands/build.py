@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "another version run this where that is installed (default auto: tensorrt where there is a GPU, else "
         "tensorrt_rtx)",
     )
-    add("--together", action="store_true", help="one engine for all targets, instead of one for each")
+    add("--together", action="store_true", help="one engine for all targets, hardly larger than one of them")
     add(
         "--shapes",
         action="append",

@@ -11,6 +11,7 @@ import pytest
 from onnx import parser
 
 from passes import model as models
+from passes.precision.ranges import RangeTable, TensorRange
 from passes.segments import TensorSpec
 from rewriter.artifact import ArtifactPart, check_output, load_artifact, save_artifact
 from rewriter.artifact import engines as saving
@@ -337,3 +338,42 @@ def test_two_processes_that_save_at_once(artifact, tmp_path):
     assert {key for key, _ in found} == wanted
     assert all(not problem for _, problem in found)
     check_output(artifact, overwrite=True)
+
+
+def with_params(tmp_path, recipe="FP32", targets=("SM89",), ranges=None):
+    first = part_of("serve", stored(tmp_path, "first"))
+    params = {"recipe": {"mode": recipe}, "targets": list(targets)}
+    return save_artifact(
+        tmp_path / "out", dataclasses.replace(first, params=params, ranges=ranges), part_of("other"), overwrite=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [(["SM89"], ["SM89", "SM80", "SM120"]), (["SM120", "SM80"], ["SM120", "SM80"]), ([], [])],
+)
+def test_the_targets_of_the_signature_grow_with_its_engines(tmp_path, known, expected):
+    artifact = with_params(tmp_path, targets=known)
+    save_engines(artifact, [stored(tmp_path, "new", targets=("SM80", "SM120"))])
+    assert load_artifact(artifact).params == {"recipe": {"mode": "FP32"}, "targets": expected}
+    assert load_artifact(artifact, signature="other").params == {"precision_mode": "FP32"}
+
+
+def test_a_replaced_engine_keeps_its_place(artifact, tmp_path):
+    save_engines(artifact, [stored(tmp_path, "second")])
+    (artifact / "engines" / OP / "first.engine").unlink()
+    save_engines(artifact, [stored(tmp_path, "third"), stored(tmp_path, "first")])
+    assert keys(artifact) == [("first", ""), ("second", ""), ("third", "")]
+
+
+@pytest.mark.parametrize(
+    "other", [{"recipe": "FP16"}, {"ranges": RangeTable({"x": TensorRange(0, 1)}, "minmax", 1)}], ids=str
+)
+def test_engines_of_what_was_replaced_meanwhile_are_refused(tmp_path, other):
+    read = load_artifact(with_params(tmp_path))
+    artifact = with_params(tmp_path, **other)
+    before = files_of(artifact)
+    with pytest.raises(ArtifactError, match="replaced while engines were built for it, and its recipe or calibration"):
+        save_engines(artifact, [stored(tmp_path, "new")], built_from=read)
+    assert files_of(artifact) == before
+    assert len(save_engines(artifact, [stored(tmp_path, "new")], built_from=load_artifact(artifact))) == 1

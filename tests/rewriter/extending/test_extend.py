@@ -9,6 +9,7 @@ from rewriter import load
 from rewriter.artifact import check_output, load_artifact
 from rewriter.artifact.engines import save_engines
 from rewriter.backends.base import BuildFailure
+from rewriter.cli import main
 from rewriter.errors import (
     ArtifactError,
     ConversionError,
@@ -91,6 +92,17 @@ def test_every_gpu_gets_its_own_engine(artifact, rtx):
     with load(path, provider="cpu") as extended, load(artifact("other"), provider="cpu") as other:
         for name, array in other(image).items():
             np.testing.assert_array_equal(extended(image)[name], array)
+
+
+def test_inspect_shows_what_was_added(artifact, rtx, capsys):
+    path = artifact()
+    build_engines(path, targets=["SM80", "SM120"], backends=[rtx])
+    assert main(["inspect", str(path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for entry in load_artifact(path).engines:
+        assert entry.file in text
+        assert f"{entry.backend} {entry.version}, {entry.targets[0]}" in text
+    assert main(["inspect", str(path), "--json"]) == 0
 
 
 def test_a_second_time_all_is_there(artifact, rtx):
