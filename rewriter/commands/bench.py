@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _maker(arguments: argparse.Namespace) -> Any:
     """What makes the inputs for the loaded function; files and shapes are read at once, so that errors come early."""
+    from rewriter.runtime.choosing import usable_here
     from rewriter.timing.feeding import samples_for
 
     shapes = parse_shapes(arguments.shapes)
@@ -140,9 +141,8 @@ def _maker(arguments: argparse.Namespace) -> Any:
         raise InvalidParameterError("--inputs, --shapes and --batch-size each say what is run: give one of them")
 
     def make(function: ConvertedFunction) -> list[Sample]:
-        return samples_for(
-            function.signature, function.engines, given=given, shapes=shapes, batch_sizes=arguments.batch_size
-        )
+        engines = usable_here(function.engines, function.stats()["engines_chosen"])
+        return samples_for(function.signature, engines, given=given, shapes=shapes, batch_sizes=arguments.batch_size)
 
     return make
 

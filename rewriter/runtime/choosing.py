@@ -16,12 +16,16 @@ from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import InvalidParameterError, MissingDependencyError
 from rewriter.runtime.slot_values import StoredEngine
 
-__all__ = ["Ranked", "choice_lines", "chosen", "none_chosen", "order", "rank", "version_problem"]
+__all__ = ["Ranked", "choice_lines", "chosen", "none_chosen", "order", "rank", "usable_here", "version_problem"]
 
 #: The package whose engines run on no other compute capability than the one that they were built for.
 _BOUND_TO_ONE_GPU = "tensorrt"
 #: Rank from which on an engine was built for other GPUs only.
 _FOR_OTHERS = 2
+#: Why an engine that may run here is not in memory.
+NOT_NEEDED = "not needed so far"
+KEPT_OUT = "wanted, but maximum_cached_engines is reached"
+EVICTED = "closed to make room"
 #: What is said of an engine that the artifact did not have.
 _NEW = "built at run time"
 #: Names of engine nodes that one line tells.
@@ -151,7 +155,7 @@ def chosen(
         key: problems.get(key)
         or refused.get(key)
         or blocked
-        or f"{waiting.get(key, 'not needed so far')}: {fits.get(key, _NEW)}"
+        or f"{waiting.get(key, NOT_NEEDED)}: {fits.get(key, _NEW)}"
         for key in dict.fromkeys([*fits, *waiting])
         if key not in opened
     }
@@ -170,6 +174,26 @@ def none_chosen(entries: Iterable[EngineEntry], blocked: Callable[[str], str]) -
         facts = told.setdefault(entry.op, {"engines": {}, "others": {}})
         facts["others"][entry.key] = entry.problem or blocked(entry.op)
     return told
+
+
+def usable_here(
+    entries: Sequence[EngineEntry], told: Mapping[str, Mapping[str, Mapping[str, str]]]
+) -> tuple[EngineEntry, ...]:
+    """Those engines that this machine runs, now or when a call needs them; all where it runs none.
+
+    What an engine of another version or for another GPU takes says nothing of what is computed by engines here.
+
+    Args:
+        entries: the engines.
+        told: `stats()["engines_chosen"]`.
+    """
+
+    def possible(entry: EngineEntry) -> bool:
+        facts = told.get(entry.op, {"engines": {}, "others": {}})
+        why = facts["others"].get(entry.key, "")
+        return entry.key in facts["engines"] or why.startswith((NOT_NEEDED, KEPT_OUT, EVICTED))
+
+    return tuple(filter(possible, entries)) or tuple(entries)
 
 
 def choice_lines(told: Mapping[str, Mapping[str, Mapping[str, str]]], known: Iterable[str] = ()) -> list[str]:

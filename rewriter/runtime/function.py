@@ -154,8 +154,8 @@ class ConvertedFunction:
 
         Args:
             shapes: input name -> a shape or a list of shapes, for example {"image": [(1, 224, 224, 3),
-                (8, 224, 224, 3)]}; the i-th run takes the i-th shape of every input. None: the optimum of the
-                engines' profiles; enough for a model whose input shapes are fixed.
+                (8, 224, 224, 3)]}; the i-th run takes the i-th shape of every input. None: the optimum of the profiles
+                of engines that run here; enough where input shapes are fixed.
             samples: inputs to run instead of made-up ones, each as `run` takes them: for a model that decodes images.
 
         Returns:
@@ -172,9 +172,9 @@ class ConvertedFunction:
         """
         from rewriter.runtime.warmup import warmup_feeds
 
-        feeds = warmup_feeds(self.signature, self.engines, shapes, samples)
         executor = self._ready()
         before = executor.stats()
+        feeds = warmup_feeds(self.signature, self.engines, shapes, samples, before.get("engines_chosen", {}))
         building = before.get("sections", 1)  # with `strict` a section's builds begin when those before it are there
         rounds = _WARM_ROUNDS + building - 1 if executor.provider == "cuda" else 1
         left: collections.Counter[str] = collections.Counter()
@@ -266,7 +266,7 @@ class ConvertedFunction:
             no_plan, no_graph: why calls, and plans, do without: reason -> number.
             device_bytes: memory of the GPU that values and engines share, in bytes.
             slots: engine node -> what its engines did (loads, hits, misses, evictions, refused, builds ...).
-            engines_chosen: engine node -> its `engines` in memory and why not the `others`, by key; {} where there are none.
+            engines_chosen: engine node -> its `engines` in memory, and why not the `others`, by key.
         """
         with self._lock:
             executor, extra, provider = self._executor, self._last_stats, self._provider

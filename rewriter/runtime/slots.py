@@ -24,6 +24,7 @@ from rewriter.errors import (
     InvalidParameterError,
 )
 from rewriter.params import CACHE_FULL_RULES, check_choice
+from rewriter.runtime.choosing import EVICTED, KEPT_OUT
 from rewriter.runtime.slot_values import (
     BuildOutcome,
     Builds,
@@ -47,9 +48,6 @@ OUTSIDE = "its shapes are outside every profile"
 FULL = "maximum_cached_engines is reached, and no engine in memory takes its shapes"
 BUILDING = "an engine for its shapes is being built"
 NOT_TAKEN = "the engine that was built for its shapes does not take them"
-#: Why an engine that a call wanted is not in memory.
-KEPT_OUT = "wanted, but maximum_cached_engines is reached"
-EVICTED = "closed to make room"
 
 
 class EngineSlot:

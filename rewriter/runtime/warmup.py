@@ -11,6 +11,7 @@ import numpy as np
 from passes.segments import TensorSpec
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import InvalidParameterError
+from rewriter.runtime.choosing import usable_here
 from rewriter.runtime.inputs import describe_shape, iterate_samples, sample_feeds, to_feeds
 from rewriter.shapes.sampling import check_named_shapes, check_shapes, shaped_input_fn
 from rewriter.source import Signature
@@ -23,15 +24,24 @@ def warmup_feeds(
     engines: Sequence[EngineEntry],
     shapes: Mapping[str, Any] | None,
     samples: Iterable[Any] | None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """What a warm-up runs, by ONNX input name: the caller's samples, or made-up ones (see `warmup_samples`).
+
+    Args:
+        signature: names and shapes.
+        engines: those whose optima are taken without `shapes`.
+        shapes: the caller's shapes.
+        samples: the caller's samples.
+        chosen: `stats()["engines_chosen"]`: of the engines those count that run here.
 
     Raises:
         InvalidParameterError: shapes and samples, no sample at all, or as `warmup_samples`.
         InputError: a sample does not fit the signature.
     """
     if samples is None:
-        return [to_feeds(signature, sample) for sample in warmup_samples(signature, engines, shapes)]
+        here = usable_here(engines, chosen or {})
+        return [to_feeds(signature, sample) for sample in warmup_samples(signature, here, shapes)]
     if shapes is not None:
         raise InvalidParameterError("warmup takes shapes or samples, not both: samples have their shapes")
     feeds = list(sample_feeds(signature, iterate_samples(samples)))

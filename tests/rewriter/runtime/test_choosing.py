@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rewriter.artifact.manifest import EngineEntry
 from rewriter.errors import MissingDependencyError
-from rewriter.runtime.choosing import choice_lines, chosen, none_chosen, order, rank
+from rewriter.runtime.choosing import choice_lines, chosen, none_chosen, order, rank, usable_here
 from rewriter.runtime.slots import StoredEngine
 
 ADA, HOPPER = (8, 9), (9, 0)
@@ -139,6 +139,19 @@ def test_a_model_that_runs_natively_tells_why_of_every_engine():
         "TRTEngineOp_000": {"engines": {}, "others": {"a": "no GPU for TRTEngineOp_000", "torn": "it is damaged"}}
     }
     assert none_chosen([], str) == {}
+
+
+def test_which_engines_run_here():
+    engines = [stored(key, targets) for key, targets in (("a", ["SM89"]), ("b", ["SM80"]), ("c", []), ("d", ["SM75"]))]
+    ranked = order([*engines, stored("old", ["SM89"], version="1.4.0")], ADA, installed)
+    entries = [item.stored.entry for item in ranked]
+    waiting = {"b": "wanted, but maximum_cached_engines is reached", "c": "closed to make room"}
+    node = chosen(ranked, {"a": engines[0].entry}, {"d": "TensorRT says no"}, waiting=waiting)
+    assert [entry.key for entry in usable_here(entries, {"TRTEngineOp_000": node})] == ["a", "c", "b"]
+    node = chosen(ranked, {}, {})
+    assert [entry.key for entry in usable_here(entries, {"TRTEngineOp_000": node})] == ["a", "c", "b", "d"]
+    assert usable_here(entries, none_chosen(entries, lambda op: "no GPU")) == tuple(entries)  # none: all as well
+    assert usable_here(entries, {}) == tuple(entries)
 
 
 def test_few_lines_tell_the_choice():

@@ -1,5 +1,6 @@
 """Shapes of a warm-up: from the user, from the signature, from the engines' profiles."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_optima_of_the_profiles():
     # A second engine of the node has profiles of its own.
     engines = [engine("TRTEngineOp_000", {"x": (1, 4)}), engine("TRTEngineOp_000", {"x": (9, 4)})]
     assert shapes_of(warmup_samples(X, engines, None)) == [{"x": (1, 4)}, {"x": (9, 4)}]
+
+
+def test_only_engines_that_run_here_say_what_is_warmed_up():
+    here, old = (
+        dataclasses.replace(engine("TRTEngineOp_000", {"x": (rows, 4)}), key=key) for rows, key in ((2, "a"), (9, "b"))
+    )
+    node = {"engines": {"a": "built for this GPU"}, "others": {"b": "it was built by another version"}}
+    feeds = warmup_feeds(X, [old, here], None, None, {"TRTEngineOp_000": node})
+    assert [array["x_tensor"].shape for array in feeds] == [(2, 4)]
+    assert [array["x_tensor"].shape for array in warmup_feeds(X, [old, here], None, None)] == [(9, 4), (2, 4)]
 
 
 def test_engines_that_read_different_inputs_add_up():
