@@ -187,7 +187,7 @@ def _room(ray: Any, wanted: int, num_cpus: float) -> int:
     if room >= wanted:
         return wanted
     logger.warning(
-        "calibration: %d of %d actors of %g CPUs, for the cluster has %g CPUs and reading the dataset needs one%s",
+        "calibration: %d of %d actors, num_cpus=%g: the cluster has %g CPUs, and reading the dataset needs one%s",
         max(room, 1),
         wanted,
         num_cpus,

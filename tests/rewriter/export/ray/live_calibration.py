@@ -97,11 +97,13 @@ def main():
         equal[method] = table.to_json() == expected[method].to_json()
     plain = calibration.CountingActor
     calibration.CountingActor = dying(folder)
-    table = calibration.calibrate(dataset(29), artifact, actors=4, progress=done.append, **options)
+    table = calibration.calibrate(
+        dataset(29), artifact, actors=4, progress=lambda batches, total: done.append(batches), **options
+    )
     equal["killed"] = table.to_json() == expected["percentile"].to_json()
     calibration.CountingActor = plain
 
-    def remove(batches):
+    def remove(batches, total):
         if len(nodes) == 2 and batches > 10:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
