@@ -20,6 +20,7 @@ from rewriter.pass_selection import parse_rewriter_config
 from rewriter.precision.given import GivenCalibration
 from rewriter.precision.options import PrecisionOptions
 from rewriter.precision.plan import make_precision_plan
+from rewriter.precision.work import CalibrationInputs
 from rewriter.progress import ProgressCallback, resolve
 from rewriter.runtime.function import ConvertedFunction
 from rewriter.runtime.loading import make_function, natively_forbidden
@@ -182,7 +183,7 @@ class Converter(ConversionViews):
 
     def convert(
         self,
-        calibration_input_fn: InputFns = None,
+        calibration_input_fn: CalibrationInputs = None,
         *,
         check: Callable[[Signature], object] | None = None,
         jobs: int | None = None,
@@ -192,8 +193,9 @@ class Converter(ConversionViews):
         Args:
             calibration_input_fn: INT8 and FP8 only: takes nothing and yields typical inputs, as `build()` takes them;
                 of several signatures a dict with one such function for each. Needed when tensors that are quantised
-                have no range yet. With dynamic shapes the calibration itself runs in `build()`, as in TF-TRT; with
-                `is_dynamic_op` or `use_dynamic_shape` False it runs here.
+                have no range yet. A `rewriter.export.ray.CalibrationDataset` in the place of a function calibrates on a
+                cluster, with the same result. With dynamic shapes the calibration itself runs in `build()`, as in
+                TF-TRT; with `is_dynamic_op` or `use_dynamic_shape` False it runs here.
             check: called with names and shapes of the inputs as soon as a signature is read, before any long work;
                 what it raises ends the conversion. Dtypes, outputs and names of dimensions may not be known then.
             jobs: as for `build()`; for `is_dynamic_op` False, whose engines are built here.

@@ -14,14 +14,14 @@ from passes.segments import SegmentModel
 from rewriter.accuracy.guard import guard_lowering
 from rewriter.accuracy.target import AccuracyTarget
 from rewriter.backends.base import Backend
-from rewriter.by_signature import InputFns, by_signature
+from rewriter.by_signature import by_signature
 from rewriter.errors import InvalidParameterError
 from rewriter.params import ConversionParams, check_input_fn, check_kind
 from rewriter.precision.calibration import calibrate, fetchable
 from rewriter.precision.given import GivenRanges, RangesBySignature, check_calibration, find_ranges, serves
 from rewriter.precision.lowering import Lowering, Needs, find_needs
 from rewriter.precision.options import PrecisionOptions
-from rewriter.precision.work import Calibrator, work_for_segments
+from rewriter.precision.work import CalibrationInputs, Calibrator, work_for_segments
 from rewriter.precision.workarounds import avoid_faults
 from rewriter.progress import ProgressEvent, Stages
 from rewriter.runtime.inputs import iterate_samples, sample_feeds
@@ -69,7 +69,7 @@ class PrecisionPlan:
         recipe, notes = avoid_faults(self.recipe, backend.flavour, backend.version)
         return dataclasses.replace(self, recipe=recipe), notes
 
-    def check_inputs(self, inputs: InputFns) -> None:
+    def check_inputs(self, inputs: CalibrationInputs) -> None:
         """Refuses calibration inputs before it is known which signatures there are.
 
         Args:
@@ -92,7 +92,7 @@ class PrecisionPlan:
             if not isinstance(function, Calibrator):
                 check_input_fn("calibration_input_fn", function)
 
-    def by_signature(self, keys: Sequence[str], inputs: InputFns) -> dict[str, PrecisionPlan]:
+    def by_signature(self, keys: Sequence[str], inputs: CalibrationInputs) -> dict[str, PrecisionPlan]:
         """The plan of every signature: with the ranges that were given for it, else with its calibration inputs.
 
         Args:

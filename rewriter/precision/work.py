@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from passes.precision.recipe import Recipe
 from passes.segments import SegmentModel
 from passes.splice import unsplice
 from rewriter.artifact import load_artifact
+from rewriter.by_signature import InputFns
 from rewriter.errors import ConversionError, InvalidParameterError
 from rewriter.frontend import load_source
 from rewriter.pass_selection import PassSelection
@@ -60,6 +61,10 @@ class Calibrator(Protocol):
             InputError, ConversionError: inputs do not fit, or the model fails on one.
         """
         ...
+
+
+#: What `convert()` takes as calibration inputs: for all signatures, for some by their keys, or nothing.
+CalibrationInputs = InputFns | Calibrator | Mapping[str, Calibrator | Callable[[], Iterable[Any]]]
 
 
 def work_for_segments(
