@@ -138,15 +138,10 @@ def _input_fns(converter: Converter, shapes: Shapes) -> dict[str, InputFn]:
     Raises:
         InvalidParameterError: shapes for an input that no signature has, or that do not fit.
     """
-    known = {key: [spec.name for spec in signature.inputs] for key, signature in converter.signatures.items()}
-    for name in shapes:
-        if not any(name in names for names in known.values()):
-            listed = "; ".join(f"{key}: {', '.join(names)}" for key, names in known.items())
-            raise InvalidParameterError(f"shapes name the input {name!r}, the signatures have {listed}")
-    return {
-        key: converter.sample_input_fn({n: s for n, s in shapes.items() if n in names}, signature_key=key)
-        for key, names in known.items()
-    }
+    from rewriter.shapes.sampling import shapes_by_signature
+
+    shared = shapes_by_signature(converter.signatures, shapes)
+    return {key: converter.sample_input_fn(own, signature_key=key) for key, own in shared.items()}
 
 
 def _check_static(arguments: argparse.Namespace) -> None:
