@@ -16,7 +16,8 @@ from rewriter.backends.base import Backend
 CHILD_BYTES = 400 << 20
 #: Bytes that a build takes for each byte of weights: they are mapped, and copied once.
 WEIGHT_COPIES = 2
-#: What nobody has to ask for; more is taken when `jobs` says so.
+#: Where the default ends: on 16 cores, 16 engines took 10.7 s one by one, 6.4 s with 2 jobs, 3.7 s with 4, 2.7 s with
+#: 8, and 2.6 s with 16.
 MOST_DEFAULT_JOBS = 8
 _MEMORY = Path("/proc/meminfo")
 #: Where a container is told its limits (cgroup v2).
