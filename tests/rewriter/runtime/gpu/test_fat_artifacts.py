@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rewriter.errors import ConversionError
 from rewriter.runtime.slots import StoredEngine
 
 #: One engine; the double's GPU is SM90.
@@ -151,7 +152,9 @@ OTHER = "and engines run with that version only; installed is 1.7.1.116"
 
 
 def test_a_damaged_best_gives_way_to_the_next_best(fat, trt):
-    case, executor, hybrid = fat({"own": (["SM90"], {"problem": TORN}), "older": (["SM80"], {"runs": True})})
+    case, executor, hybrid = fat(
+        {"own": (["SM90"], {"problem": TORN}), "older": (["SM80"], {"runs": True})}, strict=True
+    )
     execution = check(case, executor, hybrid, 3, 1)
     assert dict(execution.fallbacks) == {}
     assert len(trt.called("deserialize")) == 1  # the damaged one is never looked at
@@ -176,6 +179,13 @@ def test_what_can_never_run_leaves_the_node_native_counted_and_named(fat, trt, e
     assert dict(execution.fallbacks) == {next(iter(others.values())): 1}
     assert trt.called("deserialize") == []
     assert executor.stats()["engines_chosen"] == {OP: {"engines": {}, "others": others}}
+
+
+def test_strict_names_why_no_engine_is_left(fat):
+    with pytest.raises(
+        ConversionError, match=f"strict: 1 engine node would not run on TensorRT; {OP}: engines/x.engine is"
+    ):
+        fat({"own": (["SM90"], {"problem": TORN}), "old": (["SM80"], {"version": "1.4.0.76"})}, strict=True)
 
 
 SMALL, LARGE = ({"ranges": {"x": ((1, 4), (2, 4), (top, 4))}} for top in (4, 16))
