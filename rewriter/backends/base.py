@@ -99,7 +99,8 @@ class BuildFailure:
 
     Attributes:
         kind: "unsupported" (deny nodes and try again), "workspace", "memory", "cancelled", "profile", "gpu" (this
-            TensorRT builds such a model only where there is a GPU) or "crash".
+            TensorRT builds such a model only where there is a GPU), "crash", or "fault" (this version of TensorRT is
+            known to compute it wrongly, so it was not asked).
         reason: one line for people, the builder's own words included.
         log: all error lines of TensorRT's logger.
     """

@@ -23,7 +23,7 @@ from rewriter.extending.results import AddedEngine, MissingEngine
 from rewriter.extending.targets import Grouped
 from rewriter.precision.emulation import engine_segments
 from rewriter.precision.lowering import Lowered, Lowering
-from rewriter.precision.workarounds import avoid_faults
+from rewriter.precision.workarounds import why_faulty
 from rewriter.runtime.runtime_builder import build_options
 from rewriter.shapes.sampling import InputFn, batch_input_fn
 
@@ -231,15 +231,10 @@ def plan(source: Source, backend: Backend, grouped: Grouped, builders: Builders,
 
 def _fault(lowering: Lowering, node: Node, backend: Backend) -> BuildFailure | None:
     """What this version of the package gets wrong in the node's arithmetic; None for nothing."""
-    if not lowering.recipe.quantizes:
+    if not lowering.recipe.quantizes:  # asking for the version starts TensorRT
         return None
-    safe, notes = avoid_faults(lowering.recipe, backend.flavour, backend.version)
-    if not notes:
-        return None
-    without = dataclasses.replace(lowering, recipe=safe).apply(node.segment)
-    if without.segment.content_hash == node.lowered.segment.content_hash:
-        return None
-    return BuildFailure("fault", f"{notes[0]}, and the engines of one node must compute in one arithmetic")
+    reason = why_faulty(lowering, node.segment, node.lowered, backend.flavour, backend.version)
+    return BuildFailure("fault", reason) if reason else None
 
 
 def _unserved(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from passes.precision.recipe import Recipe
+from passes.segments import SegmentModel
+from rewriter.precision.lowering import Lowered, Lowering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +56,25 @@ def avoid_faults(recipe: Recipe, flavour: str, version: str) -> tuple[Recipe, tu
             named = " and ".join(sorted(hit))
             notes.append(f"{fault.mode}: {named} stay in {recipe.float_type} with {flavour} {version}: {fault.reason}")
     return recipe, tuple(notes)
+
+
+def why_faulty(lowering: Lowering, segment: SegmentModel, lowered: Lowered, flavour: str, version: str) -> str:
+    """Why a TensorRT must not build a segment in the arithmetic of an artifact, in one line; "" when it may.
+
+    Another version than that of the conversion may compute it wrongly. Without what that gets wrong its engine would
+    have another arithmetic than the artifact's other engines, which nobody asked for.
+
+    Args:
+        lowering: the artifact's arithmetic.
+        segment: the segment before lowering.
+        lowered: the segment after it.
+        flavour: the TensorRT package.
+        version: its version.
+    """
+    safe, notes = avoid_faults(lowering.recipe, flavour, version)
+    if not notes:
+        return ""
+    without = dataclasses.replace(lowering, recipe=safe).apply(segment)
+    if without.segment.content_hash == lowered.segment.content_hash:
+        return ""
+    return f"{notes[0]}, and the engines of one node must compute in one arithmetic"

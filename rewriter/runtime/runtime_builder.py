@@ -18,6 +18,7 @@ from rewriter.building.entries import engine_entry
 from rewriter.building.segment_builder import SegmentBuilder
 from rewriter.errors import ConverterStateError
 from rewriter.precision.lowering import Lowering
+from rewriter.precision.workarounds import why_faulty
 from rewriter.runtime.slot_values import StoredEngine
 from rewriter.shapes.harvest import InputSet, Observations, SegmentObservations
 from rewriter.shapes.profiles import make_profiles, static_profiles
@@ -34,7 +35,8 @@ class RuntimeBuilder:
     """Builds engines as the artifact's conversion did: same recipe, ranges, workspace, strategy and kind of key.
 
     A node of a segment that cannot be built is not searched for: the failure is the answer. The engines are bound to
-    the TensorRT that is installed now, which may be another version than that of the conversion. Not thread-safe
+    the TensorRT that is installed now, which may be another version than that of the conversion; what that version is
+    known to compute wrongly is not built. Not thread-safe
     (`BackgroundBuilds` calls it from one thread), except for `close`.
 
     Args:
@@ -110,6 +112,11 @@ class RuntimeBuilder:
         if not segment.content_hash:  # left out when the model was loaded, for it reads all weights
             segment = rehash(segment)
         lowered = self._lowering.apply(segment)
+        if self._lowering.recipe.quantizes:
+            backend = builder.backend
+            fault = why_faulty(self._lowering, segment, lowered, backend.flavour, backend.version)
+            if fault:
+                return BuildFailure("fault", fault)
         profiles = self._profiles(segment, sets, counts or [1] * len(sets))
         build = builder.build(lowered, profiles, progress)
         if not isinstance(build.outcome, BuiltEngine):

@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
 from passes.base import verify
+from passes.extract import Extractor
 from passes.graph.walk import iter_nodes
+from passes.model import from_proto
 from passes.pipeline import default_pipeline
 from passes.precision.emulate import Emulate
 from passes.precision.lower import lower
 from passes.precision.quantization.float_readers import moves
+from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe
-from rewriter.precision.workarounds import avoid_faults
+from rewriter.precision.lowering import Lowering
+from rewriter.precision.workarounds import avoid_faults, why_faulty
 from rewriter.runtime.native import NativeSession
 
 
@@ -34,6 +39,51 @@ def test_an_old_rtx_gets_no_quantised_convolutions(mode):
 )
 def test_everything_else_stays(recipe, flavour, version):
     assert avoid_faults(recipe, flavour, version) == (recipe, ())
+
+
+def convolution(op="Conv"):
+    """A segment of one node that INT8 quantises, and the lowering that does it."""
+    size = "6, 4" if op == "MatMul" else "4, 3, 3, 3"
+    shape = "n, 6" if op == "MatMul" else "n, 3, 8, 8"
+    proto = parser.parse_model(
+        f"""
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[{shape}] x) => (float[{"n, 4" if op == "MatMul" else "n, 4, 6, 6"}] y) <float[{size}] w = {{0}}> {{
+            a = Relu(x)
+            y = {op}(a, w)
+        }}
+        """
+    )
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"n{number}"
+    dims = [int(text) for text in size.split(",")]
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(dims, np.float32), "w"))
+    segment = Extractor(from_proto(proto)).extract_nodes((), ["n0", "n1"], "TRTEngineOp_000")
+    ranges = RangeTable({name: TensorRange(0, 1) for name in "ax"}, "minmax", 1)
+    return segment, lambda mode: Lowering(Recipe.of(mode), ranges)
+
+
+@pytest.mark.parametrize("mode", ["INT8", "FP8"])
+def test_an_engine_that_would_compute_wrongly_is_not_built_for_an_artifact_of_another_version(mode):
+    segment, lowering = convolution()
+    asked = lowering(mode)
+    lowered = asked.apply(segment)
+    reason = why_faulty(asked, segment, lowered, "tensorrt_rtx", "1.4.0.76")
+    assert reason.startswith(f"{mode}: Conv and ConvTranspose stay in FP16 with tensorrt_rtx 1.4.0.76: ")
+    assert reason.endswith(", and the engines of one node must compute in one arithmetic")
+    assert why_faulty(asked, segment, lowered, "tensorrt_rtx", "1.7.1.116") == ""
+    assert why_faulty(asked, segment, lowered, "tensorrt", "10.9") == ""
+
+
+def test_an_engine_without_what_is_wrong_is_built():
+    segment, lowering = convolution("MatMul")
+    asked = lowering("INT8")
+    lowered = asked.apply(segment)
+    assert lowered.segment.content_hash != segment.content_hash
+    assert why_faulty(asked, segment, lowered, "tensorrt_rtx", "1.4.0.76") == ""
+    segment, lowering = convolution()
+    asked = lowering("FP16")
+    assert why_faulty(asked, segment, asked.apply(segment), "tensorrt_rtx", "1.4.0.76") == ""
 
 
 def trained(settings):

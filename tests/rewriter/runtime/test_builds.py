@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper, parser
 
 from passes import model as models
 from passes.extract import Extractor
+from passes.precision.ranges import RangeTable, TensorRange
 from passes.precision.recipe import Recipe
 from passes.segments import Segment
 from rewriter.artifact import manifest as manifests
@@ -530,3 +531,24 @@ def test_an_artifact_gets_the_engines_that_were_built_at_run_time(rtx, tmp_path,
     (entry,) = load_artifact(empty).engines
     assert entry.usable
     assert saved.path.is_file()
+
+
+def test_what_this_version_computes_wrongly_is_not_built(monkeypatch):
+    """The artifact is of another TensorRT: its arithmetic may be one that is wrong here."""
+    backend, asked = FakeBackend(), []
+
+    def why_faulty(lowering, segment, lowered, flavour, version):
+        asked.append((lowering.recipe.mode, segment.segment.name, flavour, version))
+        return "its FP8 is wrong"
+
+    monkeypatch.setattr("rewriter.runtime.runtime_builder.why_faulty", why_faulty)
+    ranges = RangeTable({name: TensorRange(-1, 1) for name in "xab"}, "minmax", 1)
+    for mode, expected in (("FP8", True), ("FP16", False)):
+        recipe = Recipe.of(mode)
+        with RuntimeBuilder(recipe=recipe, ranges=ranges, params=params(), backend=backend) as builder:
+            result = builder.build(segment_of(), [batch(2)])
+            assert isinstance(result, BuildFailure) == expected
+            if expected:
+                assert (result.kind, result.reason) == ("fault", "its FP8 is wrong")
+    assert asked == [("FP8", OP, "tensorrt_rtx", "1.2.3")]
+    assert len(backend.built) == 1
