@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import signal
 import threading
 from pathlib import Path
@@ -93,7 +94,7 @@ class Stub:
         if word == "shy" and self.most > 1 and self.built.count(name) == 1:
             return BuildFailure("crash", name)
         output.write_bytes(name.encode())
-        return BuiltEngine(output, len(name), name, 1, 0.1)
+        return BuiltEngine(output, len(name), hashlib.sha256(name.encode()).hexdigest(), 1, 0.1)
 
     def interrupt(self, thread):
         with self._lock:
@@ -157,7 +158,7 @@ def test_nothing_in_what_comes_of_it_depends_on_jobs(tmp_path, names, jobs, canc
 def test_as_many_are_built_at_the_same_time_as_jobs_says(tmp_path):
     backend = Stub(meeting=threading.Barrier(3))
     builds = run_builds(tasks_for([f"ok_{i}" for i in range(6)], backend, tmp_path), 3)
-    assert [b.outcome.sha256 for b in builds] == [f"ok_{i}" for i in range(6)]
+    assert [b.outcome.path.read_text() for b in builds] == [f"ok_{i}" for i in range(6)]
     assert backend.most == 3
 
 
@@ -280,7 +281,7 @@ def test_what_needs_no_build_starts_no_thread(tmp_path):
     backend, events = Stub(), []
     tasks = tasks_for(["ok_a", "ok_b"], backend, tmp_path)
     run_builds(tasks, 2)
-    assert run_builds(tasks, 2, events.append)[1].outcome.sha256 == "ok_b"
+    assert run_builds(tasks, 2, events.append)[1].outcome.path.read_text() == "ok_b"
     assert sorted(backend.built) == ["ok_a", "ok_b"]
     assert [(e.engine.name, e.engine.finished, e.engine.ended) for e in events] == [("E0", 1, True), ("E1", 2, True)]
     bad = dataclasses.replace(tasks[0], profiles="no inputs were seen")
@@ -290,18 +291,31 @@ def test_what_needs_no_build_starts_no_thread(tmp_path):
     assert run_builds([], 3) == []
 
 
-def test_one_cache_serves_all_threads(tmp_path):
-    backend = Stub(meeting=threading.Barrier(4))
+@pytest.mark.parametrize("word", ["ok", "unsupported"])
+def test_one_cache_serves_all_threads(tmp_path, word):
     cache = EngineCache(tmp_path / "cache")
-    names = [f"unsupported_{i}" for i in range(4)]
-    (tmp_path / "a").mkdir()
-    run_builds(tasks_for(names, backend, tmp_path / "a", cache=cache), 4)
-    (tmp_path / "b").mkdir()
-    again = Stub()
-    builds = run_builds(tasks_for(names, again, tmp_path / "b", cache=cache), 4)
-    assert [b.outcome.reason for b in builds] == names
-    assert again.built == []
-    assert cache.stats.known_failures == 4
+    names = [f"{word}_{i}" for i in range(4)]
+    found = []
+    for folder, backend in (("a", Stub(meeting=threading.Barrier(4))), ("b", Stub())):
+        (tmp_path / folder).mkdir()
+        builds = run_builds(tasks_for(names, backend, tmp_path / folder, cache=cache), 4)
+        found.append([(b.key, getattr(b.outcome, "sha256", b.outcome)) for b in builds])
+        assert len(backend.built) == (4 if folder == "a" else 0)
+    assert found[0] == found[1]
+    stats = cache.stats
+    assert (stats.hits, stats.stored) == ((4, 4) if word == "ok" else (0, 0))
+    assert stats.known_failures == (0 if word == "ok" else 4)
+    assert not stats.damaged
+    assert not stats.refused
+
+
+def test_threads_that_store_in_a_cache_without_room_lose_no_engine(tmp_path):
+    cache = EngineCache(tmp_path / "cache", max_bytes=600)  # one or two entries
+    names = [f"ok_{i}" for i in range(6)]
+    builds = run_builds(tasks_for(names, Stub(meeting=threading.Barrier(3)), tmp_path, cache=cache), 3)
+    assert [b.outcome.path.read_text() for b in builds] == names
+    assert cache.stats.removed > 0
+    assert not cache.stats.damaged
 
 
 def test_the_caller_is_told_of_every_engine(tmp_path):
