@@ -100,6 +100,15 @@ def test_weights_arrive_whatever_holds_them(rtx, dense, tmp_path):
     assert digests == [True, True, False]
 
 
+def test_an_engine_does_not_tell_what_was_built_before_it(rtx, dense, tmp_path):
+    found = set()
+    for number in range(3):
+        rtx.parse(dense)
+        outcome = rtx.build(dense, (BATCH,), BuildOptions(targets=("SM89",)), tmp_path / f"{number}.engine")
+        found.add(outcome.sha256)
+    assert len(found) == 1
+
+
 def test_an_engine_is_described_truly(rtx, dense, tmp_path):
     output = tmp_path / "e.engine"
     steps = []
