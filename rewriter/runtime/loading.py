@@ -47,6 +47,10 @@ def load(
 ) -> ConvertedFunction:
     """Loads an artifact, ready to be called.
 
+    Of several engines of a node the best for this GPU is opened first, the next best where that is damaged or refused,
+    and others when calls need their shapes: see `rewriter.runtime.choosing.order`. What was chosen, and why nothing
+    else, is logged (INFO) and stands in `stats()["engines_chosen"]`.
+
     Args:
         path: the directory that `Converter.save` wrote.
         signature: which of several; default: the first. The others are in the function's `signatures`.
