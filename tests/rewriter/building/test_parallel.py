@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.model import from_proto
+from passes.partition import PartitionOptions
 from passes.segments import Segment, SegmentModel, TensorSpec
+from passes.support import SupportMap, Verdict
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, InputProfile
 from rewriter.building import jobs as jobs_module
 from rewriter.building.builder import EngineBuilder
@@ -32,6 +34,7 @@ from rewriter.building.jobs import (
     usable_cores,
 )
 from rewriter.building.parallel import BuildTask, run_builds
+from rewriter.building.planning import make_plan
 from rewriter.building.segment_builder import SegmentBuilder
 from rewriter.errors import BackendError, InvalidParameterError
 from rewriter.precision.lowering import Lowered
@@ -404,6 +407,50 @@ def test_blame_comes_after_the_builds_in_the_order_of_the_plan(tmp_path):
     ]
     assert results[0].failures == results[1].failures
     assert list(results[0].builds) == list(results[1].builds) == [s.segment.name for s in segments]
+
+
+FOUR = """<ir_version: 10, opset_import: ["" : 18, "other" : 1]>
+g (float[2] x) => (float[2] y) {
+  [a0] a = Relu(x) [a1] b = Exp(a) [a2] c = Abs(b) [n0] d = other.N(c)
+  [b0] e = Relu(d) [b1] f = Sin(e) [b2] h = Abs(f) [b3] k = Neg(h) [n1] l = other.N(k)
+  [c0] m = Relu(l) [c1] n = Sin(m) [c2] y = Abs(n)
+}"""
+
+
+class Picky:
+    """Cannot build segments that hold a Sin, and says which; notes what it was asked for."""
+
+    flavour, version, default_targets = "tensorrt_rtx", "1", ("SM89",)
+
+    def __init__(self):
+        self.jobs, self.asked = None, []
+
+    def build(self, model, profiles, options, output, progress=None):
+        self.asked.append(tuple(node.name for node in model.proto.graph.node))
+        bad = [node.name for node in model.proto.graph.node if node.op_type == "Sin"]
+        if bad:
+            return BuildFailure("unsupported", f"no {bad[0]}", (f"Layer '{bad[0]}' has no runners",))
+        output.write_bytes(b"e")
+        return BuiltEngine(output, 1, "00" * 32, 1, 0.1)
+
+
+def test_the_plan_after_failed_builds_does_not_depend_on_jobs(tmp_path):
+    """Two segments hold a node that cannot be built: both are denied, and the graph is cut again."""
+    model = from_proto(onnx.parser.parse_model(FOUR))
+    support = SupportMap.of(Verdict(n.name, n.op_type, n.domain == "", "parser", "no") for n in model.proto.graph.node)
+    checker = SimpleNamespace(check_segment=lambda segment: ())
+    found = []
+    for jobs in (1, 3):
+        backend = Picky()
+        builder = EngineBuilder(backend, checker, BuildOptions(), PartitionOptions(2), tmp_path)
+        plan = make_plan(model, support, checker, PartitionOptions(2))
+        result = builder.build(model, plan, lambda plan: {s.segment.name: () for s in plan.segments}, jobs=jobs)
+        builds = {name: (b.key, getattr(b.outcome, "kind", "engine")) for name, b in result.builds.items()}
+        cuts = [s.segment.nodes for s in result.plan.segments]
+        found.append((cuts, builds, result.failures, result.plan.support.verdicts, sorted(backend.asked)))
+    assert found[0] == found[1]
+    assert found[0][0] == [("a0", "a1", "a2"), ("b2", "b3")]
+    assert [(f.target, f.reason) for f in found[0][2]] == [("TRTEngineOp_001", "no b1"), ("TRTEngineOp_002", "no c1")]
 
 
 def chain(seed):
