@@ -11,7 +11,7 @@ import numpy as np
 from rewriter.artifact import load_artifact
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch
-from rewriter.export.ray.importing import import_ray
+from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
 __all__ = ["dense", "map_batches", "named"]
@@ -24,7 +24,7 @@ def map_batches(
     batch_size: int | None = None,
     actors: int | tuple[int, int] = 1,
     num_cpus: float = 1,
-    num_gpus: float = 0,
+    num_gpus: float | None = None,
     columns: Mapping[str, str] | None = None,
     outputs: Mapping[str, str] | None = None,
     keep: bool = True,
@@ -37,6 +37,7 @@ def map_batches(
     1. Where inputs and outputs share a batch dimension, a row of the dataset is a row of a batch. Elsewhere a row holds
        whole inputs, and the model is run once a row.
     2. Ray runs a batch again whose actor was lost: no row is lost or doubled.
+    3. Outputs that tables have no type for become one that holds them exactly: bfloat16 and float8 float32, int4 int8.
 
     Args:
         dataset: a `ray.data.Dataset`.
@@ -45,7 +46,7 @@ def map_batches(
         actors: how many; or (least, most).
         num_cpus: CPUs that an actor takes, as Ray counts them; without `threads` it computes natively with as many
             threads, at least one.
-        num_gpus: GPUs likewise.
+        num_gpus: GPUs likewise; default: 1 where the cluster has one, else 0.
         columns: input name -> column; an input that is not named reads the column of its own name.
         outputs: output name -> column; an output that is not named goes to the column of its own name.
         keep: False drops the dataset's columns.
@@ -78,7 +79,7 @@ def map_batches(
         batch_format="numpy",
         compute=data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=num_cpus,
-        num_gpus=num_gpus or None,
+        num_gpus=gpus_of_one(num_gpus) or None,
         fn_constructor_kwargs={"options": options, "reads": reads, "writes": writes, "keep": keep},
     )
 
@@ -116,9 +117,9 @@ class BatchActor:
             short = [name for name in self._writes if len(found[name]) != count]
             if short:
                 raise ConversionError(f"output {short[0]!r} has {len(found[short[0]])} rows for {count} rows of inputs")
-            return {column: found[name] for name, column in self._writes.items()}
+            return {column: _as_column(found[name]) for name, column in self._writes.items()}
         rows = _all(self._core.answer([{n: values[row] for n, values in inputs.items()} for row in range(count)]))
-        return {column: _stacked([row[name] for row in rows]) for name, column in self._writes.items()}
+        return {column: _stacked([_as_column(row[name]) for row in rows]) for name, column in self._writes.items()}
 
 
 def _all(answers: list[dict[str, np.ndarray] | ConversionError]) -> list[dict[str, np.ndarray]]:
@@ -133,6 +134,13 @@ def _all(answers: list[dict[str, np.ndarray] | ConversionError]) -> list[dict[st
             raise answer
         found.append(answer)
     return found
+
+
+def _as_column(array: np.ndarray) -> np.ndarray:
+    """The array in a dtype that tables have; all values stay."""
+    if array.dtype.isbuiltin != 2:  # 2: made by another package
+        return array
+    return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
 
 
 def dense(values: np.ndarray) -> np.ndarray:

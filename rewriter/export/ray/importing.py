@@ -1,11 +1,11 @@
-"""Ray itself, which is heavy and optional: asked for with the first use."""
+"""Ray itself, which is heavy and optional: asked for with the first use; and what its cluster has."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-from rewriter.errors import missing_dependency
+from rewriter.errors import ConverterStateError, missing_dependency
 
 
 def import_ray(module: str = "ray") -> Any:
@@ -18,3 +18,20 @@ def import_ray(module: str = "ray") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise missing_dependency(f"Ray ({error})", "ray", f"rewriter.export.{module}") from error
+
+
+def gpus_of_one(wanted: float | None) -> float:
+    """How many GPUs a replica or an actor takes.
+
+    Args:
+        wanted: the user's number; None: 1 where the cluster has one now, else 0.
+
+    Raises:
+        ConverterStateError: None, and this process is not connected to a cluster that could be asked.
+    """
+    if wanted is not None:
+        return wanted
+    ray = import_ray()
+    if not ray.is_initialized():
+        raise ConverterStateError("the cluster is asked whether it has GPUs: call ray.init() first, or give num_gpus=")
+    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.artifact import load_artifact
-from rewriter.errors import ConversionError, ConverterStateError, InputError, InvalidParameterError
+from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import largest_batch
-from rewriter.export.ray.importing import import_ray
+from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 from rewriter.export.ray.wire import JSON, NPZ, decode, encode, media_type
 
@@ -77,7 +77,7 @@ def deployment(
     given = dict(deployment_options or {})
     actor = {"num_cpus": num_cpus, **given.pop("ray_actor_options", {})}
     if "num_gpus" not in actor:
-        actor["num_gpus"] = _gpus(num_gpus)
+        actor["num_gpus"] = gpus_of_one(num_gpus)
     loads = checked_load_options({"strict": strict, **load_options}, actor["num_cpus"])
     options = ReplicaOptions(str(root), maximum, warmup, unhealthy_after, loads)
     arguments = {
@@ -106,17 +106,6 @@ def _replicas(wanted: int | str, given: Mapping[str, Any], share: int) -> dict[s
             f"num_replicas={wanted} leaves nothing to scale: say min_replicas and max_replicas in autoscaling_config"
         )
     return {**({"num_replicas": "auto"} if wanted == "auto" else {}), **given, "autoscaling_config": scaling}
-
-
-def _gpus(wanted: float | None) -> float:
-    if wanted is not None:
-        return wanted
-    ray = import_ray()
-    if not ray.is_initialized():
-        raise ConverterStateError(
-            "deployment() asks the cluster whether it has GPUs: call ray.init() first, or give num_gpus=0 or 1"
-        )
-    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
 def _replica_class(serve: Any, maximum: int, wait: float) -> type:

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+import types
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from rewriter.errors import (
     ArtifactError,
     BackendError,
     ConversionError,
+    ConverterStateError,
     InputError,
     InvalidParameterError,
     MissingDependencyError,
@@ -135,6 +138,28 @@ def test_an_actor_runs_whole_inputs_row_by_row(whole):
     column = np.empty(2, object)
     column[:] = [np.ones(2, np.float32), np.ones(5, np.float32)]
     assert actor({"x0": column})["sum"].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"), [("bfloat16", 1.5, "float32"), ("float8_e5m2", 2, "float32"), ("int4", -8, "int8")]
+)
+def test_dtypes_that_tables_lack_become_wider_ones(rows, monkeypatch, name, value, found):
+    actor = BatchActor(ReplicaOptions(str(rows), 4, False), {"x0": "in"}, {"y0": "out"}, False)
+    narrow = np.full((2, 3), value, np.dtype(getattr(ml_dtypes, name)))
+    monkeypatch.setattr(actor._core._function, "run", lambda inputs: {"y0": narrow})
+    column = actor({"in": ones(2)["x0"]})["out"]
+    assert (column.dtype.name, column.tolist()) == (found, [[value] * 3] * 2)
+
+
+def test_the_cluster_is_asked_for_gpus_where_nothing_was_said(monkeypatch):
+    ray = types.SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 4, "GPU": 2})
+    monkeypatch.setattr(importing, "import_ray", lambda: ray)
+    assert [importing.gpus_of_one(each) for each in (None, 0, 0.5)] == [1, 0, 0.5]
+    ray.cluster_resources = dict
+    assert importing.gpus_of_one(None) == 0
+    ray.is_initialized = lambda: False
+    with pytest.raises(ConverterStateError, match=r"call ray.init\(\) first, or give num_gpus="):
+        importing.gpus_of_one(None)
 
 
 def test_an_actor_names_the_column(rows):
