@@ -164,9 +164,18 @@ def open_session(model: Model, options: Any, providers: Sequence[Any], *, lean: 
     ]
     if values:
         options.add_external_initializers([t.name for t in stubs], values)
+    if _shows_convolutions(proto):
+        # ONNX Runtime 1.32 takes such a value away when it fuses Conv, Add and Relu, and then cannot find it.
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "ConvAddActivationFusion")
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
     _drop_pages(arrays.values())
     return session, (arrays, values)
+
+
+def _shows_convolutions(proto: ModelProto) -> bool:
+    """True when the result of a convolution is an output of the model."""
+    outputs = {value.name for value in proto.graph.output}
+    return any(node.op_type == "Conv" and node.output[0] in outputs for node in proto.graph.node)
 
 
 def _options(*, optimize: bool, honest: bool, threads: int) -> Any:

@@ -391,6 +391,26 @@ g (float[N] x) => (float[N] y)
 """
 
 
+def test_the_residual_beside_a_convolution():
+    """What INT8 asks of a residual network: ONNX Runtime would fuse the value away."""
+    model = _model(
+        """
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[N, 256, 4, 4] x) => (float[N, 256, 4, 4] y)
+        {
+            a = Conv(x, v, c)
+            b = Conv(x, w, d)
+            s = Add(a, b)
+            y = Relu(s)
+        }
+        """,
+        **{name: np.ones((256, 256, 1, 1), np.float32) for name in "vw"},
+        **{name: np.ones(256, np.float32) for name in "cd"},
+    )
+    table = calibrate(model, ["x", "a"], [{"x": np.ones((2, 256, 4, 4), np.float32)}], method="minmax")
+    assert table.ranges["a"] == TensorRange(257.0, 257.0)
+
+
 class TestOddValues:
     @pytest.mark.parametrize("method", METHODS)
     def test_nan_names_tensor_and_sample(self, method):

@@ -78,3 +78,26 @@ def test_bytes_that_are_no_text_are_refused():
     assert session.run({"s": np.array(["\u00e9"], object)})["t"].tolist() == ["\u00e9"]
     with pytest.raises(InputError, match="input 's' holds bytes that are not UTF-8 text"):
         session.run({"s": np.array(["a\udcff"], object)})
+
+
+@pytest.mark.parametrize("shown", ["a", "b", "s"])
+def test_values_in_the_middle_of_a_fusion_may_be_outputs(shown):
+    """ONNX Runtime fuses Conv, Add and Relu, and takes the value in between away even where it is an output."""
+    proto = parser.parse_model(
+        f"""
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[1, 2, 4, 4] x, float[2, 2, 1, 1] v, float[2, 2, 1, 1] w, float[2] bias)
+            => (float[1, 2, 4, 4] y, float[1, 2, 4, 4] {shown})
+        {{
+            z = Relu(x)
+            a = Conv(z, v, bias)
+            b = Conv(x, w, bias)
+            s = Add(a, b)
+            y = Relu(s)
+        }}
+        """
+    )
+    feeds = {"x": np.ones((1, 2, 4, 4)), "v": np.ones((2, 2, 1, 1)), "w": np.ones((2, 2, 1, 1)), "bias": np.ones(2)}
+    found = NativeSession(models.from_proto(proto)).run({name: v.astype(np.float32) for name, v in feeds.items()})
+    assert found[shown].max() == (6 if shown == "s" else 3)
+    assert found["y"].max() == 6
