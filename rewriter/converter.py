@@ -245,7 +245,7 @@ class Converter(ConversionViews):
             with naming(name, self._tracks):
                 self._tracks[name] = self._shop.settle(track)
 
-    def build(self, input_fn: InputFns = None, jobs: int | None = None) -> None:
+    def build(self, input_fn: InputFns = None, *, jobs: int | None = None) -> None:
         """Builds the engines for the shapes of sample inputs.
 
         Args:
