@@ -121,7 +121,7 @@ def scaled(artifact):
     handle = serve.run(application, name="scaled", route_prefix=None)
     replicas = set()
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 30
         while len(replicas) < 2 and time.monotonic() < end:
             # Too few to fill a batch, so that they wait.
             list(pool.map(lambda _: client(handle).infer(x0=[[1, 2, 3]]), range(6)))
