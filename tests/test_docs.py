@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", MIGRATION, re.DOTALL)
 COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +111,21 @@ def test_every_difference_has_its_reason():
     assert all(len(row) == 4 and all(cell.strip() for cell in row) for row in rows)
 
 
-@pytest.mark.parametrize("page", [MIGRATION, COMPARISON], ids=["migration", "comparison"])
-def test_links_lead_somewhere(page):
+def anchors_of(page):
     headings = [line.lstrip("# ") for line in page.splitlines() if line.startswith("## ")]
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [MIGRATION, COMPARISON, SERVING], ids=["migration", "comparison", "serving"])
+def test_links_lead_somewhere(page):
+    anchors = anchors_of(page)
     for target in re.findall(r"\]\(([^)]+)\)", page):
         if target.startswith("#"):
             assert target[1:] in anchors, target
         else:
-            assert (ROOT / "docs" / target).exists(), target
+            file, _, anchor = target.partition("#")
+            assert (ROOT / "docs" / file).exists(), target
+            assert not anchor or anchor in anchors_of((ROOT / "docs" / file).read_text(encoding="utf-8")), target
 
 
 def test_every_argument_and_variable_is_named():
@@ -186,3 +193,28 @@ def test_the_page_about_comparisons_runs(tmp_path, monkeypatch, capsys):
     shown = COMPARISON[COMPARISON.index("Bisection of emulated") :].split("```")[0]
     for figure in re.findall(r"'[^']+'", shown):  # names of nodes and outputs, and the option
         assert figure in said, figure
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_page_about_serving_runs(tmp_path, monkeypatch, capsys):
+    """What needs no server; `test_examples` and `test_triton_live` beside the exporters run the rest."""
+    from rewriter import load
+    from rewriter.demo import digits_path, load_digits_test
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").symlink_to(digits_path())
+    said = ""
+    for heading in ("One artifact, many GPUs", "EPContext"):
+        section = SERVING[SERVING.index(f"\n## {heading}\n") + 1 :].split("\n## ")[0]
+        for block in re.findall(r"```(?:ba)?sh\n(.*?)```", section, re.DOTALL):
+            for line in block.splitlines():
+                status, printed = run_line(line, capsys)
+                assert status == 0, f"{line}\n{printed}"
+                said += printed
+    for target in ("SM80", "SM86", "SM89", "SM120"):
+        assert target in said
+    assert (tmp_path / "digits_ctx" / "model_ctx.onnx").exists()
+    with load("digits_all") as function:
+        function(image=load_digits_test()[0][:8])
+        assert all(len(node["others"]) == 4 for node in function.stats()["engines_chosen"].values())

@@ -1,18 +1,20 @@
 """What docs/serving.md shows of Ray runs as it stands there, on the demo's model."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from rewriter import load
 
 PAGE = Path(__file__).parents[4] / "docs" / "serving.md"
 pytestmark = [pytest.mark.serving, pytest.mark.tensorflow, pytest.mark.rtx]
 
 
-@pytest.mark.skipif(
-    not PAGE.exists() or "\n## Ray Data\n" not in PAGE.read_text("utf-8"), reason="docs/serving.md has no Ray Data"
-)
-def test_the_examples_run(ray_script, tmp_path, rtx):
+def test_the_examples_run(ray_script, tmp_path, monkeypatch, rtx):
+    from rewriter.cli import main
     from rewriter.converter import Converter
     from rewriter.demo import digits_path, load_digits_test
 
@@ -21,7 +23,7 @@ def test_the_examples_run(ray_script, tmp_path, rtx):
         converter.convert()
         converter.build(lambda: [images[:1], images[:8], images[:32]])
         converter.save(tmp_path / "digits")
-    found = ray_script("run_page.py", PAGE, "Ray Serve,Ray Data")
+    found = ray_script("run_page.py", PAGE, "Ray Serve,Ray Data,Calibration on many machines")
     (printed,) = found["printed"]
     decoder = json.JSONDecoder()
     answer, end = decoder.raw_decode(printed)
@@ -30,3 +32,11 @@ def test_the_examples_run(ray_script, tmp_path, rtx):
     assert stats["function"]["engine_nodes"] == 2
     assert set(stats["function"]["engines_chosen"]) == {"TRTEngineOp_000", "TRTEngineOp_001"}
     assert found["answers"] == len(images)
+    # The ranges that the cluster found, in the conversion that needs them.
+    text = PAGE.read_text("utf-8")
+    (command,) = re.findall(r"```bash\n(.*)\n```", text[text.index("\n## Calibration on") : text.index("\n## Triton")])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").symlink_to(digits_path())
+    program, *arguments = shlex.split(command)
+    assert (program, main(arguments)) == ("trt-rewriter", 0)
+    assert load(tmp_path / "digits_int8", execution="emulate").run({"image": images[:8]})["digit"].shape == (8,)
