@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from rewriter.accuracy.target import AccuracyTarget
     from rewriter.converter import Converter
     from rewriter.converter import Converter as TrtGraphConverterV2
+    from rewriter.extending import Extended, build_engines
     from rewriter.legacy import TrtGraphConverter, create_inference_graph
+    from rewriter.merging import Merged, merge
     from rewriter.pass_selection import RewriterConfig
     from rewriter.precision.options import PrecisionOptions
-    from rewriter.progress import ProgressEvent
+    from rewriter.progress import EngineStep, ProgressEvent
     from rewriter.reports.dry_run import DryRun
     from rewriter.reports.report import Report
     from rewriter.rescuing import RescueReport, rescue
@@ -54,6 +56,9 @@ _LAZY = {
     "ConvertedFunction": ("rewriter.runtime.function", "ConvertedFunction"),
     "Converter": ("rewriter.converter", "Converter"),
     "DryRun": ("rewriter.reports.dry_run", "DryRun"),
+    "EngineStep": ("rewriter.progress", "EngineStep"),
+    "Extended": ("rewriter.extending", "Extended"),
+    "Merged": ("rewriter.merging", "Merged"),
     "PrecisionOptions": ("rewriter.precision.options", "PrecisionOptions"),
     "ProgressEvent": ("rewriter.progress", "ProgressEvent"),
     "Report": ("rewriter.reports.report", "Report"),
@@ -61,8 +66,10 @@ _LAZY = {
     "RewriterConfig": ("rewriter.pass_selection", "RewriterConfig"),
     "TrtGraphConverter": ("rewriter.legacy", "TrtGraphConverter"),
     "TrtGraphConverterV2": ("rewriter.converter", "Converter"),
+    "build_engines": ("rewriter.extending", "build_engines"),
     "create_inference_graph": ("rewriter.legacy", "create_inference_graph"),
     "load": ("rewriter.runtime.loading", "load"),
+    "merge": ("rewriter.merging", "merge"),
     "rescue": ("rewriter.rescuing", "rescue"),
 }
 
@@ -82,9 +89,12 @@ __all__ = [
     "Converter",
     "ConverterStateError",
     "DryRun",
+    "EngineStep",
     "ExportError",
+    "Extended",
     "InputError",
     "InvalidParameterError",
+    "Merged",
     "MissingDependencyError",
     "PrecisionOptions",
     "ProgressEvent",
@@ -97,8 +107,10 @@ __all__ = [
     "TrtGraphConverterV2",
     "TrtPrecisionMode",
     "VerificationError",
+    "build_engines",
     "create_inference_graph",
     "load",
+    "merge",
     "rescue",
     "supported_profile_strategies",
 ]

@@ -24,7 +24,7 @@ COMMANDS = {
     "run": "run an artifact on inputs from a file",
     "compare": "compare the source, the native run, emulated precision and TensorRT side by side",
     "bench": "time an artifact: latency percentiles, throughput, load, first call, counters",
-    "build": "add engines for further GPUs, or of another TensorRT, to an artifact",
+    "build": "add engines for more GPUs, and of the TensorRT that is installed here, to an artifact",
     "merge": "put the engines of several artifacts of one model into one",
     "export": "write an artifact for a model server: a Triton repository, or ONNX Runtime's EPContext",
     "rescue": "turn a SavedModel that TF-TRT wrote into one that TensorFlow loads again",
@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 1 a comparison failed, 2 a usage or conversion error (told in one line on stderr), 130 interrupted,
-        141 nobody reads the output any more (`| head`), which is told by nothing else.
+        0 done, 1 a comparison failed or `build` could not make all that was asked for, 2 a usage or conversion error
+        (told in one line on stderr), 130 interrupted, 141 nobody reads the output any more (`| head`), which is told by
+        nothing else.
     """
     given = sys.argv[1:] if argv is None else list(argv)
     try:

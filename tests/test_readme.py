@@ -1,6 +1,7 @@
 """What README.md shows runs as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,25 @@ def test_the_migration_table_is_true(tmp_path):
     assert any("TRTEngineOp_001" in line for line in lines)
     with trt.load(str(tmp_path / "out")) as function:
         assert function(image=images[:2])["probabilities"].shape == (2, 10)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rtx
+def test_the_commands_for_more_machines_run(tmp_path, monkeypatch, capsys):
+    """Those of "Outgrow one machine"; `test_examples` beside the exporter for Ray runs its Python."""
+    from rewriter.cli import main
+    from rewriter.demo import digits_path
+
+    monkeypatch.chdir(tmp_path)
+    shapes = ("--shapes", "image:1x8x8,8x8x8,32x8x8")
+    assert main(["convert", str(digits_path()), "-o", "my_model_trt", *shapes, "--targets", "sm86"]) == 0
+    section = README[README.index("## Outgrow one machine") :].split("\n## ")[0]
+    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert (program, main(arguments)) == ("trt-rewriter", 0)
+    said = capsys.readouterr().out
+    assert "2 engines added" in said
+    assert "SM80 SM89 SM120: not used: no GPU" in said
+    assert (tmp_path / "models" / "my_model_trt" / "1" / "model.py").exists()
+    assert (tmp_path / "my_model_ctx" / "model_ctx.onnx").exists()
