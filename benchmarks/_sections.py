@@ -55,8 +55,9 @@ class _Shown(dict[str, str]):
         return key.upper()
 
 
-MODELS, PASSES, RUNTIME, PRECISION, GPU = (
+MODELS, PASSES, RUNTIME, PRECISION, GPU, MANY = (
     "Conversion", "Partition and passes", "Running without a GPU", "Precision", "On a GPU",
+    "Many engines, many machines",
 )  # fmt: skip
 
 
@@ -97,6 +98,8 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "precision_gpu", GPU, "precision_gpu", ("{bundle}/precision",), needs="gpu", record="2026-11-22", minutes=4
     ),
+    Section("parallel_builds", MANY, "parallel_builds", minutes=5),
+    Section("fat_artifacts", MANY, "fat_artifacts", ("{bundle}/fat",), needs="gpu", minutes=5),
 )
 
 

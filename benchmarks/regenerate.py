@@ -42,6 +42,7 @@ Sections of a GPU need what only a machine with TensorFlow can make; it travels 
     python benchmarks/_rivals_models.py DIR/rivals      python benchmarks/runtime_models.py DIR/runtime
     python benchmarks/engine_bundle.py DIR/engines      python benchmarks/runtime_artifact.py DIR/artifacts --make
     python benchmarks/precision_bundle.py DIR/precision
+    python benchmarks/fat_artifacts.py DIR/fat --make
 """
 
 from __future__ import annotations
