@@ -34,7 +34,10 @@ CONVERSION_OPTIONS = (
     "use_dynamic_shape", "allow_build_at_runtime", "no_tf32", "detailed_conversion_summary",
 )  # fmt: skip
 #: What is no option of the measurement itself: where results and other files go, and how a script calls itself.
-_NOT_RECORDED = ("json", "csv", "worker", "child", "work", "folder", "cache", "python")
+_NOT_RECORDED = (
+    "json", "csv", "worker", "child", "work", "folder", "cache", "python", "ray_python",
+    "triton_python",
+)  # fmt: skip
 
 
 def add_metrics_options(parser: argparse.ArgumentParser) -> None:

@@ -100,6 +100,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section("parallel_builds", MANY, "parallel_builds", minutes=5),
     Section("fat_artifacts", MANY, "fat_artifacts", ("{bundle}/fat",), needs="gpu", minutes=5),
+    Section("serving", MANY, "serving", needs="long", minutes=9),
 )
 
 

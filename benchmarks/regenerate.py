@@ -3,7 +3,7 @@
     python benchmarks/regenerate.py                   run what this machine can run, then render
     python benchmarks/regenerate.py --only NAME ...   run these sections, then render
     python benchmarks/regenerate.py --gpu             run the sections that need a GPU, then render
-    python benchmarks/regenerate.py --long            run the long ones too (models of 2.4 GB, training)
+    python benchmarks/regenerate.py --long            run the long ones too (models of 2.4 GB, training, servers)
     python benchmarks/regenerate.py --render          run nothing, render what is kept
     python benchmarks/regenerate.py --check           run nothing, write nothing: exit status 1 if RESULTS.md is not
                                                       what the JSON renders to
