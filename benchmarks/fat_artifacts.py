@@ -8,16 +8,17 @@ engine for all of them ("together"). PYTHON is the interpreter of an environment
 that the GPU machine has (on Hopper 1.4.0.76); `--other` one with another version, whose engine no load may take. On the
 GPU an engine for this very GPU is built, too ("own"). Needs numpy, onnx, onnxruntime-gpu and TensorRT-RTX there.
 
-The first table is the choice: artifacts with several engines, damaged ones and such of another version, are loaded
-and called with batches of 1, 4 and 16. The second one is the price: loads and calls of each engine. Each round of a model is
-a process of its own in which the engines take turns; in the next round another one is first. The figures are medians of
-the rounds; GPU ms is the GPU's own time of a call, inputs and outputs in its memory. The exit status is 1 when a case
-does not end as it should, or a timed call did not run its engine.
+The first table is the choice: artifacts with several engines, damaged ones and such of another version, are loaded and
+called with batches of 1, 4 and 16. The second one is the price: loads and calls of each engine. Each round of a model
+is a process of its own in which the engines take turns; in the next round another one is first. The figures are medians
+of the rounds; GPU ms is the GPU's own time of a call, inputs and outputs in its memory. The exit status is 1 when a
+case does not end as it should, or a timed call did not run its engine.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import statistics
 import subprocess
@@ -27,7 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from _common import add_project_to_path, format_table
-from _fat_artifacts_models import MODELS, OWN, SMALLEST, TOGETHER, make, unpacked
+from _fat_artifacts_models import (
+    MODELS,
+    NARROW,
+    NARROW_BATCHES,
+    NARROW_TARGET,
+    OTHER,
+    OWN,
+    SMALLEST,
+    TOGETHER,
+    make,
+    unpacked,
+)
 from _fat_artifacts_work import TIMED_BATCHES, WORK, as_wanted, assemble, cases, gpu_target, wanted
 from _options import add_metrics_options, export_metrics, parse
 from _plots import Bars, Chart
@@ -109,7 +121,7 @@ def render(document: Mapping[str, Any]) -> str:
         [
             f"GPU: {document['gpu_target']}; TensorRT-RTX {document['tensorrt']}.",
             "### The choice",
-            format_table([_case_line(row) for row in document["cases"]]),
+            format_table([_case_line(row, document["gpu_target"]) for row in document["cases"]]),
             "### The price",
             format_table([_line(model, variant, rows) for (model, variant), rows in _grouped(document).items()]),
             "\n\n".join(wrong) or "PASS: every case ended as wanted, and every timed call ran its engine.",
@@ -126,6 +138,7 @@ def idle(document: Mapping[str, Any]) -> list[str]:
 def facts(document: Mapping[str, Any]) -> dict[str, str]:
     """How many cases are right; by how much engines differ in speed, and one engine from round to round, in percent."""
     variants, rounds = spread(document)
+    together = against_together(document)
     return {
         "gpu": document["gpu_target"],
         "cases": str(len(document["cases"])),
@@ -134,7 +147,10 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
         "variants_most": f"{max(variants):.0f}",
         "rounds": f"{statistics.median(rounds):.0f}",
         "rounds_most": f"{max(rounds):.0f}",
-        "together": f"{against_together(document):+.1f}",
+        "together": f"{abs(together):.1f} % {'more' if together > 0 else 'less'}",
+        "fastest": fastest(document),
+        "comparisons": str(len(variants)),
+        "runs": str(len({row["round"] for row in document["rows"]})),
     }
 
 
@@ -148,7 +164,7 @@ def spread(document: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     rounds: list[float] = []
     grouped = _grouped(document)
     for figure in GPU_MS:
-        for model in dict.fromkeys(model for model, _ in grouped):
+        for model in _models(document):
             medians = []
             for (other, _), rows in grouped.items():
                 if other == model:
@@ -160,7 +176,7 @@ def spread(document: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def against_together(document: Mapping[str, Any]) -> float:
-    """By how many percent engines for one target are slower (positive) or faster than those for all: the median."""
+    """By how many percent engines for one target take longer (negative: less long) than those for all: the median."""
     grouped = _grouped(document)
     found = [
         100 * (_median(rows, figure) / _median(grouped[model, TOGETHER], figure) - 1)
@@ -171,15 +187,26 @@ def against_together(document: Mapping[str, Any]) -> float:
     return statistics.median(found)
 
 
-def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """The GPU's time of a call with each engine."""
+def fastest(document: Mapping[str, Any]) -> str:
+    """How often each variant is the fastest of its model and batch: "own 3, SM80 2"."""
     grouped = _grouped(document)
-    groups = [f"{model}, batch {batch}" for model in _models(document) for batch in TIMED_BATCHES]
+    winners = []
+    for figure in GPU_MS:
+        for model in _models(document):
+            medians = {variant: _median(rows, figure) for (other, variant), rows in grouped.items() if other == model}
+            winners.append(min(medians, key=lambda variant: medians[variant]))
+    return ", ".join(f"{variant} {count}" for variant, count in collections.Counter(winners).most_common())
+
+
+def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
+    """The GPU's time of a call of the largest batch with each engine."""
+    grouped = _grouped(document)
     series = {
-        variant: [_median(grouped[model, variant], figure) for model in _models(document) for figure in GPU_MS]
+        variant: [_median(grouped[model, variant], GPU_MS[-1]) for model in _models(document)]
         for variant in dict.fromkeys(variant for _, variant in grouped)
     }
-    return {"gpu": Bars("One call, by what its engine was built for", "milliseconds of the GPU", groups, series)}
+    title = f"One call of batch {TIMED_BATCHES[-1]}, by what its engine was built for"
+    return {"gpu": Bars(title, "milliseconds of the GPU", _models(document), series, places=2)}
 
 
 def _models(document: Mapping[str, Any]) -> list[str]:
@@ -205,18 +232,19 @@ def _line(model: str, variant: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
     value = {figure: _median(rows, figure) for figure in FIGURES}
     sizes = [row["MB"] for row in rows if row["MB"] is not None]
     line = {"model": model, "precision": rows[0]["precision"], "engine for": variant}
-    line |= {"MB": f"{sizes[0]:.1f}" if sizes else None}
+    line |= {"MB": round(sizes[0], 1) if sizes else None}
     line |= {"load cold s": f"{value['load_cold_s']:.2f}", "load warm s": f"{value['load_warm_s']:.3f}"}
     for batch in TIMED_BATCHES:
         times = [row[f"batch{batch}_gpu_ms"] for row in rows]
         line[f"batch {batch}: first call ms"] = f"{value[f'batch{batch}_first_ms']:.1f}"
-        line["GPU ms" if batch == TIMED_BATCHES[0] else "GPU ms "] = f"{value[f'batch{batch}_gpu_ms']:.3f}"
-        line[f"rounds{'' if batch == TIMED_BATCHES[0] else ' '}"] = f"{min(times):.3f} .. {max(times):.3f}"
+        line[f"batch {batch}: GPU ms"] = f"{value[f'batch{batch}_gpu_ms']:.3f}"
+        line[f"batch {batch}: its rounds"] = f"{min(times):.3f} .. {max(times):.3f}"
     return line
 
 
-def _case_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    engines = [f"{name} (damaged)" if name in row["damaged"] else name for name in row["engines"]]
+def _case_line(row: Mapping[str, Any], gpu: str) -> dict[str, Any]:
+    told = {OWN: gpu, OTHER: "another version", NARROW: f"{NARROW_TARGET} (to batch {max(NARROW_BATCHES)})"}
+    engines = [told.get(name, name) + " (damaged)" * (name in row["damaged"]) for name in row["engines"]]
     return {
         "artifact": row["case"],
         "its engines": ", ".join(engines),

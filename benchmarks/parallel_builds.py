@@ -113,13 +113,13 @@ def lines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {
                     "work": KINDS[kind],
                     "engines": rows[0]["engines"],
-                    "MB": f"{rows[0]['MB']:.0f}",
+                    "MB": round(rows[0]["MB"]),
                     "jobs": jobs,
-                    "seconds, median": f"{_median(rows):.2f}",
+                    "seconds, median": round(_median(rows), 2),
                     "lowest .. highest": f"{min(seconds):.2f} .. {max(seconds):.2f}",
-                    f"times as fast as jobs {least}": f"{alone / _median(rows):.2f}",
+                    f"times as fast as jobs {least}": round(alone / _median(rows), 2),
                     "children": max(children, default=None),
-                    "child MiB": f"{max(peaks):.0f}" if peaks else None,
+                    "child MiB": round(max(peaks)) if peaks else None,
                 }
             )
     return found
