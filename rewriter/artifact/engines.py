@@ -52,7 +52,9 @@ def save_engines(
            naming the engines of the conversion: two files cannot be changed in one step, and a model that does not
            fit the manifest's hash would be refused.
         5. The parameter "targets" of the signature, where it names any, then names those of the new engines, too, in
-           the same step: so that engines built at run time fit wherever the artifact is used.
+           the same step: so that engines built at run time fit wherever the artifact is used. A target for which
+           another node with engines has none stays out: TensorRT may refuse that node for it, and with it every
+           engine that is for all targets.
 
     Engines of a node may be more than `maximum_cached_engines`, which limits those in memory.
 
@@ -182,17 +184,30 @@ def _grown(
             held = {entry.file for entry in other.engines}
             engines = tuple(more.get(entry.file, entry) for entry in other.engines)
             engines += tuple(entry for file, entry in more.items() if file not in held)
-            params = _with_targets(params, more.values())
+            params = _with_targets(params, more.values(), engines)
         parts.append(dataclasses.replace(other, engines=engines, params=params))
     return tuple(parts)
 
 
-def _with_targets(params: Mapping[str, Any], entries: Iterable[EngineEntry]) -> Mapping[str, Any]:
-    """The parameters with the targets of these engines; no targets mean all that TensorRT knows, which stays."""
+def _with_targets(
+    params: Mapping[str, Any], new: Iterable[EngineEntry], engines: Iterable[EngineEntry]
+) -> Mapping[str, Any]:
+    """The parameters with the targets of new engines that every node is served for; none mean all, which stays.
+
+    Args:
+        params: of the signature.
+        new: its new engines.
+        engines: all its engines.
+    """
     known = params.get("targets")
     if not known:
         return params
-    return {**params, "targets": list(dict.fromkeys([*known, *(t for entry in entries for t in entry.targets)]))}
+    served: dict[str, set[str]] = {}
+    for entry in engines:
+        served.setdefault(entry.op, set()).update(entry.targets)
+    common = set.intersection(*served.values())
+    more = (target for entry in new for target in entry.targets if target in common)
+    return {**params, "targets": list(dict.fromkeys([*known, *more]))}
 
 
 def _write(

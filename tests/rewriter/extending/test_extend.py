@@ -255,6 +255,21 @@ def test_a_failed_segment_is_told_and_the_others_go_on(artifact, rtx):
     assert done.to_json()["failures"][0]["targets"] == ["SM80"]
 
 
+def test_a_target_that_a_node_cannot_be_built_for_spoils_no_later_engine(artifact, rtx):
+    def fails(model, options):
+        conv = any(node.op_type == "Conv" for node in model.proto.graph.node)
+        return BuildFailure("unsupported", "not for SM80") if conv and "SM80" in options.targets else None
+
+    path = artifact()
+    done = build_engines(path, targets=["SM80", "SM120"], backends=[Wrapped(rtx, fails)])
+    assert [failure.targets for failure in done.failures] == [("SM80",)]
+    assert load_artifact(path).params["targets"] == ["SM89", "SM120"]
+    later = build_engines(path, backends=[Wrapped(rtx, fails)], input_fn=small_models.images(7))
+    assert (facts(later.added), later.failures) == ([(op, "SM89", "SM120") for op in BOTH], ())
+    build_engines(path, targets=["SM80"], backends=[rtx])
+    assert load_artifact(path).params["targets"] == ["SM89", "SM120", "SM80"]
+
+
 def test_nothing_built_is_an_error(artifact, rtx):
     path = artifact(engines=False)
     before = files_of(path)
