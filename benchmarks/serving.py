@@ -42,12 +42,11 @@ import numpy as np
 from _common import add_project_to_path
 from _options import add_metrics_options, export_metrics, parse
 from _plots import Bars, Chart
-from _serving_report import IN_PROCESS, failures, kept_facts, tables
+from _serving_report import IN_PROCESS, MODELS, failures, kept_facts, tables
 
 add_project_to_path()
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("trivial", "digits", "ResNet50")
 PATHS = {"ray": ("Ray handle", "Ray HTTP"), "triton": ("Triton HTTP", "Triton gRPC")}
 #: Requests of a round: of one client, and of all clients together.
 REQUESTS = {"trivial": (60, 0), "digits": (60, 160), "ResNet50": (6, 16)}
@@ -81,19 +80,15 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def plots(document: Mapping[str, Any]) -> dict[str, Chart]:
-    """What each path adds to a request."""
-    rows = [row for row in _with_rows(document)["rows"] if row["path"] != IN_PROCESS]
-    if not rows:
-        return {}
+    """One request on each path, beside the call in the own process."""
+    rows = _with_rows(document)["rows"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     paths = list(dict.fromkeys(row["path"] for row in rows))
-    added = {(row["model"], row["path"]): row["adds_ms"]["middle"] for row in rows}
-    series = {path: [added.get((model, path)) for model in models] for path in paths}
-    return {
-        "adds": Bars(
-            "What the way through a server adds to one request of one row", "milliseconds", models, series, places=1
-        )
-    }
+    # Both environments measure the call in the own process; the first one's is drawn.
+    times = {(row["model"], row["path"]): row["ms"]["middle"] for row in reversed(rows)}
+    series = {path: [times.get((model, path)) for model in models] for path in paths}
+    title = "One request of one row, one client"
+    return {"request": Bars(title, "milliseconds", models, series, log=True, places=2)} if rows else {}
 
 
 def _with_rows(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -81,7 +81,7 @@ def test_tables_tell_everything(serving, document):
         "|     1 |   32 |     4 |       5 | 6             | 4          | yes        |",
         "| 4, with the retry |     3 |       90 |    0 | 5           |",
         "Left out: triton: --triton-python names no Python that has it.",
-        "PASS: every answer is that of `load()` in the same run (at most 1e-06 from it, within 1e-05).",
+        "PASS: every answer is that of `load()` in the same run (at most 1e-06 from it).",
     ):
         assert line in text
     assert "FAILED" not in text
@@ -94,14 +94,26 @@ def test_what_the_script_prints_is_what_the_kept_figures_render_to(serving, docu
 
 
 def test_facts_and_chart(serving, document):
-    assert serving.facts(document) == {
-        "digits_least": "3.0", "digits_most": "8.0", "digits_joined_least": "2.0", "digits_joined_most": "2.0",
-        "kills": "3", "lost_sure": "0", "asked_sure": "90", "lost_once": "2", "asked_once": "100",
-        "calibration": "1.50",
+    found = serving.facts(document)
+    told = {name: value for name, value in found.items() if value != "not measured"}
+    assert told == {
+        "digits_ray_adds": "3.0 to 8.0", "digits_ray_times": "61.00 to 161.00", "digits_ray_alone": "0.5",
+        "digits_ray_joined": "2.0", "kills": "3", "lost_sure": "0", "asked_sure": "90", "lost_once": "2",
+        "asked_once": "100", "calibration": "1.50", "equal": "at most 1e-06 from it",
     }  # fmt: skip
-    chart = serving.plots(document)["adds"]
+    assert found["digits_triton_adds"] == found["ResNet50_ray_joined"] == "not measured"
+    chart = serving.plots(document)["request"]
     assert chart.groups == ["digits"]
-    assert chart.series == {"Ray handle": [3.0], "Ray HTTP": [8.0]}
+    assert chart.series == {"in process": [0.05], "Ray handle": [3.05], "Ray HTTP": [8.05]}
+
+
+def test_facts_of_one_server_are_not_those_of_the_other(serving, document):
+    document["rows"] += [{**request("Triton gRPC", 0.85, 0.8), "environment": "triton"}]
+    document["rows"] += [{**request("in process", 0.06, 0.0), "environment": "triton"}]
+    found = serving.facts(document)
+    assert found["digits_ray_adds"] == "3.0 to 8.0"
+    assert found["digits_triton_adds"] == "0.8"
+    assert serving.plots(document)["request"].series["in process"] == [0.05]
 
 
 def test_what_was_not_measured_is_not_told(serving, document):
@@ -112,7 +124,7 @@ def test_what_was_not_measured_is_not_told(serving, document):
     assert "### Several clients" in text
     assert "### Calibration" not in text
     assert "Replicas" not in text
-    assert "kills" not in serving.facts(document)
+    assert serving.facts(document)["kills"] == "not measured"
     assert serving.plots({**document, "rows": []}) == {}
 
 
@@ -137,6 +149,12 @@ def test_what_is_wrong_is_told(serving, report, document, spoil, words):
     assert found.startswith(words)
     assert f"FAILED {found}" in serving.render(document)
     assert "PASS" not in serving.render(document)
+
+
+def test_equal_bits_are_told(serving, document):
+    for row in document["rates"]:
+        row["worst"] = 0.0
+    assert "that of `load()` in the same run (bit for bit)." in serving.render(document)
 
 
 def test_mean_rows_of_a_run(serving):
