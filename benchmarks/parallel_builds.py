@@ -9,7 +9,9 @@ Three pieces of work, each `--segments` engines large:
     targets   rewriter.extending.build_engines(jobs=...): segments of residual blocks for `TARGETS`, an engine for each
 
 Every measurement is a process of its own with no engine cache; the numbers of jobs take turns, forwards and backwards.
-"seconds" are those of the builds, the start of the child processes included, and the rest of the conversion not.
+"seconds" are those of the builds, the start of the child processes included, and the rest of the conversion not;
+"times as fast" is the median of the runs, each compared with one build at a time in the same run, so that what else the
+machine does meanwhile matters less.
 "child MiB" is the most resident memory that one child had, TensorRT's libraries included. The exit status is 1 when
 engines differ with the number of jobs.
 """
@@ -104,7 +106,6 @@ def lines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for kind, by_jobs in _grouped(document).items():
         least = min(by_jobs)
-        alone = _median(by_jobs[least])
         for jobs, rows in sorted(by_jobs.items()):
             seconds = [row["seconds"] for row in rows]
             peaks = [row["child_mib"] for row in rows if row["child_mib"] is not None]
@@ -117,7 +118,7 @@ def lines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "jobs": jobs,
                     "seconds, median": round(_median(rows), 2),
                     "lowest .. highest": f"{min(seconds):.2f} .. {max(seconds):.2f}",
-                    f"times as fast as jobs {least}": round(alone / _median(rows), 2),
+                    f"times as fast as jobs {least}": round(_gain(by_jobs[least], rows), 2),
                     "children": max(children, default=None),
                     "child MiB": round(max(peaks)) if peaks else None,
                 }
@@ -144,8 +145,7 @@ def facts(document: Mapping[str, Any]) -> dict[str, str]:
         told["idle"] = f"{document['child']['idle_mib']:.0f}"
     best = []
     for kind, by_jobs in _grouped(document).items():
-        alone = _median(by_jobs[min(by_jobs)])
-        best.append(max(alone / _median(rows) for rows in by_jobs.values()))
+        best.append(max(_gain(by_jobs[min(by_jobs)], rows) for rows in by_jobs.values()))
         told[kind] = f"{best[-1]:.2f}"
         told["jobs"] = str(max(by_jobs))
     told |= {"least": f"{min(best):.1f}", "most": f"{max(best):.1f}"}
@@ -174,6 +174,12 @@ def _grouped(document: Mapping[str, Any]) -> dict[str, dict[int, list[Mapping[st
 
 def _median(rows: Sequence[Mapping[str, Any]]) -> float:
     return statistics.median(row["seconds"] for row in rows)
+
+
+def _gain(alone: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> float:
+    """How many times as fast, the median of the runs."""
+    seconds = {row["run"]: row["seconds"] for row in alone}
+    return statistics.median(seconds[row["run"]] / row["seconds"] for row in rows)
 
 
 def _child(work: str, arguments: Mapping[str, Any]) -> Any:
