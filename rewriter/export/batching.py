@@ -20,6 +20,7 @@ from rewriter.source import Signature
 
 __all__ = [
     "DEFAULT_MAXIMUM",
+    "LARGEST_NUMBER",
     "EngineRows",
     "Group",
     "Inputs",
@@ -38,6 +39,8 @@ __all__ = [
 Inputs = Mapping[str, np.ndarray]
 #: Rows of a batch where no engine's profile sets a limit.
 DEFAULT_MAXIMUM = 8
+#: The largest number that servers' settings hold.
+LARGEST_NUMBER = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,42 +110,53 @@ def engine_rows(signature: Signature, engines: Sequence[EngineEntry]) -> EngineR
     return EngineRows(min(limits.values(), default=None), tuple(sorted(optima)))
 
 
-def checked_maximum(signature: Signature, wanted: int | None, least: int = 1) -> int | None:
-    """The user's `max_batch_size` as it is.
+def checked_maximum(
+    signature: Signature, wanted: int | None, least: int = 1, name: str = "max_batch_size"
+) -> int | None:
+    """The user's limit of a batch as it is.
 
     Args:
         signature: names and shapes.
         wanted: the limit; None where the user has none.
         least: the smallest number that is allowed.
+        name: the argument, for the message.
 
     Raises:
-        InvalidParameterError: `wanted` is no such number, or above 1 although requests cannot be joined.
+        InvalidParameterError: `wanted` is no such number (servers count in 32 bits), or above 1 although requests
+            cannot be joined.
     """
     if wanted is None:
         return None
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < least:
-        raise InvalidParameterError(f"max_batch_size must be a whole number of at least {least}, not {wanted!r}")
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not least <= wanted <= LARGEST_NUMBER:
+        more = f" and at most {LARGEST_NUMBER}" if isinstance(wanted, int) and wanted > LARGEST_NUMBER else ""
+        raise InvalidParameterError(f"{name} must be a whole number of at least {least}{more}, not {wanted!r}")
     reason = why_no_batch(signature) if wanted > 1 else ""
     if reason:
         raise InvalidParameterError(
-            f"max_batch_size={wanted} needs a batch dimension that all inputs and outputs of {signature.name!r} share, "
-            f"but {reason}: leave max_batch_size out"
+            f"{name}={wanted} needs a batch dimension that all inputs and outputs of {signature.name!r} share, "
+            f"but {reason}: leave {name} out"
         )
     return wanted
 
 
-def largest_batch(signature: Signature, engines: Sequence[EngineEntry] = (), wanted: int | None = None) -> int:
+def largest_batch(
+    signature: Signature,
+    engines: Sequence[EngineEntry] = (),
+    wanted: int | None = None,
+    name: str = "max_batch_size",
+) -> int:
     """How many rows a batch may have: 1 where requests cannot be joined.
 
     Args:
         signature: names and shapes.
         engines: those whose profiles limit the batch (`engine_rows`).
         wanted: the user's limit, 1 or more; default: what the engines take, or `DEFAULT_MAXIMUM`.
+        name: the argument that it is, for the message.
 
     Raises:
         InvalidParameterError: as `checked_maximum`.
     """
-    checked_maximum(signature, wanted)
+    checked_maximum(signature, wanted, name=name)
     if why_no_batch(signature):
         return 1
     return wanted or engine_rows(signature, engines).maximum or DEFAULT_MAXIMUM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from passes.precision.ranges import RangeTable
 from rewriter.artifact.manifest import MANIFEST_FILE
 from rewriter.errors import BackendError, InvalidParameterError
 from rewriter.export.batching import DEFAULT_MAXIMUM, why_no_batch
+from rewriter.export.ray.checks import check_amount, check_count
 from rewriter.export.ray.counting import CountingActor, Task
 from rewriter.export.ray.datasets import named
 from rewriter.export.ray.importing import import_ray
@@ -114,14 +114,10 @@ class CalibrationDataset:
     columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("actors", "batch_size"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (whole and value >= 1) and not (value is None and name == "batch_size"):
-                raise InvalidParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
-        cpus = self.num_cpus
-        if isinstance(cpus, bool) or not isinstance(cpus, (int, float)) or not 0 <= cpus < math.inf:
-            raise InvalidParameterError(f"num_cpus must be a number of at least 0, not {cpus!r}")
+        check_count("actors", self.actors)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        check_amount("num_cpus", self.num_cpus)
 
     def calibrate(self, work: CalibrationWork, progress: Progress | None = None) -> RangeTable:
         """Does the work.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.errors import BackendError, ConversionError, InputError, InvalidParameterError
+from rewriter.errors import BackendError, ConversionError, ConverterStateError, InputError, InvalidParameterError
+from rewriter.export.ray.checks import check_amount
 from rewriter.export.ray.importing import import_ray
 from rewriter.export.ray.wire import NPZ, from_npz, to_npz
+from rewriter.runtime.inputs import first_line
 
 __all__ = ["Client", "client"]
 
@@ -106,18 +110,54 @@ def client(target: Any, *, retries: int = 8, timeout_s: float = 60.0, pause_s: f
         pause_s: before the second try, in seconds; doubled with every further one, up to 2.
 
     Raises:
-        InvalidParameterError: an option out of bounds.
+        InvalidParameterError: an option out of bounds, or a `target` that is nothing of these.
         MissingDependencyError: Ray is not installed, and `target` is no URL.
+        ConverterStateError: `target` is a name, and this process is not connected to a cluster that could be asked.
+        BackendError: Serve has no application of that name.
     """
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise InvalidParameterError(f"retries must be a whole number of at least 0, not {retries!r}")
-    if not timeout_s > 0 or not pause_s >= 0:
-        raise InvalidParameterError(f"timeout_s must be above 0 and pause_s at least 0, not {timeout_s!r}, {pause_s!r}")
+    check_amount("timeout_s", timeout_s, above=True)
+    check_amount("pause_s", pause_s)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
-        send = _http(target)
+        send = _http(_checked_url(target))
     else:
-        send = _handle(import_ray("ray.serve").get_app_handle(target) if isinstance(target, str) else target)
+        send = _handle(_named(target) if isinstance(target, str) else target)
     return Client(send, retries=retries, timeout_s=timeout_s, pause_s=pause_s)
+
+
+def _checked_url(url: str) -> str:
+    """The URL.
+
+    Raises:
+        InvalidParameterError: nothing can be reached under it.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.hostname and (parts.port is None or parts.port) and url.isprintable() and " " not in url
+    except ValueError as error:  # a port that is no number
+        raise InvalidParameterError(f"{url!r} is no URL: {error}") from error
+    if not good:
+        raise InvalidParameterError(f"{url!r} is no URL of a server, as 'http://127.0.0.1:8000/digits' is")
+    return url
+
+
+def _named(name: str) -> Any:
+    """The handle of a Serve application.
+
+    Raises:
+        ConverterStateError: no cluster could be asked (Ray itself would start one).
+        BackendError: there is no such application.
+    """
+    serve, errors = import_ray("ray.serve"), import_ray("ray.serve.exceptions")
+    if not import_ray().is_initialized():
+        raise ConverterStateError(
+            f"the cluster is asked for {name!r}: call ray.init() first, or give a URL (http://...)"
+        )
+    try:
+        return serve.get_app_handle(name)
+    except errors.RayServeException as error:
+        raise BackendError(f"no handle of {name!r}: {first_line(error)} `serve status` lists what there is") from error
 
 
 def _http(url: str) -> Send:
@@ -125,19 +165,34 @@ def _http(url: str) -> Send:
         body = to_npz(inputs)
         request = urllib.request.Request(url, body, {"Content-Type": NPZ})  # noqa: S310 - http(s) only, see client()
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - likewise
-                return from_npz(response.read())
-        except urllib.error.HTTPError as error:
-            if error.code >= 500 or error.code in _PASSING_CODES:
-                raise PassingError(f"HTTP {error.code}") from error
-            kind = InputError if error.code == 400 else ConversionError
-            raise kind(f"the deployment refuses the request (HTTP {error.code}): {_said(error.read())}") from error
+            status, answer = _exchange(request, timeout)
         except urllib.error.URLError as error:
             raise PassingError(type(error.reason).__name__) from error
-        except OSError as error:  # a connection that breaks, or no answer in time
+        except (OSError, http.client.HTTPException) as error:  # a connection that breaks, or no answer in time
             raise PassingError(type(error).__name__) from error
+        if status >= 500 or status in _PASSING_CODES:
+            raise PassingError(f"HTTP {status}")
+        if status != 200:
+            kind = InputError if status == 400 else ConversionError
+            raise kind(f"the deployment refuses the request (HTTP {status}): {_said(answer)}")
+        try:
+            return from_npz(answer)
+        except InputError as error:
+            raise BackendError(
+                f"{url} answers with no npz file: is it the URL of a deployment of this package?"
+            ) from error
 
     return send
+
+
+def _exchange(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
+    """(status, body) of the answer, whatever the status says."""
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - http(s) only, see client()
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
 
 
 def _said(body: bytes) -> str:
@@ -151,6 +206,8 @@ def _said(body: bytes) -> str:
 
 
 def _handle(handle: Any) -> Send:
+    if not isinstance(handle, import_ray("ray.serve.handle").DeploymentHandle):
+        raise InvalidParameterError(f"target must be a URL, an application's name or a handle, not {handle!r}")
     errors = import_ray("ray.exceptions")
     serve_errors = import_ray("ray.serve.exceptions")
     # A replica or its node is lost; too many requests wait; nothing came in time.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import InputError
-from rewriter.export.ray.datasets import dense
+from rewriter.export.ray.datasets import check_columns, dense
 from rewriter.export.ray.importing import import_ray
 from rewriter.precision.calibration import SampleCounter
 from rewriter.precision.counts import Counts
@@ -58,9 +58,7 @@ class RowCounter:
             InputError: a column is missing or does not fit its input; the message names the rows.
             ConversionError: the model fails, or a tensor has NaN in it; likewise.
         """
-        missing = [column for column in self._task.reads.values() if column not in columns]
-        if missing:
-            raise InputError(f"the dataset has no column {missing[0]!r} (it has {', '.join(columns)}): say columns=")
+        check_columns(columns, self._task.reads, {})
         size = self._task.batch or 1
         rows = len(next(iter(columns.values())))
         counts = self._counter.none()
@@ -74,11 +72,11 @@ class RowCounter:
 
     def _feeds(self, columns: Mapping[str, np.ndarray], start: int, end: int, place: str) -> dict[str, np.ndarray]:
         given = {}
-        for name, column in self._task.reads.items():
-            values = columns[column]
-            given[name] = dense(values[start:end]) if self._task.batch else values[start]
         signature = self._task.work.signature
         try:
+            for name, column in self._task.reads.items():
+                values = columns[column]
+                given[name] = dense(values[start:end], column) if self._task.batch else values[start]
             return to_feeds(signature, bind(signature, (given,), {}))
         except InputError as error:
             raise InputError(f"calibration sample {place}: {error}") from error

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewriter.artifact import load_artifact
+from rewriter.artifact.paths import checked_path
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch
+from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range
 from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
-__all__ = ["dense", "map_batches", "named"]
+__all__ = ["check_columns", "dense", "map_batches", "named"]
 
 
 def map_batches(
@@ -57,20 +59,28 @@ def map_batches(
     Raises:
         MissingDependencyError: Ray Data is not installed.
         ArtifactError: not an artifact, or a damaged one.
-        InvalidParameterError: an unknown input or output, columns that would be overwritten, or a size out of bounds.
+        InvalidParameterError: an unknown input or output, or an argument out of bounds.
+        InputError: a column is missing or would be overwritten. Where Ray does not know the columns yet an actor finds
+            out, and the error is Ray's, with this one inside.
     """
     data = import_ray("ray.data")
-    root = Path(artifact).resolve()
+    if not isinstance(dataset, data.Dataset):
+        raise InvalidParameterError(f"dataset must be a ray.data.Dataset, not a {type(dataset).__name__}")
+    root = checked_path(artifact).resolve()
     found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
     signature = found.signature
     reads = named("columns", columns, [spec.name for spec in signature.inputs])
     writes = named("outputs", outputs, [spec.name for spec in signature.outputs])
     if len(set(writes.values())) < len(writes):
         raise InvalidParameterError(f"outputs: two outputs go to one column: {sorted(writes.values())}")
-    least, most = (actors, actors) if isinstance(actors, int) else actors
-    if isinstance(actors, bool) or not 1 <= least <= most:
-        raise InvalidParameterError(f"actors must be at least 1, or (least, most), not {actors!r}")
-    size = largest_batch(signature, found.engines, batch_size)
+    least, most = checked_range("actors", actors)
+    check_amount("num_cpus", num_cpus)
+    gpus = gpus_of_one(num_gpus)
+    check_amount("num_gpus", gpus)
+    size = largest_batch(signature, found.engines, batch_size, "batch_size")
+    known = dataset.columns(fetch_if_missing=False)
+    if known:
+        check_columns(known, reads, writes if keep else {})
     loads = checked_load_options({"strict": strict, **load_options}, num_cpus)
     options = ReplicaOptions(str(root), size, warmup, load=loads)
     return dataset.map_batches(
@@ -79,7 +89,7 @@ def map_batches(
         batch_format="numpy",
         compute=data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=num_cpus,
-        num_gpus=gpus_of_one(num_gpus) or None,
+        num_gpus=gpus or None,
         fn_constructor_kwargs={"options": options, "reads": reads, "writes": writes, "keep": keep},
     )
 
@@ -101,19 +111,15 @@ class BatchActor:
             InputError: a column is missing, would be overwritten, or does not fit the input it is for.
             ConversionError: the model fails.
         """
-        missing = [column for column in self._reads.values() if column not in batch]
-        if missing:
-            raise InputError(f"the dataset has no column {missing[0]!r} (it has {', '.join(batch)}): say columns=")
+        check_columns(batch, self._reads, self._writes if self._keep else {})
         kept = dict(batch) if self._keep else {}
-        taken = [column for column in self._writes.values() if column in kept]
-        if taken:
-            raise InputError(f"the dataset has a column {taken[0]!r} already: say outputs=, or keep=False")
         return {**kept, **self._outputs({name: batch[column] for name, column in self._reads.items()})}
 
     def _outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         count = min(len(values) for values in inputs.values())
         if self._batched:
-            found = _all(self._core.answer([{name: dense(values) for name, values in inputs.items()}]))[0]
+            arrays = {name: dense(values, self._reads[name]) for name, values in inputs.items()}
+            found = _all(self._core.answer([arrays]))[0]
             short = [name for name in self._writes if len(found[name]) != count]
             if short:
                 raise ConversionError(f"output {short[0]!r} has {len(found[short[0]])} rows for {count} rows of inputs")
@@ -143,11 +149,41 @@ def _as_column(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
 
 
-def dense(values: np.ndarray) -> np.ndarray:
-    """A column of arrays of one shape as one array."""
-    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
-        return _stacked(list(values))
-    return values
+def check_columns(known: Collection[str], reads: Mapping[str, str], writes: Mapping[str, str]) -> None:
+    """Refuses a dataset that lacks a column, or has one already.
+
+    Args:
+        known: the columns that it has.
+        reads: input name -> column.
+        writes: output name -> column, of those that are written beside the dataset's own.
+
+    Raises:
+        InputError: it is such a dataset; the message names the column.
+    """
+    missing = [column for column in reads.values() if column not in known]
+    if missing:
+        raise InputError(f"the dataset has no column {missing[0]!r} (it has {', '.join(known)}): say columns=")
+    taken = [column for column in writes.values() if column in known]
+    if taken:
+        raise InputError(f"the dataset has a column {taken[0]!r} already: say outputs=, or keep=False")
+
+
+def dense(values: np.ndarray, column: str) -> np.ndarray:
+    """A column of arrays of one shape as one array.
+
+    Raises:
+        InputError: they have different shapes.
+    """
+    if values.dtype != object or not len(values) or not isinstance(values[0], np.ndarray):
+        return values
+    arrays = [np.asarray(value) for value in values]
+    odd = next((array for array in arrays if array.shape != arrays[0].shape), None)
+    if odd is not None:
+        raise InputError(
+            f"column {column!r} has rows of different shapes, {[*arrays[0].shape]} and {[*odd.shape]}, which make no "
+            "batch: pad them, or say batch_size=1"
+        )
+    return np.stack(arrays)
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
@@ -165,7 +201,8 @@ def named(what: str, given: Mapping[str, str] | None, names: list[str]) -> dict[
     Raises:
         InvalidParameterError: `given` has a name that is none of `names`; `what` is the argument, for the message.
     """
-    unknown = [name for name in given or {} if name not in names]
+    chosen = checked_mapping(what, given)
+    unknown = [name for name in chosen if name not in names]
     if unknown:
         raise InvalidParameterError(f"{what}: the model has no {unknown[0]!r}; it has: {', '.join(names)}")
-    return {name: (given or {}).get(name, name) for name in names}
+    return {name: chosen.get(name, name) for name in names}

@@ -16,6 +16,7 @@ import numpy as np
 
 from rewriter.errors import ArtifactError, BackendError, ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch, run
+from rewriter.export.ray.checks import check_count
 from rewriter.export.ray.wire import checked
 from rewriter.runtime.loading import load
 from rewriter.runtime.options import RuntimeOptions
@@ -45,9 +46,8 @@ class ReplicaOptions:
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        after = self.unhealthy_after
-        if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
-            raise InvalidParameterError(f"unhealthy_after must be a whole number of at least 1, or None, not {after!r}")
+        if self.unhealthy_after is not None:
+            check_count("unhealthy_after", self.unhealthy_after)
 
 
 def checked_load_options(given: Mapping[str, Any], num_cpus: float) -> dict[str, Any]:

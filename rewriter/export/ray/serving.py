@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.artifact import load_artifact
+from rewriter.artifact.paths import checked_path
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import largest_batch
+from rewriter.export.ray.checks import check_amount, checked_mapping
 from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 from rewriter.export.ray.wire import JSON, NPZ, decode, encode, media_type
@@ -69,15 +71,16 @@ def deployment(
         ConverterStateError: no `num_gpus`, and this process is not connected to a cluster that could be asked.
     """
     serve = import_ray("ray.serve")
-    root = Path(artifact).resolve()
+    root = checked_path(artifact).resolve()
     found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
     maximum = largest_batch(found.signature, found.engines, max_batch_size)
-    if not 0 <= batch_wait_timeout_s < float("inf"):
-        raise InvalidParameterError(f"batch_wait_timeout_s must be 0 or more seconds, not {batch_wait_timeout_s!r}")
-    given = dict(deployment_options or {})
-    actor = {"num_cpus": num_cpus, **given.pop("ray_actor_options", {})}
+    check_amount("batch_wait_timeout_s", batch_wait_timeout_s)
+    given = checked_mapping("deployment_options", deployment_options, serve.deployment)
+    actor = {"num_cpus": num_cpus, **checked_mapping("ray_actor_options", given.pop("ray_actor_options", None))}
     if "num_gpus" not in actor:
         actor["num_gpus"] = gpus_of_one(num_gpus)
+    for resource in ("num_cpus", "num_gpus"):
+        check_amount(resource, actor[resource])
     loads = checked_load_options({"strict": strict, **load_options}, actor["num_cpus"])
     options = ReplicaOptions(str(root), maximum, warmup, unhealthy_after, loads)
     arguments = {

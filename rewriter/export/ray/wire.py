@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rewriter.errors import ConversionError, InputError
-from rewriter.runtime.inputs import bind, to_feeds
+from rewriter.runtime.inputs import bind, first_line, to_feeds
 from rewriter.source import Signature
 
 __all__ = ["ABOUT", "JSON", "NPZ", "checked", "decode", "encode", "from_npz", "media_type", "to_npz"]
@@ -20,6 +22,11 @@ JSON = "application/json"
 NPZ = "application/x-npz"
 #: The array of an npz file that holds JSON text about the others; see `to_npz`.
 ABOUT = "__about__"
+#: What zipfile, zlib and numpy raise where bytes are damaged; a size that no memory holds is damage, too.
+_DAMAGE = (
+    ValueError, OSError, EOFError, AttributeError, LookupError, TypeError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 def checked(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -82,6 +89,7 @@ def to_npz(arrays: Mapping[str, Any]) -> bytes:
 
     Raises:
         ConversionError: a string that an npz file cannot hold.
+        InputError: an object that is no string.
     """
     written: dict[str, np.ndarray] = {}
     about: dict[str, dict[str, Any]] = {"dtypes": {}, "plain": {}}
@@ -122,8 +130,8 @@ def from_npz(body: bytes) -> dict[str, Any]:
         for name, dtype in about.get("dtypes", {}).items():
             found[name] = found[name].view(_dtype(dtype))
         return {**found, **about.get("plain", {})}
-    except (ValueError, OSError, EOFError, AttributeError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"the request's body is no npz file of plain arrays: {error}") from error
+    except _DAMAGE as error:
+        raise InputError(f"the request's body is no npz file of plain arrays: {first_line(error)}") from error
 
 
 def media_type(header: str) -> str:
@@ -163,8 +171,12 @@ def _for_json(name: str, array: np.ndarray) -> np.ndarray:
 def _texts(name: str, array: np.ndarray) -> np.ndarray:
     """Strings, as `str` or bytes, as an object array of `str`."""
     found = np.empty(array.size, object)
+    values = array.ravel().tolist()
+    others = [type(each).__name__ for each in values if not isinstance(each, (str, bytes))]
+    if others:
+        raise InputError(f"{name!r} holds a {others[0]}: give numbers or strings, or arrays of them")
     try:
-        found[:] = [each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel().tolist()]
+        found[:] = [each.decode() if isinstance(each, bytes) else str(each) for each in values]
         "".join(found).encode()
     except UnicodeError as error:
         raise ConversionError(f"{name!r} holds bytes that are no UTF-8 text: ask by handle instead of HTTP") from error

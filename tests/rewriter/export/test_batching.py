@@ -94,10 +94,12 @@ def test_the_profiles_limit_the_batch(engines, most):
     assert largest_batch(found, engines, 5) == 5
 
 
-@pytest.mark.parametrize("wanted", [0, -1, True, 2.0])
+@pytest.mark.parametrize("wanted", [0, -1, True, 2.0, 2**31])
 def test_a_limit_is_a_positive_whole_number(wanted):
     with pytest.raises(InvalidParameterError, match="max_batch_size must be a whole number of at least 1"):
         largest_batch(signature([("n", 3)]), wanted=wanted)
+    with pytest.raises(InvalidParameterError, match=r"^batch_size must be a whole number of at least 1"):
+        largest_batch(signature([("n", 3)]), wanted=wanted, name="batch_size")
 
 
 @st.composite

@@ -1,8 +1,14 @@
 """What a replica, an actor and a client do, without Ray."""
 
 import asyncio
+import contextlib
+import math
+import re
+import socketserver
+import threading
 import time
 import types
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +24,7 @@ from rewriter.errors import (
     MissingDependencyError,
 )
 from rewriter.export.ray import client, deployment, importing, serving
+from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range
 from rewriter.export.ray.client import Client, PassingError
 from rewriter.export.ray.datasets import BatchActor
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
@@ -162,6 +169,39 @@ def test_the_cluster_is_asked_for_gpus_where_nothing_was_said(monkeypatch):
         importing.gpus_of_one(None)
 
 
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1", None, True])
+def test_amounts_are_finite_numbers(value):
+    with pytest.raises(InvalidParameterError, match="num_cpus must be a number of at least 0, not"):
+        check_amount("num_cpus", value)
+
+
+@pytest.mark.parametrize("value", [0, (2, 1), (1, 2, 3), "2", 1.5, None, (1, "2"), True])
+def test_actors_are_a_number_or_two(value):
+    with pytest.raises(InvalidParameterError, match=r"actors must be at least 1, or \(least, most\)"):
+        checked_range("actors", value)
+    assert (checked_range("actors", 2), checked_range("actors", (1, 3))) == ((2, 2), (1, 3))
+
+
+def test_mappings_have_known_keys():
+    def known(_self, name, number):
+        pass
+
+    assert checked_mapping("options", None) == {}
+    assert checked_mapping("options", {"name": 1}, known) == {"name": 1}
+    with pytest.raises(InvalidParameterError, match=r"options must be a mapping, not \[1\]"):
+        checked_mapping("options", [1])
+    with pytest.raises(InvalidParameterError, match="options has an unknown '_self'; there are: name, number"):
+        checked_mapping("options", {"_self": 1}, known)
+
+
+def test_rows_of_different_shapes_are_no_batch(rows):
+    actor = BatchActor(ReplicaOptions(str(rows), 4, False), {"x0": "in"}, {"y0": "out"}, True)
+    column = np.empty(2, object)
+    column[:] = [np.zeros(3, np.float32), np.zeros(4, np.float32)]
+    with pytest.raises(InputError, match=r"column 'in' has rows of different shapes, \[3\] and \[4\].*batch_size=1"):
+        actor({"in": column})
+
+
 def test_an_actor_names_the_column(rows):
     actor = BatchActor(ReplicaOptions(str(rows), 4, False), {"x0": "in"}, {"y0": "id"}, True)
     with pytest.raises(InputError, match=r"no column 'in'.*it has id"):
@@ -213,10 +253,115 @@ def test_a_client_of_a_url_counts_refused_connections():
         asked.infer(x=[1.0])
 
 
-@pytest.mark.parametrize("options", [{"retries": -1}, {"timeout_s": 0}, {"pause_s": -1}, {"retries": True}])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nshort", "IncompleteRead"),
+        (b"HTTP/1.0 422 No\r\nContent-Length: 100\r\n\r\nshort", "IncompleteRead"),
+        (b"not HTTP\r\n\r\n", "BadStatusLine"),
+        (b"", "RemoteDisconnected"),
+        (b"HTTP/1.0 503 No\r\nContent-Length: 0\r\n\r\n", "HTTP 503"),
+    ],
+)
+def test_answers_that_break_are_asked_for_again(one_answer, answer, reason):
+    asked = client(one_answer(answer), retries=1, pause_s=0)
+    with pytest.raises(BackendError, match="did not answer in 2 tries"):
+        asked.infer(x=[1.0])
+    assert asked.stats()["reasons"] == {reason: 2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", BackendError, "answers with no npz file: is it"),
+        (b"HTTP/1.0 404 No\r\n\r\nno route", ConversionError, r"refuses the request \(HTTP 404\): no route"),
+        (b'HTTP/1.0 400 No\r\n\r\n{"error": "bad x"}', InputError, r"refuses the request \(HTTP 400\): bad x"),
+    ],
+)
+def test_other_answers_are_final(one_answer, answer, kind, words):
+    asked = client(one_answer(answer), retries=3, pause_s=0)
+    with pytest.raises(kind, match=words):
+        asked.infer(x=[1.0])
+    assert asked.stats()["retries"] == 0
+
+
+@pytest.fixture
+def one_answer():
+    """Starts a server that gives the same bytes to every request; returns its URL."""
+    with contextlib.ExitStack() as stack:
+
+        def start(answer):
+            class Handler(socketserver.BaseRequestHandler):
+                def handle(self):
+                    head, _, body = b"", b"", b""
+                    while b"\r\n\r\n" not in head:
+                        head += self.request.recv(1 << 16)
+                    head, _, body = head.partition(b"\r\n\r\n")
+                    length = int(re.search(rb"Content-Length: (\d+)", head)[1])
+                    while len(body) < length:
+                        body += self.request.recv(1 << 16)
+                    self.request.sendall(answer)
+
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_address[1]}/"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"retries": -1}, {"timeout_s": 0}, {"timeout_s": "1"}, {"pause_s": -1}, {"pause_s": math.nan}, {"retries": True}],
+)
 def test_options_of_a_client_are_checked(options):
     with pytest.raises(InvalidParameterError):
         client("http://127.0.0.1:9", **options)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://a:b/", "http://a:0", "http://a b/", "http://a/\n"])
+def test_what_is_no_url_is_said_at_once(url):
+    with pytest.raises(InvalidParameterError, match="is no URL"):
+        client(url)
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """Stands in for Ray's modules: connected, and with an application "known" whose handle is a `Handle`."""
+
+    class Handle:
+        pass
+
+    class UnknownError(Exception):
+        pass
+
+    def get_app_handle(name):
+        if name != "known":
+            raise UnknownError(f"Application {name!r} does not exist.\nmore")
+        return Handle()
+
+    modules = {
+        "ray": types.SimpleNamespace(is_initialized=lambda: True),
+        "ray.serve": types.SimpleNamespace(get_app_handle=get_app_handle),
+        "ray.serve.handle": types.SimpleNamespace(DeploymentHandle=Handle),
+        "ray.exceptions": mock.MagicMock(),
+        "ray.serve.exceptions": mock.MagicMock(RayServeException=UnknownError),
+    }
+    monkeypatch.setattr(importing.importlib, "import_module", modules.__getitem__)
+    return modules
+
+
+def test_names_and_handles_are_looked_at_at_once(fake_ray):
+    assert client("known")
+    with pytest.raises(BackendError, match=r"no handle of 'other': Application 'other' does not exist.*serve status"):
+        client("other")
+    with pytest.raises(InvalidParameterError, match="target must be a URL, an application's name or a handle, not 3"):
+        client(3)
+    fake_ray["ray"].is_initialized = lambda: False
+    with pytest.raises(ConverterStateError, match=r"asked for 'known': call ray.init\(\) first, or give a URL"):
+        client("known")
 
 
 def test_without_ray_the_extra_is_named(rows, monkeypatch):

@@ -1,5 +1,6 @@
 """Inputs and outputs as JSON and as npz: what goes through unchanged, and what is refused with a clear line."""
 
+import io
 import json
 
 import ml_dtypes
@@ -87,6 +88,31 @@ def test_values_of_python_stay_without_a_dtype(value):
     back = from_npz(to_npz({"x": value, "y": np.ones(2)}))
     assert back["x"] == (list(value) if isinstance(value, tuple) else value)
     assert isinstance(back["y"], np.ndarray)
+
+
+def test_objects_that_are_no_strings_are_named():
+    for value, kind in ((None, "NoneType"), ({"a": 1}, "dict"), (np.array(["a", 2.5], object), "float")):
+        with pytest.raises(InputError, match=f"'x' holds a {kind}: give numbers or strings"):
+            to_npz({"x": value})
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_bytes_are_an_input_error(save):
+    """Whatever zipfile, zlib and numpy raise of them: the client would ask again after an HTTP 500."""
+    file = io.BytesIO()
+    save(file, x=np.arange(40.0), y=np.array(["a", "b"]))
+    good = file.getvalue()
+    refused = []
+    for place in range(len(good)):
+        for value in (0, 1, 97, 255):
+            damaged = bytearray(good)
+            damaged[place] = value
+            try:
+                from_npz(bytes(damaged))
+            except InputError as error:
+                refused.append(str(error))
+    assert len(refused) > len(good)
+    assert not any("\n" in text for text in refused)
 
 
 def test_lists_of_arrays_and_numpy_scalars_are_arrays():
