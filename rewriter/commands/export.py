@@ -73,6 +73,7 @@ def _triton_options(parser: argparse.ArgumentParser) -> None:
     add("--no-warmup", action="store_true", help="a model is ready before its engines were run once")
     add("--storage-uri", metavar="URI", help="where KServe finds the repository (default: a placeholder)")
     add("--image", metavar="IMAGE", help="the server's image for KServe (default: the cluster's)")
+    add("--check", action="store_true", help="have Triton's own definition parse the settings (needs tritonclient)")
 
 
 def _epcontext_options(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +132,7 @@ def _export_triton(arguments: argparse.Namespace) -> dict[str, Any]:
         warmup=not arguments.no_warmup,
         storage_uri=arguments.storage_uri,
         image=arguments.image,
+        check=arguments.check,
     )
     return done.to_json()
 

@@ -145,11 +145,16 @@ def _notes(
 ) -> list[str]:
     """What the user should know."""
     version = next(iter(engines.values())).version
+    tried = (
+        f"such exports were tried with its release {provider.tried}"
+        if provider.tried
+        else "no such export was tried with it: it was checked against the provider's source code only"
+    )
     notes = [
-        f"not loaded by {provider.name} yet: this export was checked against nodes that the provider is known to "
-        f"write and read, not with it; try it there (TensorRT {version}) before you rely on it",
+        f"the engines run only in a {provider.name} that has {provider.flavour} {version}; {tried}",
         f"without {provider.name} ONNX Runtime refuses {MODEL_FILE}; the artifact's own model runs everywhere",
-        "the exported model has no native fallback: shapes outside an engine's profile are an error of the provider",
+        "the exported model has no native fallback: shapes outside an engine's profile are an error of the provider, "
+        "which a session survives only after session.disable_fallback()",
     ]
     named = [s for s in (*source.signature.inputs, *source.signature.outputs) if s.tensor != s.name]
     if named:

@@ -31,6 +31,7 @@ class Provider:
         whole_node: True: it writes, and expects, every attribute that the schema has, not the few that it must have.
         spans_gpus: True: its engines run on later GPUs, too, which it calls "80+"; else on one compute capability only.
         compatibility: True: it asks the model's metadata, before anything is loaded, whether the engines fit.
+        tried: the release that loaded and ran such exports; "" for none.
     """
 
     flavour: str
@@ -39,6 +40,7 @@ class Provider:
     whole_node: bool = False
     spans_gpus: bool = False
     compatibility: bool = False
+    tried: str = ""
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -51,6 +53,7 @@ PROVIDERS: Mapping[str, Provider] = {
             whole_node=True,
             spans_gpus=True,
             compatibility=True,
+            tried="0.3.0 (TensorRT-RTX 1.5.0.114, on an H100)",
         ),
         Provider("tensorrt", "TensorrtExecutionProvider"),
     )

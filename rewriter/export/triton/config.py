@@ -8,6 +8,7 @@ from typing import Any
 
 from passes.segments import TensorSpec
 from rewriter.errors import InvalidParameterError
+from rewriter.export.batching import LARGEST_NUMBER
 from rewriter.export.triton.dtypes import triton_type
 from rewriter.export.triton.shapes import Batching, Warmup
 from rewriter.export.triton.text import Word, map_entries, message_text
@@ -49,12 +50,16 @@ class ConfigOptions:
             raise InvalidParameterError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
         for name, least in (("instances", 1), ("max_queue_delay_us", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidParameterError(f"{name} must be a number from {least}, not {value!r}")
-        if any(isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0 for gpu in self.gpus):
-            raise InvalidParameterError(f"gpus must be numbers from 0, not {list(self.gpus)!r}")
+            if not _is_number(value, least):
+                raise InvalidParameterError(f"{name} must be a number from {least} to {LARGEST_NUMBER}, not {value!r}")
+        if not all(_is_number(gpu, 0) for gpu in self.gpus) or len(set(self.gpus)) < len(self.gpus):
+            raise InvalidParameterError(f"gpus must be numbers from 0, each of them once, not {list(self.gpus)!r}")
         if self.gpus and self.kind != "gpu":
             raise InvalidParameterError(f"gpus need kind='gpu', not {self.kind!r}")
+
+
+def _is_number(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST_NUMBER
 
 
 def config_text(

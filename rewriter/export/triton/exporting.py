@@ -10,6 +10,7 @@ from typing import Any
 
 from rewriter.artifact import Artifact, load_artifact
 from rewriter.errors import InvalidParameterError
+from rewriter.export.triton.checking import parsed_config
 from rewriter.export.triton.config import BACKENDS, ConfigOptions, config_text, shape_notes
 from rewriter.export.triton.contents import Content, onnx_content, python_content
 from rewriter.export.triton.kserve import service_text
@@ -20,7 +21,8 @@ from rewriter.export.triton.repository import (
     add_version,
     check_repository,
     checked_name,
-    write_text,
+    service_file,
+    write_service,
 )
 from rewriter.export.triton.shapes import find_batching, find_warmups
 
@@ -79,6 +81,7 @@ def export_triton(
     warmup: bool = True,
     storage_uri: str | None = None,
     image: str | None = None,
+    check: bool = False,
 ) -> Exported:
     """Writes an artifact into a model repository, as the next version of a model.
 
@@ -103,11 +106,14 @@ def export_triton(
         warmup: True has the server run the optimum of every profile before the model is ready.
         storage_uri: where KServe finds the repository; default: a placeholder.
         image: the image of the server for KServe; default: the cluster's.
+        check: True has Triton's own definition of its settings, which tritonclient brings, parse them before anything
+            is written.
 
     Raises:
         ArtifactError: the artifact is missing or damaged, or the repository cannot be written.
         InvalidParameterError: an option is not allowed, or Triton or the flavour cannot express the model; the message
             names the tensor or the part.
+        MissingDependencyError, BackendError: `check`, and tritonclient is not installed, or refuses the settings.
     """
     if flavour not in BACKENDS:
         raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
@@ -133,13 +139,14 @@ def export_triton(
         profiles=max((len(entry.profiles) for entry in content.engines), default=0) if content.plans else 0,
     )
     text = config_text(name, flavour, content.signature, batching, warmups, options)
+    if check:
+        parsed_config(text)
     notes = [*content.notes, *shape_notes(content.signature, batching)]
     notes += [note for note in (batching.reason, without) if note]
     notes += [f"engine {entry.op} cannot be used: {entry.problem}" for entry in loaded.engines if not entry.usable]
     version = add_version(root, name, text, content.fill)
-    service = f"{name}.inferenceservice.yaml"
     needs = {"gpu": kind != "cpu", "package": flavour == "python"}
-    write_text(root / service, service_text(name, **needs, storage_uri=storage_uri, image=image))
+    write_service(root, name, service_text(name, **needs, storage_uri=storage_uri, image=image))
     folder = root / name / str(version)
     files = [path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()]
     if (root / name / OLD_CONFIG_FILE).is_file() and version > 1:
@@ -151,7 +158,7 @@ def export_triton(
         version=version,
         flavour=flavour,
         max_batch_size=batching.maximum,
-        files=tuple(sorted([*files, f"{name}/{CONFIG_FILE}", service])),
+        files=tuple(sorted([*files, f"{name}/{CONFIG_FILE}", service_file(name)])),
         notes=tuple(notes),
     )
 

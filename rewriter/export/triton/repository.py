@@ -40,11 +40,17 @@ def checked_name(name: str | None, artifact: Path) -> str:
     return given
 
 
+def service_file(name: str) -> str:
+    """The file for KServe, which lies beside the model's folder."""
+    return f"{name}.inferenceservice.yaml"
+
+
 def check_repository(repository: str | Path, name: str) -> Path:
     """The repository, resolved; it need not exist.
 
     Raises:
-        ArtifactError: it is a file or lies in an artifact, or what has the model's name there is no model of Triton.
+        ArtifactError: it is a file or lies in an artifact, or what has the model's name there is no model of Triton;
+            or a folder stands where the file for KServe has to be.
     """
     root = checked_path(repository).resolve()
     for folder in (root, *root.parents):
@@ -59,6 +65,8 @@ def check_repository(repository: str | Path, name: str) -> Path:
         raise ArtifactError(
             f"{model} is no model of Triton: it has neither {CONFIG_FILE} nor a version; choose another name"
         )
+    if (root / service_file(name)).is_dir():
+        raise ArtifactError(f"{root / service_file(name)} is a folder, where a file has to be: choose another name")
     return root
 
 
@@ -100,7 +108,17 @@ def add_version(root: Path, name: str, config: str, fill: Callable[[Path], None]
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_service(root: Path, name: str, text: str) -> None:
+    """Writes a model's file for KServe.
+
+    Raises:
+        ArtifactError: the system refuses; the model itself is in the repository.
+    """
+    with _told(root):
+        _write_text(root / service_file(name), text)
+
+
+def _write_text(path: Path, text: str) -> None:
     """Writes a text file whole, by a rename, and waits until it is on the disk."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -139,7 +157,7 @@ def _place_new(target: Path, model: Path, content: Path, config: str) -> bool:
     if target.exists() and any(target.iterdir()):
         return False
     content.rename(model / "1")
-    write_text(model / CONFIG_FILE, config)
+    _write_text(model / CONFIG_FILE, config)
     try:
         model.rename(target)
     except OSError:
@@ -157,7 +175,7 @@ def _replace_config(target: Path, config: str) -> None:
         if before == config:
             return
         shutil.copyfile(path, target / OLD_CONFIG_FILE)
-    write_text(path, config)
+    _write_text(path, config)
 
 
 def _scratch_parent(root: Path) -> Path:

@@ -83,12 +83,20 @@ def find_warmups(signature: Signature, engines: Sequence[EngineEntry], batching:
     try:
         shapes = [{n: tuple(a.shape) for n, a in s.items()} for s in warmup_samples(signature, engines, None)]
     except InvalidParameterError as error:
-        if not batching.maximum or not all(_rest_is_fixed(spec) for spec in signature.inputs):
+        fixed = _rest_is_fixed if batching.maximum else _is_fixed
+        unknown = next((spec.name for spec in signature.inputs if not fixed(spec)), "")
+        if unknown:
+            return [], f"no warm-up: no profile says how large the open dimensions of input {unknown!r} are"
+        if not batching.maximum:
             return [], f"no warm-up: {error}"
         shapes = [{spec.name: (1, *_numbers(spec)) for spec in signature.inputs}]
     if batching.maximum:
         shapes = [s for s in shapes if all(shape[0] <= batching.maximum for shape in s.values())]
     return [Warmup(s) for s in shapes if s], ""
+
+
+def _is_fixed(spec: TensorSpec) -> bool:
+    return spec.is_static
 
 
 def _rest_is_fixed(spec: TensorSpec) -> bool:

@@ -93,7 +93,9 @@ def test_epcontext(export, artifact, tmp_path):
     assert (status, err) == (0, "")
     model = tmp_path / "ctx/model_ctx.onnx"
     assert out.splitlines()[-1] == f"wrote {model}: 1 engine for TensorrtExecutionProvider"
-    assert any(line.startswith("note: not loaded by TensorrtExecutionProvider") for line in out.splitlines())
+    assert any(
+        line.startswith("note: the engines run only in a TensorrtExecutionProvider") for line in out.splitlines()
+    )
     status, _, err = export("epcontext", artifact, "-o", tmp_path / "ctx", *options)
     assert status == 2
     assert len(err.splitlines()) == 1
@@ -102,6 +104,15 @@ def test_epcontext(export, artifact, tmp_path):
     found = json.loads(out)
     assert found["model"] == str(model)
     assert found["engines"]["TRTEngineOp_000"]["targets"] == ["SM120"]
+
+
+def test_a_check_needs_the_definition_of_triton(export, artifact, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    status, out, err = export("triton", artifact, "-o", tmp_path / "repo", "--check")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("trt-rewriter: the check of Triton's settings needs tritonclient[grpc] (")
+    assert err.endswith("pip install 'trt-rewriter[triton]'\n")
+    assert not (tmp_path / "repo").exists()
 
 
 @pytest.mark.parametrize(

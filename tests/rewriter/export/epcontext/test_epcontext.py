@@ -69,6 +69,7 @@ def test_the_node_of_tensorrt(tmp_path):
     assert ctx.attributes_of(first) == expected
     assert "hardware_architecture" not in ctx.attributes_of(second)
     assert any("TRTEngineOp_001" in note and "hardware_architecture" in note for note in exported.notes)
+    assert any("has tensorrt 10.13.0; no such export was tried with it" in note for note in exported.notes)
     assert not onnx.load(exported.model, load_external_data=False).metadata_props
 
 
@@ -87,7 +88,8 @@ def test_the_model_around_the_nodes(artifact, tmp_path):
     assert (info.key, info.value) == (f"ep_compatibility_info.{RTX}", engine[:64].hex())
     assert sorted(path.name for path in exported.folder.iterdir()) == list(exported.files)
     assert not [path for path in exported.folder.iterdir() if path.stat().st_nlink > 1 or path.is_symlink()]
-    assert any(f"not loaded by {RTX} yet" in note for note in exported.notes)
+    assert any(f"run only in a {RTX} that has tensorrt_rtx 1" in note and "0.3.0" in note for note in exported.notes)
+    assert any(note.endswith("session.disable_fallback()") for note in exported.notes)
 
 
 def test_native_nodes_and_wiring_compute_what_the_artifact_computes(artifact, tmp_path):

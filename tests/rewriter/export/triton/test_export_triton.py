@@ -204,9 +204,12 @@ def test_what_triton_has_no_word_for(dense, tmp_path, change, words):
         ({"name": ".a"}, "the model cannot have the name '.a'"),
         ({"kind": "tpu"}, "kind must be one of auto, cpu, gpu, model"),
         ({"instances": 0}, "instances must be a number from 1"),
+        ({"instances": 2**31}, "instances must be a number from 1 to 2147483647"),
+        ({"max_batch_size": 2**31}, "max_batch_size must be a whole number of at least 0 and at most 2147483647"),
         ({"max_queue_delay_us": -1}, "max_queue_delay_us must be a number from 0"),
         ({"gpus": [0]}, "gpus need kind='gpu'"),
         ({"gpus": [-1], "kind": "gpu"}, "gpus must be numbers from 0"),
+        ({"gpus": [1, 1], "kind": "gpu"}, "each of them once"),
         ({"flavour": "onnxruntime", "strict": True}, "strict is for flavour='python'"),
         ({"flavour": "onnxruntime", "threads": 2}, "threads is for flavour='python', not 'onnxruntime'"),
         ({"threads": 0}, "threads must be a number from 1, not 0"),
@@ -234,6 +237,10 @@ def test_places_that_are_not_allowed(dense, tmp_path):
     with pytest.raises(ArtifactError, match="is no model of Triton"):
         export_triton(dense, tmp_path / "repo")
     assert tree(other) == ["letter.txt"]
+    (tmp_path / "repo" / "a.inferenceservice.yaml").mkdir()
+    with pytest.raises(ArtifactError, match="yaml is a folder, where a file has to be"):
+        export_triton(dense, tmp_path / "repo", name="a")
+    assert not (tmp_path / "repo" / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,29 +16,53 @@ pytestmark = pytest.mark.serving
 
 PARSE = """
 import json, sys
-from google.protobuf import json_format, text_format
-from tritonclient.grpc import model_config_pb2
-found = []
+from rewriter.export.triton.checking import parsed_config
+json.dump([parsed_config(text) for text in json.load(sys.stdin)], sys.stdout)
+"""
+REFUSED = """
+import json, sys
+from rewriter.errors import BackendError
+from rewriter.export.triton.checking import parsed_config
 for text in json.load(sys.stdin):
-    message = text_format.Parse(text, model_config_pb2.ModelConfig())
-    found.append(json_format.MessageToDict(message, preserving_proto_field_name=True))
-json.dump(found, sys.stdout)
+    try:
+        parsed_config(text)
+    except BackendError as error:
+        print(error)
 """
 
 
 @pytest.fixture
-def parsed(triton_python):
-    """Texts as the messages that Triton reads, in JSON; an unknown field or value is an error."""
+def asked(triton_python):
+    """Runs a program with the Python that has tritonclient, over texts; returns what it prints."""
 
-    def parse(*texts):
-        command = [triton_python, "-c", PARSE]
+    def ask(code, *texts):
         done = subprocess.run(
-            command, input=json.dumps(texts), capture_output=True, text=True, timeout=120, check=False
+            [triton_python, "-c", code],
+            input=json.dumps(texts),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return done.stdout
 
-    return parse
+    return ask
+
+
+@pytest.fixture
+def parsed(asked):
+    """Texts as the messages that Triton reads, in JSON; an unknown field or value is an error."""
+    return lambda *texts: json.loads(asked(PARSE, *texts))
+
+
+def test_what_triton_has_no_word_for_is_refused(asked):
+    texts = ["unknown: 1", f"max_batch_size: {2**31}", "instance_group [{ kind: KIND_TPU }]", 'name: "good"']
+    lines = asked(REFUSED, *texts).splitlines()
+    assert len(lines) == 3
+    for line, word in zip(lines, ("unknown", "2147483648", "KIND_TPU"), strict=True):
+        assert line.startswith("Triton's definition of config.pbtxt refuses what was to be written (")
+        assert word in line
 
 
 def test_all_flavours(parsed, dense, with_engines, tmp_path):
