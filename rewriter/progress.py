@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import sys
@@ -56,6 +57,18 @@ class ProgressEvent:
 ProgressCallback = Callable[[ProgressEvent], "bool | None"]
 
 
+class ProgressDisplay(abc.ABC):
+    """A callback that holds something which must be given back when the work ends with an exception: the terminal."""
+
+    @abc.abstractmethod
+    def __call__(self, event: ProgressEvent) -> bool:
+        """Shows one event."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Gives back what it holds; harmless when repeated. It may be called again with events of other work."""
+
+
 class Stages:
     """Times named stages and passes events on.
 
@@ -69,11 +82,16 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the block under `name`; an exception leaves the stage without its closing event."""
-        self.emit(ProgressEvent(name, 0, 1))
-        start = time.perf_counter()
-        yield
-        self.add(name, time.perf_counter() - start)
+        """Times the block under `name`; after an exception there is no closing event, and a display is stopped."""
+        try:
+            self.emit(ProgressEvent(name, 0, 1))
+            start = time.perf_counter()
+            yield
+            self.add(name, time.perf_counter() - start)
+        except BaseException:
+            if isinstance(self._callback, ProgressDisplay):
+                self._callback.stop()
+            raise
 
     def add(self, name: str, seconds: float) -> None:
         """Books a stage that was timed elsewhere."""
@@ -85,7 +103,7 @@ class Stages:
         return self._callback is None or self._callback(event) is not False
 
 
-class ProgressBar:
+class ProgressBar(ProgressDisplay):
     """A transient progress bar on stderr (rich), for stages longer than a moment.
 
     While engines are built it counts them, and has a line below for each engine in work.
@@ -109,7 +127,7 @@ class ProgressBar:
         """Shows one event."""
         engine = event.engine
         if event.seconds is not None:
-            self._clear()
+            self.stop()
         elif engine is None:
             self._show(None, event.stage, event.done, event.total, event.detail)
         else:
@@ -121,6 +139,13 @@ class ProgressBar:
                 phase = event.detail.rpartition(": ")[2]
                 self._show(engine.index, f"  {engine.name}", event.done, event.total, phase)
         return True
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._lines:
+            self._bar.stop()
+        for key in tuple(self._lines):
+            self._remove(key)
 
     def _show(self, key: int | None, description: str, done: int, total: int, detail: str) -> None:
         """Adds or changes one line."""
@@ -136,12 +161,6 @@ class ProgressBar:
     def _remove(self, key: int | None) -> None:
         if key in self._lines:
             self._bar.remove_task(self._lines.pop(key))
-
-    def _clear(self) -> None:
-        if self._lines:
-            self._bar.stop()
-        for key in tuple(self._lines):
-            self._remove(key)
 
 
 def resolve(progress: ProgressCallback | bool | None) -> ProgressCallback | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rewriter.progress import ProgressBar, ProgressEvent
+from rewriter.progress import ProgressBar, ProgressDisplay, ProgressEvent
 from rewriter.runtime.other_errors import import_failure
 
 #: stage -> what a reader should know about it.
@@ -35,7 +35,7 @@ STAGE_WORDS = {
 }
 
 
-class StageScreen:
+class StageScreen(ProgressDisplay):
     """A progress callback that prints each stage as it ends, with its time.
 
     Args:
@@ -59,6 +59,11 @@ class StageScreen:
             words = STAGE_WORDS.get(event.stage, "")
             self._console.print(f"  {event.stage:<11} {event.seconds:7.2f} s   {words}")
         return True
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def title(console: Console, text: str) -> None:

@@ -1,5 +1,9 @@
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from rewriter.commands.screen import StageScreen
 from rewriter.progress import EngineStep, ProgressBar, ProgressEvent, Stages, resolve
 
 
@@ -24,6 +28,22 @@ def test_a_failed_stage_has_no_closing_event():
         raise KeyError
     assert [e.done for e in events] == [0]
     assert stages.timings == {}
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_a_failed_stage_gives_the_terminal_back(error):
+    screen = StageScreen(Console(force_terminal=True, file=io.StringIO()))
+
+    def fail(display, bar):
+        with Stages(display).stage("build"):
+            assert bar._bar.live.is_started
+            raise error
+
+    for display, bar in ((screen, screen._bar), (own := ProgressBar(), own)):
+        with pytest.raises(error):
+            fail(display, bar)
+        assert (bar._bar.live.is_started, lines(bar)) == (False, [])
+    StageScreen(Console(file=io.StringIO())).stop()  # it has no bar there
 
 
 def test_only_false_cancels():
