@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rewriter.by_signature import ALL_SIGNATURES
 from rewriter.commands.options import parse_shapes, words
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shapes of an input that the engines must cover, as for convert (default: those of the engines that are "
         "there)",
     )
-    add("--signature", action="append", metavar="KEY", help="only this signature; may be repeated (default: all)")
+    add(
+        "--signature",
+        action="append",
+        metavar="KEY[,KEY...]",
+        help="only these signatures; may be repeated (default, and '*': all)",
+    )
     add(
         "--jobs",
         type=int,
@@ -79,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         backends=words(arguments.backends),
         together=arguments.together,
         shapes=parse_shapes(arguments.shapes) or None,
-        signatures=arguments.signature,
+        signatures=_signatures(arguments.signature),
         jobs=arguments.jobs,
         engine_cache_dir=arguments.engine_cache_dir,
         engine_cache_max_bytes=arguments.engine_cache_max_bytes,
@@ -91,6 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
         for line in _lines(extended):
             console.print(line)
     return INCOMPLETE if extended.failures else 0
+
+
+def _signatures(given: list[str] | None) -> list[str] | None:
+    """The signatures that `--signature` names; None for all."""
+    names = None if given is None else [name for text in given for name in words(text)]
+    return None if names is not None and ALL_SIGNATURES in names else names
 
 
 def _lines(extended: Extended) -> list[str]:

@@ -61,7 +61,9 @@ def test_defaults_and_words(builds, tmp_path, capsys):
         (["--targets", "sm80,8.9"], {"targets": ("sm80", "8.9")}),
         (["--backends", "tensorrt_rtx, tensorrt"], {"backends": ("tensorrt_rtx", "tensorrt")}),
         (["--together", "--jobs", "3"], {"together": True, "jobs": 3}),
-        (["--signature", "a", "--signature", "b"], {"signatures": ["a", "b"]}),
+        (["--signature", "a", "--signature", "b,c"], {"signatures": ["a", "b", "c"]}),
+        (["--signature", "*"], {"signatures": None}),
+        (["--signature", ""], {"signatures": []}),
         (["--shapes", "x:1x4,8x4", "--shapes", "n:scalar"], {"shapes": {"x": ((1, 4), (8, 4)), "n": ((),)}}),
         (
             ["--engine-cache-dir", "c", "--engine-cache-max-bytes", "9"],
