@@ -19,7 +19,7 @@ from rewriter.artifact.paths import checked_path
 from rewriter.artifact.reading import read_manifest
 from rewriter.errors import ArtifactError, InvalidParameterError
 from rewriter.merging.comparing import difference, free_differences
-from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS
+from rewriter.params import DEFAULT_TRT_CONVERSION_PARAMS, check_switch
 
 __all__ = ["Merged", "MergedEngine", "merge"]
 
@@ -109,12 +109,12 @@ def merge(artifacts: Iterable[str | Path], output: str | Path, *, overwrite: boo
         overwrite: True replaces an artifact there (see `save_artifact`).
 
     Raises:
-        InvalidParameterError: fewer than two artifacts, or one is given twice.
+        InvalidParameterError: fewer than two artifacts, or one is given twice; or `overwrite` is no True or False.
         ArtifactError: one is missing or damaged; all engines are; two are not of the same model, and the message names
             both and says what differs; or the output cannot be written.
     """
     roots = _roots(artifacts)
-    check_output(output, overwrite)
+    check_output(output, check_switch("overwrite", overwrite))
     names = _signatures(roots)
     parts: list[ArtifactPart] = []
     engines: list[MergedEngine] = []
@@ -133,7 +133,7 @@ def merge(artifacts: Iterable[str | Path], output: str | Path, *, overwrite: boo
     if left and not engines:
         raise ArtifactError(
             f"{left[0].source} cannot be merged: all {len(left)} engines of these artifacts are damaged, "
-            f"{left[0].entry.problem}: copy them or convert the model again"
+            f"{left[0].entry.problem}: copy them, or build them again (trt-rewriter build)"
         )
     path = save_artifact(output, parts[0], *parts[1:], overwrite=overwrite, versions=loaded[0].versions)
     return Merged(path, roots, tuple(engines), tuple(notes), tuple(left))
@@ -143,6 +143,8 @@ def _roots(artifacts: Iterable[str | Path]) -> tuple[Path, ...]:
     """The folders, checked to be several different ones."""
     if isinstance(artifacts, (str, Path)):
         raise InvalidParameterError("merge needs a list of artifacts, not one path: merge([A, B], OUT)")
+    if not isinstance(artifacts, Iterable):
+        raise InvalidParameterError(f"merge needs a list of artifacts, not {artifacts!r}: merge([A, B], OUT)")
     roots = tuple(checked_path(path) for path in artifacts)
     if len(roots) < 2:
         raise InvalidParameterError(f"merge needs at least two artifacts, not {len(roots)}")

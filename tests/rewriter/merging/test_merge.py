@@ -310,9 +310,17 @@ def test_too_few_artifacts_are_refused(save, tmp_path, names, words):
         merge([tmp_path / name for name in names], tmp_path / "out")
 
 
-def test_one_path_is_no_list(tmp_path):
-    with pytest.raises(InvalidParameterError, match="needs a list"):
-        merge(str(tmp_path), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("artifacts", "overwrite", "words"),
+    [
+        ("a", False, "needs a list"),
+        (None, False, "needs a list"),
+        (("a", "b"), "no", "overwrite must be True or False"),
+    ],
+)
+def test_bad_arguments(tmp_path, artifacts, overwrite, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        merge(artifacts, tmp_path / "out", overwrite=overwrite)
 
 
 def test_a_missing_artifact_is_named(save, tmp_path):
