@@ -57,6 +57,10 @@ class Timeouts:
     build: float = 3600.0
 
 
+class NotStartedError(BackendError):
+    """The child did not come to life: there is no memory for it, for example."""
+
+
 class ProcessBackend:
     """TensorRT in a child process; implements `rewriter.backends.base.Backend`.
 
@@ -171,21 +175,23 @@ class ProcessBackend:
         level = options.optimization_level
         if level is not None and not 0 <= level <= 5:
             raise InvalidParameterError(f"optimization_level={level}: it is one of 0, 1, 2, 3, 4, 5")
+        header = {
+            "command": "build",
+            "profiles": [{name: dataclasses.asdict(p) for name, p in profile.items()} for profile in profiles],
+            "output": str(Path(output).resolve()),
+            "progress": True,
+        }
+        watch = _Watch(progress)
         with self._lock, self._service:
-            targets = self._flavour.check_targets(options.targets, self.known_targets) or self.default_targets
-            header = {
-                "command": "build",
-                "profiles": [{name: dataclasses.asdict(p) for name, p in profile.items()} for profile in profiles],
-                "options": {**dataclasses.asdict(options), "targets": list(targets)},
-                "output": str(Path(output).resolve()),
-                "progress": True,
-            }
-            watch = _Watch(progress)
             try:
+                targets = self._flavour.check_targets(options.targets, self.known_targets) or self.default_targets
+                header["options"] = {**dataclasses.asdict(options), "targets": list(targets)}
                 answer = self._request(header, model, self._timeouts.build, watch)
-            except ChildDied as death:
+            except (ChildDied, NotStartedError) as death:
                 if self._service.interrupted:
                     return BuildFailure("cancelled", CANCELLED)
+                if isinstance(death, NotStartedError):
+                    raise
                 return BuildFailure("crash", f"TensorRT's builder did not survive this model: {death}")
         if watch.cancelled:  # a small engine may have been finished before the child heard of it
             Path(output).unlink(missing_ok=True)
@@ -245,11 +251,11 @@ class ProcessBackend:
         try:
             child = begun if begun is not None and begun.owner == os.getpid() else self._spawned()
         except OSError as error:
-            raise BackendError(f"the process for {self.flavour} cannot be started: {error}") from error
+            raise NotStartedError(f"the process for {self.flavour} cannot be started: {error}") from error
         try:
             hello, _ = child.receive(self._timeouts.start)
         except ChildDied as death:
-            raise BackendError(f"the process for {self.flavour} did not start: {death}") from death
+            raise NotStartedError(f"the process for {self.flavour} did not start: {death}") from death
         except BaseException:
             child.kill()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -13,11 +14,12 @@ from typing import Any
 
 from passes.model import Model
 from rewriter.backends.base import BuildFailure, BuildOptions, BuiltEngine, ParserError, Profile, Progress
-from rewriter.backends.client import ProcessBackend, Timeouts
+from rewriter.backends.client import NotStartedError, ProcessBackend, Timeouts
 from rewriter.backends.flavours import Flavour
 from rewriter.backends.spool import WeightPlaces
 from rewriter.errors import BackendError
 
+_LOG = logging.getLogger(__name__)
 #: What the start of a child takes: 0.12 s measured with TensorRT-RTX 1.7.
 START_SECONDS = 0.15
 
@@ -31,7 +33,9 @@ class PoolBackend:
            time has one child, as with a `ProcessBackend`.
         2. Everything else (parsing, the version) is asked of the first child.
         3. A crash or hang ends its own child alone, which the next request starts again.
-        4. The process may be forked: the copy starts its own children.
+        4. A further child that does not start (there may be no memory for it) is given up, and its build waits for
+           another one; from then on there are no more children than there were.
+        5. The process may be forked: the copy starts its own children.
 
     Args:
         flavour: the package to use.
@@ -134,8 +138,14 @@ class PoolBackend:
             InvalidParameterError: a target that the installed version does not know, or an optimization level.
             MissingDependencyError, BackendError: TensorRT cannot be loaded, or a file cannot be read or written.
         """
-        with self._borrowed() as child:
-            return child.build(model, profiles, options, output, progress)
+        while True:
+            with self._borrowed() as child:
+                try:
+                    return child.build(model, profiles, options, output, progress)
+                except NotStartedError as error:
+                    if child is self._first:
+                        raise
+                    self._give_up(child, error)
 
     def interrupt(self, thread: int) -> None:
         """Ends the build that is in work for another thread, which is cancelled then; the others go on.
@@ -200,11 +210,21 @@ class PoolBackend:
             yield child
         finally:
             with changed:
-                if child is self._first:  # in front: who builds one engine at a time always has that one
+                if child not in self._children:
+                    pass  # given up
+                elif child is self._first:  # in front: who builds one engine at a time always has that one
                     self._free.insert(0, child)
                 else:
                     self._free.append(child)
                 changed.notify()
+
+    def _give_up(self, child: ProcessBackend, error: NotStartedError) -> None:
+        """Goes on without a child that is in use here, and without any further one."""
+        with self._changed:
+            self._children.remove(child)
+            self._jobs = len(self._children)
+        child.close()
+        _LOG.warning("%s: engines are built by %d process(es) from now on: %s", self.flavour, self._jobs, error)
 
     def _claimed(self) -> ProcessBackend:
         """A child that is free now, or a new one; called with the lock held."""

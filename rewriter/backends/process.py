@@ -48,8 +48,13 @@ class Child:
             threading.Thread(target=self._read_frames, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._read_lines, args=(self._process.stderr,), daemon=True),
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C: nobody but this object knows of the process yet
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self.kill()
+            raise
 
     @property
     def alive(self) -> bool:

@@ -18,7 +18,7 @@ from passes.model import Model, make_stub
 from rewriter import backends
 from rewriter.backends import frames, tensorrt_rtx
 from rewriter.backends.base import Backend, BuildFailure, BuildOptions
-from rewriter.backends.client import ProcessBackend
+from rewriter.backends.client import NotStartedError, ProcessBackend
 from rewriter.backends.pool import PoolBackend
 from rewriter.errors import BackendError, InvalidParameterError
 
@@ -190,6 +190,47 @@ def test_a_build_is_interrupted_from_another_thread_and_the_others_go_on(open_po
     assert outcomes["b"].kind == "unsupported"
     pool.interrupt(threads["held"])  # nothing is in work for it any more
     assert {outcome.kind for outcome in together(pool, [named("a"), named("b")])} == {"unsupported"}
+
+
+@pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)"])
+def test_a_further_child_that_does_not_start_is_done_without(tmp_path, named, caplog, how):
+    script, mark = tmp_path / "worker.py", tmp_path / "first"
+    start = f"import os, signal, sys\nif os.path.exists({str(mark)!r}): {how}\nopen({str(mark)!r}, 'w').close()\n"
+    script.write_text(start + WORKER)
+    with PoolBackend(tensorrt_rtx.FLAVOUR, command=[sys.executable, str(script)], patience=0.0) as pool:
+        pool.parse(named("a"))
+        with ThreadPoolExecutor(4) as executor:
+            found = list(executor.map(lambda name: build(pool, named(name)), "abcd"))
+        assert len({outcome.reason for outcome in found}) == 1
+        assert (pool.jobs, len(pool._children), len(pool._free)) == (1, 1, 1)
+    assert "engines are built by 1 process(es) from now on: the process for tensorrt_rtx did not start" in caplog.text
+
+
+def test_a_child_that_is_interrupted_while_it_starts_is_given_to_nobody(open_pool, named, monkeypatch):
+    """Where a build is to end, another start would only keep it."""
+    pool = open_pool()
+    pool.parse(named("a"))
+    kept = ProcessBackend._started
+
+    def started(self):
+        if self is not pool._first:
+            self._spawned()
+            pool.interrupt(threading.get_ident())
+            raise NotStartedError("it was killed")
+        return kept(self)
+
+    monkeypatch.setattr(ProcessBackend, "_started", started)
+    with pool._borrowed():
+        assert build(pool, named("b")) == BuildFailure("cancelled", "the build was cancelled")
+    assert pool.jobs is None
+
+
+def test_a_first_child_that_does_not_start_is_an_error(named):
+    with PoolBackend(tensorrt_rtx.FLAVOUR, command=[sys.executable, "-c", "raise SystemExit(3)"]) as pool:
+        with pytest.raises(BackendError, match="did not start"):
+            build(pool, named("a"))
+        with pytest.raises(BackendError, match="did not start"):
+            build(pool, named("a"))
 
 
 def test_trim_ends_all_idle_children_but_the_first(open_pool, named):
