@@ -210,10 +210,10 @@ def _handle(handle: Any) -> Send:
         raise InvalidParameterError(f"target must be a URL, an application's name or a handle, not {handle!r}")
     errors = import_ray("ray.exceptions")
     serve_errors = import_ray("ray.serve.exceptions")
-    # A replica or its node is lost; too many requests wait; nothing came in time.
+    # A replica or its node is lost; too many requests wait.
     passing = (
         errors.RayActorError, errors.ActorUnavailableError, errors.NodeDiedError, errors.ObjectLostError,
-        errors.GetTimeoutError, serve_errors.BackPressureError, serve_errors.DeploymentUnavailableError, TimeoutError,
+        serve_errors.BackPressureError, serve_errors.DeploymentUnavailableError,
     )  # fmt: skip
 
     def send(inputs: Mapping[str, Any], timeout: float) -> Mapping[str, np.ndarray]:
@@ -221,6 +221,9 @@ def _handle(handle: Any) -> Send:
             with _ROUTING:
                 response = handle.infer.remote(dict(inputs))
             found: Mapping[str, np.ndarray] = response.result(timeout_s=timeout)
+        except TimeoutError as error:  # Ray's and Serve's are such, too
+            response.cancel()  # or what nobody waits for any more piles up at the replica
+            raise PassingError(type(error).__name__) from error
         except passing as error:
             raise PassingError(type(error).__name__) from error
         except errors.RayTaskError as error:

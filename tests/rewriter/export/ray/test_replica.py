@@ -327,6 +327,10 @@ def test_what_is_no_url_is_said_at_once(url):
         client(url)
 
 
+LOST = ["RayActorError", "ActorUnavailableError", "NodeDiedError", "ObjectLostError", "RayTaskError"]
+LOST += ["BackPressureError", "DeploymentUnavailableError"]
+
+
 @pytest.fixture
 def fake_ray(monkeypatch):
     """Stands in for Ray's modules: connected, and with an application "known" whose handle is a `Handle`."""
@@ -346,11 +350,23 @@ def fake_ray(monkeypatch):
         "ray": types.SimpleNamespace(is_initialized=lambda: True),
         "ray.serve": types.SimpleNamespace(get_app_handle=get_app_handle),
         "ray.serve.handle": types.SimpleNamespace(DeploymentHandle=Handle),
-        "ray.exceptions": mock.MagicMock(),
-        "ray.serve.exceptions": mock.MagicMock(RayServeException=UnknownError),
+        "ray.exceptions": mock.MagicMock(**dict.fromkeys(LOST, UnknownError)),
+        "ray.serve.exceptions": mock.MagicMock(**dict.fromkeys(LOST, UnknownError), RayServeException=UnknownError),
     }
     monkeypatch.setattr(importing.importlib, "import_module", modules.__getitem__)
     return modules
+
+
+def test_a_request_by_handle_that_takes_too_long_is_cancelled(fake_ray):
+    response = mock.Mock()
+    response.result.side_effect = [TimeoutError, {"y": 1}]
+    handle = fake_ray["ray.serve.handle"].DeploymentHandle()
+    handle.infer = mock.Mock()
+    handle.infer.remote.return_value = response
+    asked = client(handle, retries=1, pause_s=0)
+    assert asked.infer(x=1) == {"y": 1}
+    response.cancel.assert_called_once_with()
+    assert asked.stats()["reasons"] == {"TimeoutError": 1}
 
 
 def test_names_and_handles_are_looked_at_at_once(fake_ray):
