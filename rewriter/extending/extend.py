@@ -20,6 +20,7 @@ from rewriter.backends import as_backend
 from rewriter.backends.base import Backend, BuildFailure
 from rewriter.building.cache import open_cache
 from rewriter.building.entries import engine_entry
+from rewriter.building.jobs import jobs_note
 from rewriter.building.parallel import check_jobs, run_builds
 from rewriter.building.segment_builder import SegmentBuild
 from rewriter.by_signature import InputFns, by_signature, naming
@@ -108,6 +109,7 @@ def build_engines(
         with stages.stage("read"):
             sources = [_source(root, name, given, inputs) for name, given in inputs.items()]
             work = _plan(sources, opened, asked, Builders(scratch, cache), together=together)
+            work.notes += [note for note in (jobs_note(backend, jobs) for backend in opened) if note]
         started = time.perf_counter()
         with stages.stage("build"):
             builds = run_builds([planned.task for planned in work.planned], jobs, stages.emit)
@@ -254,8 +256,9 @@ def _told(root: Path, sources: Sequence[Source], added: Sequence[AddedEngine], w
         what = " ".join([first.op or "every engine", *(["for", *first.targets] if first.targets else [])])
         more = f" ({len(work.failures)} failures in all)" if len(work.failures) > 1 else ""
         raise ConversionError(f"no engine was built for {root}: {what}: {first.reason}{more}")
-    notes = dict.fromkeys(note for source in sources for note in (*source.notes, *_room_notes(source, added)))
-    return Extended(root, tuple(added), tuple(work.present.values()), tuple(work.failures), tuple(notes), seconds)
+    found = (note for source in sources for note in (*source.notes, *_room_notes(source, added)))
+    notes = tuple(dict.fromkeys([*work.notes, *found]))
+    return Extended(root, tuple(added), tuple(work.present.values()), tuple(work.failures), notes, seconds)
 
 
 def _room_notes(source: Source, added: Sequence[AddedEngine]) -> Iterable[str]:

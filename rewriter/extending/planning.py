@@ -98,6 +98,7 @@ class Work:
     planned: list[Planned] = dataclasses.field(default_factory=list)
     present: dict[tuple[str, str], AddedEngine] = dataclasses.field(default_factory=dict)
     failures: list[MissingEngine] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

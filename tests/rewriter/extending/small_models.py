@@ -9,6 +9,8 @@ from onnx import numpy_helper, parser
 from rewriter import ConversionParams, Converter
 from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 
+#: Shapes of its input.
+IMAGE = {"image": [(1, 3, 8, 8), (2, 3, 8, 8), (6, 3, 8, 8)]}
 #: TensorRT takes all but the Unique, so that there are two engines.
 TWO_ENGINES = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -106,3 +108,8 @@ def part_of(path, name=None):
 def together(path, **artifacts):
     """Saves one artifact of several: name of the signature -> artifact with one."""
     return save_artifact(path, *(part_of(source, name) for name, source in artifacts.items()))
+
+
+def files_of(folder):
+    """Name -> bytes of every file of an artifact."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

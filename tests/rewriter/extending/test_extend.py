@@ -1,7 +1,5 @@
 """Engines that are added to an artifact, with real TensorRT-RTX: for more GPUs, what there is once, nothing half."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,11 +9,8 @@ from rewriter.artifact.engines import save_engines
 from rewriter.backends.base import BuildFailure
 from rewriter.cli import main
 from rewriter.errors import (
-    ArtifactError,
     ConversionError,
-    InputError,
     InvalidParameterError,
-    MissingDependencyError,
 )
 from rewriter.extending import build_engines
 from rewriter.merging import merge
@@ -23,18 +18,14 @@ from rewriter.runtime.choosing import order
 from rewriter.runtime.slot_values import StoredEngine
 
 from . import small_models
+from .small_models import IMAGE, files_of
 
 pytestmark = pytest.mark.rtx
 BOTH = ["TRTEngineOp_000", "TRTEngineOp_001"]
-IMAGE = {"image": [(1, 3, 8, 8), (2, 3, 8, 8), (6, 3, 8, 8)]}
 
 
 def facts(engines):
     return sorted((item.entry.op, *item.entry.targets) for item in engines)
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def batches(entry):
@@ -361,6 +352,12 @@ def test_progress_and_cancelling(artifact, rtx):
     assert [(f.op, f.kind) for f in done.failures] == [(BOTH[0], "cancelled")]
 
 
+def test_jobs_that_an_open_backend_cannot_do_are_told(artifact, rtx):
+    done = build_engines(artifact(), targets=["SM80"], backends=[rtx], jobs=2)
+    assert done.notes[0].startswith("jobs=2: the open backend builds 1 engine at a time; open_backend('tensorrt_rtx'")
+    assert build_engines(done.path, targets=["SM120"], backends=["tensorrt_rtx"], jobs=2).notes == ()
+
+
 def test_several_jobs_give_the_same(artifact):
     made = []
     for jobs in (1, 2):
@@ -368,63 +365,3 @@ def test_several_jobs_give_the_same(artifact):
         done = build_engines(path, targets=["SM80", "SM120"], backends=["tensorrt_rtx"], jobs=jobs)
         made.append([(item.entry.op, item.entry.key, item.entry.targets) for item in done.added])
     assert made[0] == made[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"targets": "sm80"}, InvalidParameterError, "targets must be a list"),
-        ({"targets": ["turing"]}, InvalidParameterError, "not a compute capability"),
-        ({"targets": ["SM99"]}, InvalidParameterError, "cannot build for SM99; it knows"),
-        ({"together": "yes"}, InvalidParameterError, "together"),
-        ({"backends": "auto"}, InvalidParameterError, "backends must be a list"),
-        ({"backends": []}, InvalidParameterError, "backends names none"),
-        ({"backends": ["rtx"]}, InvalidParameterError, "backend='rtx' is not known"),
-        ({"jobs": 0}, InvalidParameterError, "jobs must be an integer of at least 1"),
-        ({"signatures": ["other"]}, InvalidParameterError, "has no signature 'other'"),
-        ({"signatures": []}, InvalidParameterError, "signatures names none"),
-        ({"shapes": {"x": (1, 3, 8, 8)}}, InvalidParameterError, "shapes name the input 'x'"),
-        ({"shapes": {"image": (1, 3, 9, 8)}}, InvalidParameterError, "does not fit input 'image'"),
-        ({"shapes": IMAGE, "input_fn": small_models.images(1)}, InvalidParameterError, "give one of them"),
-        (
-            {"input_fn": {"other": small_models.images(1)}},
-            InvalidParameterError,
-            "input_fn names the signature 'other'",
-        ),
-        ({"input_fn": 3}, InvalidParameterError, "input_fn"),
-        ({"input_fn": lambda: [np.zeros((2, 3), np.float32)]}, InputError, "sample 0"),
-        ({"input_fn": list}, InvalidParameterError, "yielded no inputs"),
-        ({"engine_cache_dir": ""}, InvalidParameterError, "engine_cache_dir"),
-    ],
-)
-def test_bad_arguments(artifact, arguments, error, words):
-    path = artifact()
-    before = files_of(path)
-    with pytest.raises(error, match=words) as raised:
-        build_engines(path, **{"backends": ["tensorrt_rtx"], **arguments})
-    assert "\n" not in str(raised.value)
-    assert files_of(path) == before
-
-
-def test_bad_artifacts(artifact, tmp_path, monkeypatch):
-    with pytest.raises(ArtifactError, match="no such artifact"):
-        build_engines(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match="is not an artifact"):
-        build_engines(tmp_path / "empty")
-    path = artifact()
-    manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-    del manifest["params"]["recipe"]
-    (path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    with pytest.raises(ArtifactError, match="cannot be extended: it does not hold its recipe: convert the model again"):
-        build_engines(path, targets=["SM80"], backends=["tensorrt_rtx"])
-    monkeypatch.setattr("rewriter.extending.extend.os.access", lambda *_: False)
-    with pytest.raises(ArtifactError, match=r"cannot write the artifact .*: permission denied"):
-        build_engines(path)
-
-
-def test_a_package_that_is_missing_is_told_before_any_work(artifact, monkeypatch):
-    monkeypatch.setattr("rewriter.backends._installed", lambda name: name != "tensorrt")
-    monkeypatch.setattr("rewriter.extending.extend.read_source", None)
-    with pytest.raises(MissingDependencyError, match=r"needs tensorrt: pip install 'trt-rewriter\[trt\]'"):
-        build_engines(artifact(), backends=["tensorrt_rtx", "tensorrt"])
