@@ -83,15 +83,16 @@ def _whole(op: str, not_runnable: str, entries: Iterable[EngineEntry], flavour: 
         raise ExportError(f"{op} has no usable {flavour} engine ({of_flavour[0].problem}): build it again")
     others = ", ".join(dict.fromkeys(entry.backend for entry in own))
     has = f"it has one of {others}" if others else "none was built"
-    raise ExportError(f"{op} has no {flavour} engine ({has}): build one with backend={flavour!r}, then save it")
+    raise ExportError(f"{op} has no {flavour} engine ({has}): trt-rewriter build ARTIFACT --backends {flavour}")
 
 
 def _for_target(op: str, engines: Sequence[EngineEntry], flavour: str, target: str | None) -> list[EngineEntry]:
     """Those of a node's engines that are for the GPU that was asked for; at least one."""
     fitting = [entry for entry in engines if target is None or not entry.targets or target in entry.targets]
-    if not fitting:
+    if target is not None and not fitting:
         raise ExportError(
-            f"{op} has no {flavour} engine for {target}; it has those for {_targets(engines)}: build one for {target}"
+            f"{op} has no {flavour} engine for {target}; it has those for {_targets(engines)}: trt-rewriter build "
+            f"ARTIFACT --backends {flavour} --targets {target.lower()}"
         )
     return fitting
 

@@ -115,14 +115,7 @@ def export_triton(
             names the tensor or the part.
         MissingDependencyError, BackendError: `check`, and tritonclient is not installed, or refuses the settings.
     """
-    if flavour not in BACKENDS:
-        raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
-    if strict and flavour != "python":
-        raise InvalidParameterError(f"strict is for flavour='python', not {flavour!r}: other flavours know no fallback")
-    if threads is not None:
-        _check_threads(threads, flavour)
-    if engine_version is not None and flavour != "tensorrt_plan":
-        raise InvalidParameterError(f"engine_version is for flavour='tensorrt_plan', not {flavour!r}: leave it out")
+    _check_flavour(flavour, strict=strict, threads=threads, engine_version=engine_version)
     loaded = load_artifact(artifact, signature=signature)
     name = checked_name(name, loaded.path)
     root = check_repository(repository, name)
@@ -163,11 +156,22 @@ def export_triton(
     )
 
 
-def _check_threads(threads: int, flavour: str) -> None:
-    if flavour != "python":
+def _check_flavour(flavour: str, *, strict: bool, threads: int | None, engine_version: str | None) -> None:
+    """Refuses an unknown flavour, and options that are for another one.
+
+    Raises:
+        InvalidParameterError: it is such a one.
+    """
+    if flavour not in BACKENDS:
+        raise InvalidParameterError(f"flavour must be one of {', '.join(BACKENDS)}, not {flavour!r}")
+    if strict and flavour != "python":
+        raise InvalidParameterError(f"strict is for flavour='python', not {flavour!r}: other flavours know no fallback")
+    if threads is not None and flavour != "python":
         raise InvalidParameterError(f"threads is for flavour='python', not {flavour!r}: leave it out")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InvalidParameterError(f"threads must be a number from 1, not {threads!r}")
+    if engine_version is not None and flavour != "tensorrt_plan":
+        raise InvalidParameterError(f"engine_version is for flavour='tensorrt_plan', not {flavour!r}: leave it out")
 
 
 def _parameters(artifact: Artifact, *, strict: bool, warmup: bool, threads: int | None) -> dict[str, str]:

@@ -53,13 +53,14 @@ def _loadable(artifact: Artifact) -> list[EngineEntry]:
     if not usable:
         why = f": {artifact.engines[0].problem}" if artifact.engines else ""
         raise InvalidParameterError(
-            f"{artifact.path} has no engine that can be used{why}; build one first, or use flavour='python'"
+            f"{artifact.path} has no engine that can be used{why}; build one first (trt-rewriter build ARTIFACT "
+            "--backends tensorrt), or use flavour='python'"
         )
     plain = [entry for entry in usable if entry.backend == "tensorrt"]
     if not plain:
         raise InvalidParameterError(
             f"the engines of {artifact.path} are of {usable[0].backend}, which Triton's TensorRT backend cannot load: "
-            "build them with backend='tensorrt', or use flavour='python'"
+            "build others (trt-rewriter build ARTIFACT --backends tensorrt), or use flavour='python'"
         )
     return plain
 

@@ -10,10 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from passes import model as models
-from rewriter.artifact import EngineEntry, load_artifact, save_artifact
+from rewriter.artifact import load_artifact, save_artifact
 from rewriter.errors import ArtifactError, ExportError, InvalidParameterError
 from rewriter.export.epcontext import export_epcontext
-from rewriter.export.epcontext.choosing import choose_engines
 from rewriter.export.epcontext.providers import PROVIDERS, Context, context_node, hardware_architecture
 from rewriter.runtime.native import open_native
 
@@ -219,56 +218,6 @@ def test_several_engines(tmp_path):
         export_epcontext(artifact, tmp_path / "third", engine_version="1.4")
 
 
-def fat(*engines):
-    """What is chosen of engines (op, key, version, targets)."""
-    return [
-        EngineEntry(op, key, 1, "0" * 64, "tensorrt_rtx", version, targets) for op, key, version, targets in engines
-    ]
-
-
-A, B = ctx.FIRST, ctx.SECOND
-MERGED = fat(
-    (A, "a89", "1.9", ("SM89",)), (B, "b120", "1.9", ("SM120",)), (A, "a120", "1.9", ("SM120",)),
-    (B, "b89", "1.9", ("SM89",)), (A, "a80", "1.10", ("SM80",)), (B, "b80", "1.10", ("SM80",)),
-    (A, "old", "1.2", ("SM80", "SM89", "SM120")), (B, "old", "1.2", ("SM80", "SM89", "SM120")),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("entries", "options", "keys"),
-    [
-        (MERGED, {}, ["a80", "b80"]),  # 1.10 is newer than 1.9
-        (MERGED, {"target": "sm89"}, ["a89", "b89"]),  # the newest with engines for it
-        (MERGED, {"target": "SM120"}, ["a120", "b120"]),
-        (MERGED, {"engine_version": "1.9"}, ["a89", "b89"]),  # never one for SM89 beside one for SM120
-        (MERGED, {"engine_version": "1.2", "target": "SM80"}, ["old", "old"]),
-        (fat((A, "any", "1", ()), (A, "own", "1", ("SM89",)), (B, "b", "1", ())), {"target": "SM89"}, ["own", "b"]),
-        (fat((A, "any", "1", ()), (A, "own", "1", ("SM89",)), (B, "b", "1", ("SM120",))), {}, ["any", "b"]),
-        (fat((A, "one", "1", ("SM89",)), (A, "more", "1", ("SM80", "SM89")), (B, "b", "1", ("SM80", "SM89"))), {},
-         ["more", "b"]),
-        (fat((A, "a", "2", ("SM89",)), (B, "b", "2", ("SM120",)), (A, "c", "1", ("SM80",)), (B, "d", "1", ("SM80",))),
-         {}, ["c", "d"]),  # those of 2 have no GPU in common
-        (fat((A, "a", "1", ()), (B, "b", "1", ())), {}, ["a", "b"]),
-    ],
-)  # fmt: skip
-def test_engines_are_chosen_for_one_version_and_one_gpu(entries, options, keys):
-    choice = choose_engines({A: "", B: ""}, entries, "tensorrt_rtx", **options)
-    assert [entry.key for entry in choice.engines.values()] == keys
-    assert len({entry.version for entry in choice.engines.values()}) == 1
-
-
-def test_engines_without_a_gpu_in_common_are_refused():
-    entries = fat((A, "a", "1", ("SM89",)), (B, "b", "1", ("SM120",)))
-    with pytest.raises(ExportError, match=rf"no GPU has a tensorrt_rtx engine for every.*\({A}: SM89; {B}: SM120\)"):
-        choose_engines({A: "", B: ""}, entries, "tensorrt_rtx")
-
-
-def test_damaged_engines_of_a_fat_artifact_are_passed_over():
-    torn = [dataclasses.replace(entry, problem="it is torn") if entry.key == "a80" else entry for entry in MERGED]
-    choice = choose_engines({A: "", B: ""}, torn, "tensorrt_rtx")
-    assert [entry.key for entry in choice.engines.values()] == ["a89", "b89"]
-
-
 def test_several_profiles_are_told(tmp_path):
     built = [{"op": ctx.FIRST, "key": "a", "profiles": 2}, {"op": ctx.SECOND, "key": "b"}]
     exported = export_epcontext(ctx.make_artifact(tmp_path, *built), tmp_path / "out")
@@ -280,82 +229,6 @@ def test_wrong_flavour_and_signature(artifact, tmp_path):
         export_epcontext(artifact, tmp_path / "out", flavour="cuda")
     with pytest.raises(InvalidParameterError, match="no signature 'other'"):
         export_epcontext(artifact, tmp_path / "out", signature="other")
-
-
-def changed(change):
-    """The spliced model after `change(proto)`."""
-    model = ctx.spliced()
-    proto = model.copy_proto()
-    change(proto)
-    return models.Model(proto, model.weights)
-
-
-def drop_functions(proto):
-    del proto.functions[:]
-
-
-def rename(proto):
-    proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = proto.graph.node[4].input[1] = "renamed"
-
-
-def forget_type(proto):
-    for function in proto.functions:
-        del function.value_info[:]
-
-
-def make_double(proto):
-    proto.functions[0].value_info[0].type.tensor_type.elem_type = TensorProto.DOUBLE
-
-
-def forbid(proto):
-    proto.graph.node[0].attribute.append(helper.make_attribute("not_runnable", "a fake list"))
-
-
-def lose_attribute(proto):
-    del proto.graph.node[0].attribute[:]
-
-
-def make_native(proto):
-    del proto.graph.node[4], proto.graph.node[0]
-    proto.graph.node[0].input[0], proto.graph.node[-1].output[0] = "x", "y"
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (drop_functions, "lost its function"),
-        (rename, "'renamed' has another name in the engine"),
-        (forget_type, "the type of 'a' is not known"),
-        (make_double, "'a' is double"),
-        (forbid, "must not run as an engine"),
-        (lose_attribute, "lacks the attribute"),
-        (make_native, "no engine node"),
-    ],
-)
-def test_models_that_cannot_be_exported(tmp_path, change, words):
-    artifact = ctx.make_artifact(tmp_path, model=changed(change))
-    with pytest.raises(ExportError, match=words) as caught:
-        export_epcontext(artifact, tmp_path / "out")
-    assert str(artifact) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_parts_in_tensorflow_cannot_be_exported(tmp_path):
-    from passes.island_node import ISLAND_DOMAIN, IslandAttributes, make_island
-
-    source = tmp_path / "saved"
-    source.mkdir()
-    (source / "saved_model.pb").write_bytes(b"x")
-
-    def add(proto):
-        island = make_island("TFIsland_000", ("x",), ("unused",), IslandAttributes(str(source), ("x",), ("o",)))
-        proto.graph.node.append(island)
-        proto.opset_import.add(domain=ISLAND_DOMAIN, version=1)
-
-    artifact = ctx.make_artifact(tmp_path, model=changed(add))
-    with pytest.raises(ExportError, match=r"1 part of the model \(TFIsland_000\) stays in TensorFlow"):
-        export_epcontext(artifact, tmp_path / "out")
 
 
 def test_an_engine_that_is_too_short(tmp_path):
