@@ -5,9 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from rewriter.artifact.paths import checked_path
 from rewriter.errors import InvalidParameterError
+
+
+def shared_path(artifact: object) -> Path:
+    """The artifact's absolute path as it is: a link may lead elsewhere on another node, so none is followed.
+
+    Raises:
+        ArtifactError: no path, or one that the system refuses.
+    """
+    return checked_path(artifact).absolute()
 
 
 def check_amount(name: str, value: object, *, above: bool = False) -> None:

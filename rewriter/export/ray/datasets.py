@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from rewriter.artifact import load_artifact
-from rewriter.artifact.paths import checked_path
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import batch_dimension, largest_batch
-from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range
+from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range, shared_path
 from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 
@@ -66,7 +65,7 @@ def map_batches(
     data = import_ray("ray.data")
     if not isinstance(dataset, data.Dataset):
         raise InvalidParameterError(f"dataset must be a ray.data.Dataset, not a {type(dataset).__name__}")
-    root = checked_path(artifact).resolve()
+    root = shared_path(artifact)
     found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
     signature = found.signature
     reads = named("columns", columns, [spec.name for spec in signature.inputs])

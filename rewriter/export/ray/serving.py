@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.artifact import load_artifact
-from rewriter.artifact.paths import checked_path
 from rewriter.errors import ConversionError, InputError, InvalidParameterError
 from rewriter.export.batching import largest_batch
-from rewriter.export.ray.checks import check_amount, checked_mapping
+from rewriter.export.ray.checks import check_amount, checked_mapping, shared_path
 from rewriter.export.ray.importing import gpus_of_one, import_ray
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
 from rewriter.export.ray.wire import JSON, NPZ, decode, encode, media_type
@@ -71,7 +70,7 @@ def deployment(
         ConverterStateError: no `num_gpus`, and this process is not connected to a cluster that could be asked.
     """
     serve = import_ray("ray.serve")
-    root = checked_path(artifact).resolve()
+    root = shared_path(artifact)
     found = load_artifact(root, check_hashes=False, signature=load_options.get("signature"))
     maximum = largest_batch(found.signature, found.engines, max_batch_size)
     check_amount("batch_wait_timeout_s", batch_wait_timeout_s)

@@ -162,7 +162,11 @@ def test_engines_that_cannot_be_exported(tmp_path):
                 {"flavour": "tensorrt"},
                 r"TRTEngineOp_000 has no tensorrt engine \(it has one of tensorrt_rt",
             ),
-            ([first, second], {"target": "sm120"}, "TRTEngineOp_000 has no tensorrt_rtx engine for SM120.*SM89"),
+            (
+                [first, second],
+                {"target": "sm120"},
+                "TRTEngineOp_000 has no tensorrt_rtx engine for SM120.*SM89.*--targets sm120$",
+            ),
             (
                 [first, second | {"version": "1.4"}],
                 {},

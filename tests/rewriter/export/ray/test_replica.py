@@ -24,7 +24,7 @@ from rewriter.errors import (
     MissingDependencyError,
 )
 from rewriter.export.ray import client, deployment, importing, serving
-from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range
+from rewriter.export.ray.checks import check_amount, checked_mapping, checked_range, shared_path
 from rewriter.export.ray.client import Client, PassingError
 from rewriter.export.ray.datasets import BatchActor
 from rewriter.export.ray.replica import ReplicaCore, ReplicaOptions, checked_load_options
@@ -180,6 +180,15 @@ def test_actors_are_a_number_or_two(value):
     with pytest.raises(InvalidParameterError, match=r"actors must be at least 1, or \(least, most\)"):
         checked_range("actors", value)
     assert (checked_range("actors", 2), checked_range("actors", (1, 3))) == ((2, 2), (1, 3))
+
+
+def test_links_in_the_path_are_kept_for_the_other_nodes(tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "shared").symlink_to(tmp_path / "volume")
+    monkeypatch.chdir(tmp_path)
+    assert shared_path("shared") == tmp_path / "shared"
+    with pytest.raises(ArtifactError, match=r"must be a str or a pathlib.Path, not NoneType"):
+        shared_path(None)
 
 
 def test_mappings_have_known_keys():
