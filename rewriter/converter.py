@@ -255,8 +255,8 @@ class Converter(ConversionViews):
                 each that is to get engines; one function alone serves all of them.
             jobs: engines of a signature that are built at the same time, at most, each in a child process. What
                 comes of it does not depend on it. Default: with TensorRT-RTX as many as there are cores, and memory
-                for; with TensorRT one, for it times kernels on the GPU while it builds. An open `Backend` builds one
-                at a time, unless it is opened with `jobs` of its own.
+                for, up to 8; with TensorRT one, for it times kernels on the GPU while it builds. An open `Backend`
+                builds one at a time, unless it is opened with `jobs` of its own.
 
         Raises:
             ConverterStateError: `convert()` has not run.

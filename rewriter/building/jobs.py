@@ -38,7 +38,8 @@ def default_jobs(flavour: str, tasks: int, weight_bytes: int = 0) -> int:
 
     Rules:
         1. TensorRT times kernels on the GPU while it builds, which another build on the same GPU would disturb: one.
-        2. TensorRT-RTX compiles on the CPU: as many as there are cores for this process, and free memory for.
+        2. TensorRT-RTX compiles on the CPU: as many as there are cores for this process, and free memory for, but no
+           more than `MOST_DEFAULT_JOBS`.
 
     Args:
         flavour: "tensorrt_rtx" or "tensorrt".

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="engines built at the same time, at most (default: with TensorRT-RTX as many as there are cores, and "
-        "memory for; with TensorRT one)",
+        "memory for, up to 8; with TensorRT one)",
     )
     add("--engine-cache-dir", metavar="DIR", help="keep built engines in this folder, and take those that are there")
     add(

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="engines built at the same time, at most (default: with TensorRT-RTX as many as there are cores, and "
-        "memory for; with TensorRT one)",
+        "memory for, up to 8; with TensorRT one)",
     )
     add_conversion_options(parser)
     add_accuracy_options(parser)

@@ -28,7 +28,7 @@ from rewriter.errors import ArtifactError, ConversionError, InvalidParameterErro
 from rewriter.extending.planning import Builders, Planned, Source, Work, not_built, plan, read_source
 from rewriter.extending.profiles import UNKNOWN
 from rewriter.extending.results import AddedEngine, Extended
-from rewriter.extending.targets import asked_targets, check_known, group
+from rewriter.extending.targets import Grouped, asked_targets, check_known, group
 from rewriter.progress import ProgressCallback, Stages, resolve
 from rewriter.runtime.slot_values import StoredEngine
 from rewriter.shapes.sampling import profile_input_fn, shapes_by_signature
@@ -79,7 +79,7 @@ def build_engines(
             signature takes those of its own inputs.
         input_fn: yields such inputs, as `Converter.build` takes it.
         signatures: whose engines to build; default: all.
-        jobs: engines built at the same time, at most; default: what cores and memory allow.
+        jobs: engines built at the same time, at most; default: what cores and memory allow, up to 8.
         engine_cache_dir: folder of the engine cache; None for none.
         engine_cache_max_bytes: its cap; None for 8 GiB.
         progress: as for `Converter`.
@@ -215,8 +215,17 @@ def _plan(
         for backend in backends:
             own = source.artifact.params.get("targets") or ()
             grouped = group(backend, source.lowering.recipe.mode, asked, own, together=together)
+            work.notes += [] if asked else _left_out(backend, own, grouped)
             plan(source, backend, grouped, builders, work, named=len(sources) > 1)
     return work
+
+
+def _left_out(backend: Backend, own: Iterable[str], grouped: Grouped) -> Iterable[str]:
+    """Says for which of the artifact's targets this TensorRT builds nothing, where it builds for some."""
+    served = {target for targets in grouped.groups for target in targets}
+    left = [target for target in own if target not in served]
+    if served and left:
+        yield f"{' '.join(left)}: left out, as {backend.flavour} {backend.version} builds no such engine for it"
 
 
 def _save(root: Path, source: Source, work: Work, builds: Sequence[SegmentBuild]) -> list[AddedEngine]:

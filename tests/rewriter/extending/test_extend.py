@@ -152,6 +152,16 @@ def test_without_targets_the_engines_are_those_of_the_conversion(artifact, rtx):
     assert [item.entry.profiles for item in done.added] == [entry.profiles for entry in converted]
 
 
+def test_targets_of_the_artifact_that_this_version_does_not_know_are_told(artifact, rtx):
+    path = artifact()
+    build_engines(path, targets=["SM120"], backends=[rtx])
+    older = Wrapped(rtx, version="1.2.0", targets=("SM80", "SM89"))
+    done = build_engines(path, backends=[older])
+    assert facts(done.added) == [(op, "SM89") for op in BOTH]
+    assert done.notes == ("SM120: left out, as tensorrt_rtx 1.2.0 builds no such engine for it",)
+    assert build_engines(path, targets=["SM80"], backends=[older]).notes == ()
+
+
 def test_given_shapes_go_before_those_of_the_engines(artifact, rtx):
     path = artifact()
     done = build_engines(path, backends=[rtx], shapes=IMAGE)
