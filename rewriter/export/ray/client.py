@@ -49,10 +49,14 @@ class Client:
         retries: tries after the first one.
         timeout_s: of one try, in seconds.
         pause_s: before the second try, in seconds; doubled with every further one, up to 2.
+        target: what is asked, for messages.
     """
 
-    def __init__(self, send: Send, *, retries: int, timeout_s: float, pause_s: float) -> None:
+    def __init__(
+        self, send: Send, *, retries: int, timeout_s: float, pause_s: float, target: str = "the deployment"
+    ) -> None:
         self._send, self._retries, self._timeout, self._pause = send, retries, timeout_s, pause_s
+        self._target = target
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -79,7 +83,7 @@ class Client:
                     self._reasons[reason] += 1
         self._count("failed")
         raise BackendError(
-            f"the deployment did not answer in {self._retries + 1} tries, last: {reason}; see `serve status`"
+            f"{self._target} did not answer in {self._retries + 1} tries, last: {reason}; see `serve status`"
         )
 
     async def infer_async(self, /, **inputs: Any) -> dict[str, np.ndarray]:
@@ -123,7 +127,8 @@ def client(target: Any, *, retries: int = 8, timeout_s: float = 60.0, pause_s: f
         send = _http(_checked_url(target))
     else:
         send = _handle(_named(target) if isinstance(target, str) else target)
-    return Client(send, retries=retries, timeout_s=timeout_s, pause_s=pause_s)
+    name = target if isinstance(target, str) else "the deployment"
+    return Client(send, retries=retries, timeout_s=timeout_s, pause_s=pause_s, target=name)
 
 
 def _checked_url(url: str) -> str:

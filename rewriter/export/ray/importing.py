@@ -17,7 +17,7 @@ def import_ray(module: str = "ray") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise missing_dependency(f"Ray ({error})", "ray", f"rewriter.export.{module}") from error
+        raise missing_dependency(f"Ray ({error})", "ray", "rewriter.export.ray") from error
 
 
 def gpus_of_one(wanted: float | None) -> float:
