@@ -67,7 +67,7 @@ def ray_python(tmp_path, short_folder):
     if not PYTHON:
         pytest.skip("TRT_REWRITER_RAY_PYTHON names no interpreter that has Ray")
 
-    def run(*arguments, timeout=240):
+    def run(*arguments, timeout=480):
         home, log = tmp_path / "home", tmp_path / "log.txt"
         home.mkdir(exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -93,7 +93,7 @@ def ray_python(tmp_path, short_folder):
 def ray_script(tmp_path, ray_python):
     """Runs a script of this folder with the interpreter that has Ray; returns what it wrote to its last argument."""
 
-    def run(script, *arguments, timeout=240):
+    def run(script, *arguments, timeout=480):
         result = tmp_path / "result.json"
         ray_python(Path(__file__).with_name(script), *arguments, result, timeout=timeout)
         return json.loads(result.read_text())
