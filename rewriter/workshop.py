@@ -166,12 +166,14 @@ class Workshop:
             input_fn = KeptInputs(input_fn, done.source.signature, self._scratch.path)
         input_fns = (*track.input_fns, input_fn)
         observer = Observer(done.model, done.source.signature, input_fns, self.settings.build_strategy)
-        with track.stages.stage("build"):
-            result = self.builder.build(
-                done.model, done.result.plan, observer, track.stages.emit, done.result.lowering, jobs
-            )
-        if self._pool is not None:
-            self._pool.trim()  # the next build may be far away
+        try:
+            with track.stages.stage("build"):
+                result = self.builder.build(
+                    done.model, done.result.plan, observer, track.stages.emit, done.result.lowering, jobs
+                )
+        finally:
+            if self._pool is not None:
+                self._pool.trim()  # the next build may be far away
         conversion = dataclasses.replace(done, result=result)
         return dataclasses.replace(track, conversion=conversion, input_fns=input_fns)
 

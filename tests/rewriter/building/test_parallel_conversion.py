@@ -106,6 +106,19 @@ def test_one_engine_of_several_can_be_cancelled(eager):
         converter.build(samples, jobs=2)
 
 
+def test_a_build_that_is_broken_off_keeps_no_idle_processes(eager):
+    def progress(event):
+        if event.engine is not None and event.engine.finished == 2:
+            raise ZeroDivisionError
+
+    with Converter(model=several_segments(), backend="tensorrt_rtx", targets=["sm89"], progress=progress) as converter:
+        converter.convert()
+        with pytest.raises(ZeroDivisionError):
+            converter.build(samples, jobs=3)
+        assert max(eager) == 3
+        assert len(converter._shop._backend._children) == 1
+
+
 def test_an_open_backend_with_one_process_is_told_about(rtx, caplog):
     with Converter(model=several_segments(), backend=rtx, progress=False) as converter:
         converter.convert()
