@@ -171,7 +171,7 @@ class ReplicaCore:
             outputs = self._function.run(inputs)
         except InputError:
             raise
-        except ConversionError:
+        except Exception:  # also what the package does not expect, as MemoryError
             with self._lock:
                 self._failures += 1
             raise

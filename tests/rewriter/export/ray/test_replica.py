@@ -54,17 +54,17 @@ def test_a_model_without_a_batch_dimension_runs_one_by_one(whole):
     assert "skipped" in core.stats()["warmup"]
 
 
-def test_failures_in_a_row_make_it_unhealthy(rows, monkeypatch):
+@pytest.mark.parametrize("kind", [ConversionError, MemoryError])
+def test_failures_in_a_row_make_it_unhealthy(rows, monkeypatch, kind):
     core = ReplicaCore(ReplicaOptions(str(rows), warmup=False, unhealthy_after=2))
-
-    def fail(inputs):
-        raise ConversionError("no")
-
+    errors = iter([kind, InputError, kind, InputError])  # inputs that do not fit say nothing about the replica
     with monkeypatch.context() as patch:
-        patch.setattr(core._function, "run", fail)
-        core.answer([ones(1)])
-        core.check_health()
-        core.answer([ones(1)])
+        patch.setattr(core._function, "run", mock.Mock(side_effect=errors))
+        for failures in (1, 1, 2):
+            core.check_health()
+            with contextlib.suppress(MemoryError):
+                core.answer([ones(1)])
+            assert core.stats()["failures_in_a_row"] == failures
         with pytest.raises(BackendError, match="the last 2 runs failed"):
             core.check_health()
     core.answer([ones(1)])

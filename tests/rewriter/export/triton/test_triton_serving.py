@@ -100,6 +100,17 @@ def test_requests_get_what_a_call_gives(start, dense):
     assert "float64" in found[1].error.message
 
 
+def test_arrays_are_handed_over_as_triton_reads_them(start, monkeypatch):
+    """It reads memory from the first element on, and knows no tensors without dimensions."""
+    model = start({})
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    monkeypatch.setattr(model._function, "run", lambda inputs: {"turned": turned, "scalar": np.array(7)})
+    (found,) = model.execute([Request(("turned", "scalar"), image=np.zeros((1, 4), np.float32))])
+    assert found.outputs["turned"].flags.c_contiguous
+    np.testing.assert_array_equal(found.outputs["turned"], turned)
+    assert found.outputs["scalar"].tolist() == [7]
+
+
 @pytest.mark.parametrize(
     ("parameters", "groups", "threads"),
     [
