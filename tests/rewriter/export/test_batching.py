@@ -82,7 +82,7 @@ def engine(*maxima, name="x0", values=False, **given):
         ([engine(4), engine(16)], 16),  # one was built at run time for what the other does not take
         ([engine(4), engine(16, targets=("SM120",))], 4),
         ([engine(4, version="10.8.0"), engine(16)], 4),
-        ([engine(4, problem="damaged"), engine(16)], 16),
+        ([engine(16, problem="damaged"), engine(4)], 4),
         ([engine(2, name="inner")], None),
         ([engine(2, values=True)], None),
     ],

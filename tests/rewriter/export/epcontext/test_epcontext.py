@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from passes import model as models
 from rewriter.artifact import load_artifact, save_artifact
 from rewriter.errors import ArtifactError, ExportError, InvalidParameterError
-from rewriter.export.epcontext import export_epcontext
+from rewriter.export.epcontext import export_epcontext, exporting
 from rewriter.export.epcontext.providers import PROVIDERS, Context, context_node, hardware_architecture
 from rewriter.runtime.native import open_native
 
@@ -150,6 +150,13 @@ def test_a_failure_leaves_nothing(artifact, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="No space left on device"):
         export_epcontext(artifact, tmp_path / "deep" / "out")
     assert not (tmp_path / "deep").exists()
+
+
+def test_an_engine_that_changes_while_it_is_copied(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.shutil, "copyfile", lambda source, target: target.write_bytes(b"vtrt" * 99))
+    with pytest.raises(ExportError, match="has changed while it was copied: export it again"):
+        export_epcontext(artifact, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_engines_that_cannot_be_exported(tmp_path):

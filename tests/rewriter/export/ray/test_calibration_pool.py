@@ -192,6 +192,18 @@ def test_actors_that_die_before_they_are_ready_are_given_up():
     assert len(ray.actors) == TRIES
 
 
+def test_an_actor_that_gets_ready_makes_earlier_deaths_forgotten():
+    loads = iter(["die"] * (TRIES - 1) + [None] + ["die"] * (TRIES - 1) + [None])
+    counts = iter(["die"])
+
+    def outcome(actor, method, arguments):
+        return next(loads) if method == "load" else next(counts, rows_of(*arguments))
+
+    ray = FakeRay(outcome)
+    run(ray, 1)
+    assert len(ray.actors) == 2 * TRIES
+
+
 def test_what_load_raises_is_raised():
     ray = FakeRay(lambda actor, method, arguments: RayTaskError(ConversionError("no ONNX Runtime here")))
     with pytest.raises(ConversionError, match="no ONNX Runtime here"):

@@ -11,7 +11,7 @@ from passes.segments import TensorSpec
 from rewriter import load
 from rewriter.artifact import ArtifactPart, load_artifact, save_artifact
 from rewriter.errors import ArtifactError, InvalidParameterError
-from rewriter.export.triton import contents, export_triton
+from rewriter.export.triton import contents, export_triton, repository
 from rewriter.export.triton.config import config_text, shape_notes
 from rewriter.export.triton.kserve import service_name
 from rewriter.export.triton.plans import plan_content
@@ -85,6 +85,21 @@ def test_a_failure_changes_nothing(dense, tmp_path, monkeypatch, existing):
     with pytest.raises(ArtifactError, match=r"cannot write the model repository .*No space"):
         export_triton(dense, tmp_path / "repo")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_settings_that_cannot_be_written_take_their_version_with_them(dense, tmp_path, monkeypatch, existing):
+    if existing:
+        export_triton(dense, tmp_path / "repo")
+    before = tree(tmp_path)
+
+    def fail(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository, "_write_text", fail)
+    with pytest.raises(ArtifactError, match=r"cannot write the model repository .*No space"):
+        export_triton(dense, tmp_path / "repo", max_batch_size=4)
+    assert [path for path in tree(tmp_path) if not path.endswith(".old")] == before
 
 
 def test_onnxruntime_flavour_is_complete_in_itself(with_engines, tmp_path):
