@@ -26,7 +26,7 @@ def bfloat16_to_float32(graph_def: Any) -> bool:
     for function in graph_def.library.function:
         made = [n.name for n in function.node_def if _sees_bytes(n, library) and BFLOAT16 in node_dtypes(n, library)[1]]
         found |= _rewrite(function.node_def, library, in_function=True)
-        for key, source in function.ret.items():
+        for key, source in list(function.ret.items()):  # writing reorders protobuf's map
             function.ret[key] = _after_cast(source, made)
         for argument in [*function.signature.input_arg, *function.signature.output_arg]:
             if argument.type == BFLOAT16:

@@ -162,7 +162,7 @@ def _rename_results(function: Any, engines: set[str]) -> None:
 
     for node in function.node_def:
         node.input[:] = [renamed(reference) for reference in node.input]
-    for key, reference in function.ret.items():
+    for key, reference in list(function.ret.items()):  # writing reorders protobuf's map
         function.ret[key] = renamed(reference)
 
 
