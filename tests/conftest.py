@@ -1,8 +1,11 @@
 """One skip rule for what a machine lacks, and TensorFlow kept quiet."""
 
+import importlib
 import importlib.util
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,17 @@ def pytest_collection_modifyitems(items):
         for marker, (present, reason) in NEEDS.items():
             if not present and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def benchmark_module():
+    """Imports a module of benchmarks/ by name; they import each other, so that their folder is on the path."""
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

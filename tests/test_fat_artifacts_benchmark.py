@@ -1,41 +1,27 @@
 """The parts of `benchmarks/fat_artifacts.py` that need no GPU: models, cases, what is wanted of them, tables."""
 
-import importlib
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
 ALL = ("SM80", "SM86", "SM89", "SM120", "together", "narrow", "other", "own")
 
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
+def script(benchmark_module):
+    return benchmark_module("fat_artifacts")
 
 
 @pytest.fixture(scope="module")
-def script(module):
-    return module("fat_artifacts")
+def work(benchmark_module):
+    return benchmark_module("_fat_artifacts_work")
 
 
 @pytest.fixture(scope="module")
-def work(module):
-    return module("_fat_artifacts_work")
-
-
-@pytest.fixture(scope="module")
-def models(module):
-    return module("_fat_artifacts_models")
+def models(benchmark_module):
+    return benchmark_module("_fat_artifacts_models")
 
 
 @pytest.mark.parametrize("name", ["conv_small", "bert_small"])

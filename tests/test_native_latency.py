@@ -1,34 +1,19 @@
 """What native_latency.py and load_time.py of benchmarks/ do besides measuring: amounts, verdicts, tables, charts."""
 
-import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
+
+@pytest.fixture(scope="module")
+def latency(benchmark_module):
+    return benchmark_module("native_latency")
 
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
-
-
-@pytest.fixture(scope="module")
-def latency(module):
-    return module("native_latency")
-
-
-@pytest.fixture(scope="module")
-def loading(module):
-    return module("load_time")
+def loading(benchmark_module):
+    return benchmark_module("load_time")
 
 
 def ratio(middle, low=None, high=None):
@@ -75,9 +60,9 @@ def test_long_and_short_calls_are_told_only_where_there_are_any(latency):
 
 
 @pytest.mark.parametrize("script", ["native_latency", "load_time"])
-def test_a_model_that_the_zoo_lacks_is_told_before_anything_is_run(module, capsys, script):
+def test_a_model_that_the_zoo_lacks_is_told_before_anything_is_run(benchmark_module, capsys, script):
     with pytest.raises(SystemExit) as caught:
-        module(script).main(["--only", "lstm", "nope"])
+        benchmark_module(script).main(["--only", "lstm", "nope"])
     assert caught.value.code == 2
     assert "error: no model nope in the zoo; there are: ResNet50, " in capsys.readouterr().err
 
@@ -106,8 +91,8 @@ def test_how_much_is_timed(latency, longest, expected):
     assert latency.amounts(longest, arguments) == expected
 
 
-def test_samples_of_a_batch(module):
-    of_batch = module("_zoo_artifacts").of_batch
+def test_samples_of_a_batch(benchmark_module):
+    of_batch = benchmark_module("_zoo_artifacts").of_batch
     sample = {"x": np.arange(6).reshape(2, 3), "steps": np.int32(4), "table": np.zeros((1, 5))}
     found = of_batch(sample, 3)
     np.testing.assert_array_equal(found["x"], [[0, 1, 2], [3, 4, 5], [0, 1, 2]])

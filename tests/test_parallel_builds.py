@@ -1,6 +1,5 @@
 """The parts of `benchmarks/parallel_builds.py` that build nothing: tables, verdict, options, models, memory."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -27,18 +26,8 @@ print(json.dumps(watch.told()))
 
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
-
-
-@pytest.fixture(scope="module")
-def script(module):
-    return module("parallel_builds")
+def script(benchmark_module):
+    return benchmark_module("parallel_builds")
 
 
 def row(kind, jobs, seconds, sha256="a", **more):
@@ -105,8 +94,8 @@ def test_options_that_measure_nothing_are_refused(script, words, capsys):
 
 
 @pytest.mark.parametrize(("kind", "size", "nodes"), [("blocks", 2, 11), ("weights", 1, 4)])
-def test_a_chain_has_an_operator_between_its_segments_that_tensorrt_has_not(module, kind, size, nodes):
-    model = module("_parallel_builds_work").chain(kind, 3, size)
+def test_a_chain_has_an_operator_between_its_segments_that_tensorrt_has_not(benchmark_module, kind, size, nodes):
+    model = benchmark_module("_parallel_builds_work").chain(kind, 3, size)
     onnx.checker.check_model(model)
     assert len(model.graph.node) == 3 * nodes
     assert [node.domain for node in model.graph.node].count("ai.onnx.ml") == 3

@@ -1,29 +1,14 @@
 """The parts of the precision table on a GPU that need no GPU: judgement, tables, what travels."""
 
-import importlib
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
-
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
-
-
-@pytest.fixture(scope="module")
-def report(module):
-    return module("_precision_report")
+def report(benchmark_module):
+    return benchmark_module("_precision_report")
 
 
 FACTS = {"built_coverage": 1.0, "not_built": [], "native": [], "notes": ["INT8: Conv stays in FP16"]}
@@ -141,16 +126,16 @@ def test_ranges_are_counted_not_listed(report):
     assert report.telling(notes) == ["INT8: Conv stays", "2 trained ranges were made symmetric"]
 
 
-def test_calls_between_two_stats(module):
+def test_calls_between_two_stats(benchmark_module):
     before = {"calls": 3, "engine_calls": 3, "graph_launches": 0, "fallbacks": {"a": 1}}
     after = {"calls": 9, "engine_calls": 8, "graph_launches": 5, "fallbacks": {"a": 1, "b": 2}, "no_graph": {"c": 1}}
-    assert module("precision_gpu").grown(before, after) == {
+    assert benchmark_module("precision_gpu").grown(before, after) == {
         "calls": 6, "engine calls": 5, "launches": 5, "fallbacks": {"b": 2}, "no_graph": {"c": 1}, "no_plan": {},
     }  # fmt: skip
 
 
-def test_images_that_came_out_otherwise_are_refused(module, tmp_path):
-    carry = module("_precision_carry")
+def test_images_that_came_out_otherwise_are_refused(benchmark_module, tmp_path):
+    carry = benchmark_module("_precision_carry")
     images = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
     np.savez(tmp_path / "digits.npz", images=images, sha256=np.array("0" * 64))
     with pytest.raises(carry.DrawnOtherwiseError, match="--images"):
@@ -160,13 +145,13 @@ def test_images_that_came_out_otherwise_are_refused(module, tmp_path):
         np.testing.assert_array_equal(carry.test_images(tmp_path), images.astype(np.float32) / 255)
 
 
-def test_an_artifact_that_is_not_there_is_made_only_when_asked(module, tmp_path):
-    carry = module("_precision_carry")
+def test_an_artifact_that_is_not_there_is_made_only_when_asked(benchmark_module, tmp_path):
+    carry = benchmark_module("_precision_carry")
     with pytest.raises(carry.NotReadyError, match="cnn in INT8"):
         carry.ready(tmp_path, "cnn", "INT8", make=False)
 
 
-def test_only_built_engines_count_as_arithmetic(module):
-    carry = module("_precision_carry")
+def test_only_built_engines_count_as_arithmetic(benchmark_module):
+    carry = benchmark_module("_precision_carry")
     assert carry.arithmetic_text({"arithmetic": {"FP16": 34, "other": 3, "INT8": 2}}) == "FP16 34, INT8 2"
     assert carry.arithmetic_text({"arithmetic": {}}) == "no engine"

@@ -1,27 +1,12 @@
 """The parts of `benchmarks/rivals.py` that need no GPU, torch or JAX: a model's steps, the plan, the runner, tables."""
 
-import importlib
 import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 def model_of(nodes, inputs, outputs, **weights):
@@ -33,8 +18,8 @@ def model_of(nodes, inputs, outputs, **weights):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def test_shape_arithmetic_is_folded_for_fixed_shapes(module):
-    graph = module("_rivals_graph")
+def test_shape_arithmetic_is_folded_for_fixed_shapes(benchmark_module):
+    graph = benchmark_module("_rivals_graph")
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["rows"], axis=0),
@@ -49,8 +34,8 @@ def test_shape_arithmetic_is_folded_for_fixed_shapes(module):
     assert (program.inputs, program.outputs, dict(program.weights)) == (("x",), ("y",), {})
 
 
-def test_static_operands_become_arguments_and_padding_is_written_out(module):
-    graph = module("_rivals_graph")
+def test_static_operands_become_arguments_and_padding_is_written_out(benchmark_module):
+    graph = benchmark_module("_rivals_graph")
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["c"], strides=[2, 2], auto_pad="SAME_UPPER"),
         helper.make_node("Clip", ["c", "", "six"], ["k"]),
@@ -77,15 +62,15 @@ def test_static_operands_become_arguments_and_padding_is_written_out(module):
     assert set(program.weights) == {"kernel"}
 
 
-def test_a_node_without_a_step_is_named(module):
-    graph = module("_rivals_graph")
+def test_a_node_without_a_step_is_named(benchmark_module):
+    graph = benchmark_module("_rivals_graph")
     model = model_of([helper.make_node("Det", ["x"], ["y"], name="odd")], {"x": (TensorProto.FLOAT, [2, 2])}, ["y"])
     with pytest.raises(graph.UnknownOperatorError, match="no step for Det \\('odd'\\)"):
         graph.program_of(graph.fixed(model, {"x": (2, 2)}))
 
 
-def test_half_clips_what_float16_cannot_hold_and_keeps_the_ends_float32(module):
-    graph = module("_rivals_graph")
+def test_half_clips_what_float16_cannot_hold_and_keeps_the_ends_float32(benchmark_module):
+    graph = benchmark_module("_rivals_graph")
     nodes = [
         helper.make_node("Cast", ["mask"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["real", "low"], ["shift"]),
@@ -111,8 +96,8 @@ def told(rivals, tmp_path, *hows):
     }  # fmt: skip
 
 
-def test_what_raises_crashes_or_hangs_costs_its_own_row(module, tmp_path):
-    rivals, rows = module("rivals"), []
+def test_what_raises_crashes_or_hangs_costs_its_own_row(benchmark_module, tmp_path):
+    rivals, rows = benchmark_module("rivals"), []
     group = told(rivals, tmp_path, "good", "raise", "exit", "hang", "good")
     rivals.run_groups([group], 1, time.perf_counter() + 60, rows.extend)
     found = {row["place"]: row for row in rows}
@@ -124,8 +109,8 @@ def test_what_raises_crashes_or_hangs_costs_its_own_row(module, tmp_path):
     assert {row["model"] for row in rows} == {"unet"}
 
 
-def test_a_process_that_never_starts_fails_all_its_cases_at_once(module, tmp_path):
-    rivals, rows, starts = module("rivals"), [], []
+def test_a_process_that_never_starts_fails_all_its_cases_at_once(benchmark_module, tmp_path):
+    rivals, rows, starts = benchmark_module("rivals"), [], []
 
     def run(group, seconds):
         starts.append(len(group["cases"]))
@@ -136,14 +121,14 @@ def test_a_process_that_never_starts_fails_all_its_cases_at_once(module, tmp_pat
     assert [row["failed"] for row in rows] == ["exit status 1: no such package"] * 2
 
 
-def test_nothing_is_begun_when_the_time_is_over(module, tmp_path):
-    rivals, rows = module("rivals"), []
+def test_nothing_is_begun_when_the_time_is_over(benchmark_module, tmp_path):
+    rivals, rows = benchmark_module("rivals"), []
     rivals.run_groups([told(rivals, tmp_path, "good")], 1, time.perf_counter(), rows.extend, None)
     assert [row["failed"] for row in rows] == ["not begun: the time for all was over"]
 
 
-def test_the_plan_covers_every_system_and_each_case_has_its_own_place(module, tmp_path):
-    rivals = module("rivals")
+def test_the_plan_covers_every_system_and_each_case_has_its_own_place(benchmark_module, tmp_path):
+    rivals = benchmark_module("rivals")
     options = rivals._parse([str(tmp_path)])
     groups = rivals.timed_groups(options)
     assert {group["work"] for group in groups} == {
@@ -163,8 +148,8 @@ def test_the_plan_covers_every_system_and_each_case_has_its_own_place(module, tm
     json.dumps(groups)
 
 
-def test_calls_are_timed_in_rounds_and_slow_ones_less_often(module):
-    workers = module("_rivals_workers")
+def test_calls_are_timed_in_rounds_and_slow_ones_less_often(benchmark_module):
+    workers = benchmark_module("_rivals_workers")
     calls = []
     found = workers.timed(lambda: calls.append(1), lambda: None, workers.Timing(calls=50, warmup=5, seconds=10.0))
     assert found["calls"] == 50
@@ -175,8 +160,8 @@ def test_calls_are_timed_in_rounds_and_slow_ones_less_often(module):
     assert workers.timed(calls.clear, calls.clear, workers.Timing(calls=0, warmup=0, seconds=1.0)) == {}
 
 
-def test_rows_of_an_earlier_run_stay_unless_they_are_measured_again(module, tmp_path):
-    rivals, kept = module("rivals"), module("_rivals_kept")
+def test_rows_of_an_earlier_run_stay_unless_they_are_measured_again(benchmark_module, tmp_path):
+    rivals, kept = benchmark_module("rivals"), benchmark_module("_rivals_kept")
     earlier = {
         "question": rivals.QUESTION, "environment": {"date": "yesterday"},
         "rows": [
@@ -206,16 +191,16 @@ def test_rows_of_an_earlier_run_stay_unless_they_are_measured_again(module, tmp_
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"question": "another"}'])
-def test_what_cannot_be_merged_is_told_at_once(module, tmp_path, text):
-    rivals, path = module("rivals"), tmp_path / "earlier.json"
+def test_what_cannot_be_merged_is_told_at_once(benchmark_module, tmp_path, text):
+    rivals, path = benchmark_module("rivals"), tmp_path / "earlier.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(SystemExit, match=r"^Error: --merge .*earlier\.json (cannot be read|was not written)"):
-        module("_rivals_kept").Kept(rivals._parse([str(tmp_path), "--merge", str(path)]), rivals.QUESTION, ())
+        benchmark_module("_rivals_kept").Kept(rivals._parse([str(tmp_path), "--merge", str(path)]), rivals.QUESTION, ())
 
 
-def test_max_autotune_is_compiled_before_anything_is_timed(module, tmp_path):
-    rivals = module("rivals")
+def test_max_autotune_is_compiled_before_anything_is_timed(benchmark_module, tmp_path):
+    rivals = benchmark_module("rivals")
     options = rivals._parse([str(tmp_path), "--parts", "jax", "max_autotune"])
     prepared, timed = (make(options) for make in (rivals.compile_groups, rivals.timed_groups))
     for groups in (prepared, timed):
@@ -259,8 +244,8 @@ DOCUMENT = {
 }  # fmt: skip
 
 
-def test_the_tables_tell_figures_ratios_verdicts_and_failures(module):
-    text = module("rivals").render(DOCUMENT)
+def test_the_tables_tell_figures_ratios_verdicts_and_failures(benchmark_module):
+    text = benchmark_module("rivals").render(DOCUMENT)
     assert "### U-Net of a test" in text
     assert "| torch compile: 1.50" in text
     assert "| JAX: 0.50" in text
@@ -274,10 +259,10 @@ def test_the_tables_tell_figures_ratios_verdicts_and_failures(module):
     assert "trt-rewriter bench x" in text
 
 
-def test_merged_runs_are_told(module):
+def test_merged_runs_are_told(benchmark_module):
     more = {"merged": [{"environment": {"date": "2026-01-02 03:04"}}], "options": {"parts": ["jax", "chain"]}}
     assert (
-        module("rivals")
+        benchmark_module("rivals")
         .render(DOCUMENT | more)
         .startswith(
             "The last run measured again: jax, chain; rows that it did not make are those of 2026-01-02 03:04 UTC."
@@ -285,8 +270,8 @@ def test_merged_runs_are_told(module):
     )
 
 
-def test_facts_and_charts_come_from_the_same_rows(module):
-    rivals = module("rivals")
+def test_facts_and_charts_come_from_the_same_rows(benchmark_module):
+    rivals = benchmark_module("rivals")
     facts = rivals.facts(DOCUMENT)
     assert (facts["fp16_cells"], facts["fp16_faster"]) == ("2", "1")
     assert (facts["fp16_least"], facts["fp16_most"], facts["chain_ratio"]) == ("0.50", "1.50", "0.60")
@@ -300,7 +285,7 @@ def test_facts_and_charts_come_from_the_same_rows(module):
     assert rivals.facts({"models": {}, "rows": []}) == {}
 
 
-def test_others_are_shown_at_their_best_and_their_cases_are_counted(module):
+def test_others_are_shown_at_their_best_and_their_cases_are_counted(benchmark_module):
     rows = [
         speed("ours", "FP16", 1, 100.0), speed("ORT, graph", "FP16", 1, 300.0),
         speed("ORT NHWC, graph", "FP16", 1, 200.0), speed("torch compile", "FP16", 1, 90.0),
@@ -308,7 +293,7 @@ def test_others_are_shown_at_their_best_and_their_cases_are_counted(module):
         speed("ORT", "FP16", 8, 400.0), speed("ORT NHWC", "FP16", 8, 500.0),
         speed("JAX", "FP16", 8, 1.0, difference=float("nan")),
     ]  # fmt: skip
-    rivals, document = module("rivals"), {"models": {}, "rows": rows}
+    rivals, document = benchmark_module("rivals"), {"models": {}, "rows": rows}
     charts = rivals.plots(document)
     assert charts["fp16_batch1"].series["ORT, graph (best layout)"] == [200.0]
     assert charts["fp16_batch1"].series["torch compile (best mode)"] == [80.0]
@@ -331,28 +316,28 @@ def test_others_are_shown_at_their_best_and_their_cases_are_counted(module):
         (0.3, "3.0e-01 (!)", "differs by more than 0.1"),
     ],
 )
-def test_a_result_that_is_far_off_is_marked_and_told(module, difference, shown, why):
+def test_a_result_that_is_far_off_is_marked_and_told(benchmark_module, difference, shown, why):
     rows = [speed("ours", "FP8", 1, 9.0), speed("ours", "FP8", 8, 9.0, difference=difference)]
-    text = module("rivals").render({"models": {}, "rows": rows})
+    text = benchmark_module("rivals").render({"models": {}, "rows": rows})
     assert shown in text
     assert "| speed | unet FP8 ours | 8     | " + why in text
-    assert "Without figures" not in module("rivals").render({"models": {}, "rows": rows[:1]})
+    assert "Without figures" not in benchmark_module("rivals").render({"models": {}, "rows": rows[:1]})
 
 
-def test_what_has_no_batch_has_an_empty_cell(module):
+def test_what_has_no_batch_has_an_empty_cell(benchmark_module):
     row = {"part": "smoke", "model": "unet", "failed": "not begun"}
-    text = module("rivals").render({"models": {}, "rows": [row, row]})
+    text = benchmark_module("rivals").render({"models": {}, "rows": [row, row]})
     assert "| smoke | unet |       | not begun |" in text
 
 
-def test_each_table_stands_once(module):
-    headings = [line for line in module("rivals").render(DOCUMENT).splitlines() if line.startswith("### ")]
+def test_each_table_stands_once(benchmark_module):
+    headings = [line for line in benchmark_module("rivals").render(DOCUMENT).splitlines() if line.startswith("### ")]
     assert len(set(headings)) == len(headings)
 
 
-def test_the_models_have_inputs_that_differ_and_repeat(module):
-    models = module("_rivals_models")
-    rivals = module("rivals")
+def test_the_models_have_inputs_that_differ_and_repeat(benchmark_module):
+    models = benchmark_module("_rivals_models")
+    rivals = benchmark_module("rivals")
     assert {*rivals.MODELS, *rivals.TRANSPOSED} == set(models.MODELS) == set(models.ABOUT)
     for name in models.MODELS:
         one, again, other = (models.feeds_of(name, 1, number) for number in (1, 1, 2))
@@ -362,8 +347,8 @@ def test_the_models_have_inputs_that_differ_and_repeat(module):
         assert any(not np.array_equal(one[key], other[key]) for key in one)
 
 
-def test_transposes_inside_functions_and_branches_are_counted(module, tmp_path):
-    ours = module("_rivals_ours")
+def test_transposes_inside_functions_and_branches_are_counted(benchmark_module, tmp_path):
+    ours = benchmark_module("_rivals_ours")
     turn = helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0])
     model = model_of([turn], {"x": (TensorProto.FLOAT, [2, 2])}, ["y"])
     body = helper.make_graph([turn], "b", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])

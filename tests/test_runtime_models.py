@@ -1,26 +1,11 @@
 """The parts of the runtime's benchmarks that need no GPU: skeletons, filled models, comparisons, timing."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 def model_of(*weights):
@@ -35,8 +20,8 @@ def arrays_of(proto):
     return {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
 
 
-def test_a_skeleton_is_small_and_filled_again_to_the_same_weights(module):
-    skeleton = module("_skeleton")
+def test_a_skeleton_is_small_and_filled_again_to_the_same_weights(benchmark_module):
+    skeleton = benchmark_module("_skeleton")
     kernel, dense = skeleton.seeded(1, (3, 3, 64, 64)), skeleton.seeded(2, (256, 128))
     scales = np.linspace(0.5, 2, 64, dtype=np.float32).reshape(64, 1, 1, 1)
     small = np.arange(12, dtype=np.float32)
@@ -50,24 +35,24 @@ def test_a_skeleton_is_small_and_filled_again_to_the_same_weights(module):
         np.testing.assert_allclose(filled[name], array, rtol=1e-5)
 
 
-def test_a_large_weight_of_no_seed_stays_and_is_told(module):
-    skeleton = module("_skeleton")
+def test_a_large_weight_of_no_seed_stays_and_is_told(benchmark_module):
+    skeleton = benchmark_module("_skeleton")
     trained = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
     made, strangers = skeleton.strip(model_of(trained), {1: (200, 100)})
     assert strangers == ["w0"]
     np.testing.assert_array_equal(arrays_of(skeleton.fill(made))["w0"], trained)
 
 
-def test_values_of_another_generator_are_noticed(module, monkeypatch):
-    skeleton = module("_skeleton")
+def test_values_of_another_generator_are_noticed(benchmark_module, monkeypatch):
+    skeleton = benchmark_module("_skeleton")
     made, _ = skeleton.strip(model_of(skeleton.seeded(5, (128, 256))), {5: (128, 256)})
     monkeypatch.setattr(skeleton, "seeded", lambda seed, shape: np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="w0 came out otherwise"):
         skeleton.fill(made)
 
 
-def test_the_chain_travels_and_is_cut_in_alternating_pieces(module, tmp_path):
-    models = module("runtime_models")
+def test_the_chain_travels_and_is_cut_in_alternating_pieces(benchmark_module, tmp_path):
+    models = benchmark_module("runtime_models")
     row = models.make("chain7", tmp_path)
     assert row["skeleton MB"] < 0.1
     path = models.filled("chain7", tmp_path)
@@ -82,8 +67,8 @@ def test_the_chain_travels_and_is_cut_in_alternating_pieces(module, tmp_path):
     assert "15|" not in pattern
 
 
-def test_inputs_depend_on_their_number_alone(module):
-    models = module("runtime_models")
+def test_inputs_depend_on_their_number_alone(benchmark_module):
+    models = benchmark_module("runtime_models")
     for name in models.MODELS:
         case = models.MODELS[name].checks[0]
         first, again, other = (models.feeds_of(name, case, number) for number in (1, 1, 2))
@@ -91,8 +76,8 @@ def test_inputs_depend_on_their_number_alone(module):
         assert not all(np.array_equal(first[key], other[key]) for key in first)
 
 
-def test_boxes_are_compared_where_both_runs_selected_them(module):
-    bench = module("_runtime_bench")
+def test_boxes_are_compared_where_both_runs_selected_them(benchmark_module):
+    bench = benchmark_module("_runtime_bench")
     boxes = np.arange(12 * 4, dtype=np.float32).reshape(1, 12, 4)
     expected = {
         "detection_boxes": boxes,
@@ -108,8 +93,8 @@ def test_boxes_are_compared_where_both_runs_selected_them(module):
     assert bench.compare(moved, expected)["max"] == pytest.approx(0.1)
 
 
-def test_arrays_are_compared_by_their_largest_and_their_mean_difference(module):
-    bench = module("_runtime_bench")
+def test_arrays_are_compared_by_their_largest_and_their_mean_difference(benchmark_module):
+    bench = benchmark_module("_runtime_bench")
     expected = {"y": np.array([3.0, 4.0])}
     found = bench.compare({"y": np.array([3.0, 4.4])}, expected)
     assert found["max"] == pytest.approx(0.1)
@@ -118,8 +103,8 @@ def test_arrays_are_compared_by_their_largest_and_their_mean_difference(module):
     assert bench.compare({"y": np.zeros(3)}, expected)["max"] == math.inf
 
 
-def test_every_system_is_timed_in_turns(module):
-    bench = module("_runtime_bench")
+def test_every_system_is_timed_in_turns(benchmark_module):
+    bench = benchmark_module("_runtime_bench")
     calls = {"a": 0, "b": 0}
 
     def count(name):
@@ -130,8 +115,8 @@ def test_every_system_is_timed_in_turns(module):
     assert all(0 < row["p10"] <= row["us"] <= row["p90"] for row in times.values())
 
 
-def test_an_experiment_that_fails_or_hangs_is_told(module, tmp_path):
-    bench = module("_runtime_bench")
+def test_an_experiment_that_fails_or_hangs_is_told(benchmark_module, tmp_path):
+    bench = benchmark_module("_runtime_bench")
     script = tmp_path / "script.py"
     script.write_text(
         "import json, sys, time\n"
@@ -151,8 +136,8 @@ def test_an_experiment_that_fails_or_hangs_is_told(module, tmp_path):
     assert "it broke" in (tmp_path / "out.json").read_text()
 
 
-def test_missing_figures_are_neither_met_nor_missed(module):
-    speed = module("runtime_speed")
+def test_missing_figures_are_neither_met_nor_missed(benchmark_module):
+    speed = benchmark_module("runtime_speed")
     rows = [
         {"model": "chain7", "system": "ours, graph", "batch": 8, "us": 450.0, "stream us": 440.0},
         {"model": "chain1", "system": "ours, graph", "batch": 8, "us": 360.0, "stream us": 350.0},
@@ -162,8 +147,8 @@ def test_missing_figures_are_neither_met_nor_missed(module):
     assert verdicts["7 steps / single ORT session"] == "?"
 
 
-def test_a_half_precision_rival_computes_the_same_network(module):
-    rivals = module("_runtime_rivals")
+def test_a_half_precision_rival_computes_the_same_network(benchmark_module):
+    rivals = benchmark_module("_runtime_rivals")
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), "w")
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
     ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", d])] for n, d in (("x", 4), ("y", 3))]

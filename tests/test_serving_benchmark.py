@@ -1,6 +1,5 @@
 """What serving.py of benchmarks/ does besides measuring: tables, facts, verdicts, loops of clients, its protocol."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,28 +13,18 @@ BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
 
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
+def serving(benchmark_module):
+    return benchmark_module("serving")
 
 
 @pytest.fixture(scope="module")
-def serving(module):
-    return module("serving")
+def report(benchmark_module):
+    return benchmark_module("_serving_report")
 
 
 @pytest.fixture(scope="module")
-def report(module):
-    return module("_serving_report")
-
-
-@pytest.fixture(scope="module")
-def loops(module):
-    return module("_serving_loops")
+def loops(benchmark_module):
+    return benchmark_module("_serving_loops")
 
 
 def spread(middle):
@@ -253,7 +242,7 @@ def test_without_both_environments_nothing_is_measured(serving, monkeypatch, cap
     assert "there is no such file" in capsys.readouterr().err
 
 
-def test_the_softmax_of_random_weights_is_cut_off(serving, module):
+def test_the_softmax_of_random_weights_is_cut_off(serving, benchmark_module):
     from onnx import checker, parser
 
     proto = parser.parse_model(

@@ -1,16 +1,12 @@
 """Real networks in every precision, built by real TensorRT-RTX and emulated; larger: benchmarks/precision_table.py."""
 
-import importlib
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rewriter import Converter, PrecisionOptions, load
 
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
 #: Mode -> (precision mode, options, largest rms difference from native, relative to the rms of the output). Random
 #: weights amplify rounding, so these bounds tell broken from sound; trained networks are judged by the benchmark.
 MODES = {
@@ -20,7 +16,7 @@ MODES = {
     "FP8": ("FP8", {}, 4e-1),
     "INT4": ("FP16", {"int4_block": 16}, 3e-1),
 }
-#: Name -> (module, builder, arguments) of benchmarks/, at sizes that a test can afford.
+#: Name -> (benchmark_module, builder, arguments) of benchmarks/, at sizes that a test can afford.
 NETWORKS = {
     "ResNet50": ("_zoo_keras", "application", ("ResNet50", 64)),
     "MobileNetV3Small": ("_zoo_keras", "application", ("MobileNetV3Small", 64)),
@@ -29,16 +25,6 @@ NETWORKS = {
     "lstm": ("_zoo_keras", "recurrent", ("lstm",)),
     "unet": ("_zoo_keras", "unet", ()),
 }
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 def exported(model):
@@ -83,10 +69,10 @@ def check(rtx, proto, samples, mode, folder, *, trained=False):
 @pytest.mark.tensorflow
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_in_every_precision(module, rtx, tmp_path, name):
+def test_a_network_in_every_precision(benchmark_module, rtx, tmp_path, name):
     home, builder, arguments = NETWORKS[name]
-    zoo = module("zoo")
-    network = getattr(module(home), builder)(zoo.Job(name, tmp_path), *arguments)
+    zoo = benchmark_module("zoo")
+    network = getattr(benchmark_module(home), builder)(zoo.Job(name, tmp_path), *arguments)
     proto, samples = exported(network.model), [dict(sample) for sample in network.samples]
     sizes = {}
     for mode in MODES:

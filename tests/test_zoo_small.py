@@ -1,30 +1,14 @@
 """The small models of the zoo, whole way, in the test suite; all of them: benchmarks/convert_zoo.py."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of benchmarks/ by name."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 @pytest.mark.tensorflow
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", ["multi_io", "cond", "while_loop", "gather_mix", "bilstm"])
-def test_converts_and_computes_what_tensorflow_computes(module, tmp_path, name):
-    zoo, convert_zoo = module("zoo"), module("convert_zoo")
+def test_converts_and_computes_what_tensorflow_computes(benchmark_module, tmp_path, name):
+    zoo, convert_zoo = benchmark_module("zoo"), benchmark_module("convert_zoo")
     result = convert_zoo.examine(zoo.load(name, tmp_path), tmp_path)
     assert result["status"] == "ok", result
     assert result["native_without_reason"] == []
@@ -41,18 +25,18 @@ def test_converts_and_computes_what_tensorflow_computes(module, tmp_path, name):
         ({"spread": 0.0}, "degenerate model"),
     ],
 )
-def test_the_status_names_what_is_wrong(module, change, status):
+def test_the_status_names_what_is_wrong(benchmark_module, change, status):
     good = {"max_rel_diff": 1e-6, "tolerance": 1e-5, "native_without_reason": [], "spread": 0.5}
-    assert module("convert_zoo").judge({**good, **change}) == status
+    assert benchmark_module("convert_zoo").judge({**good, **change}) == status
 
 
-def test_an_unknown_model_is_named_with_the_known_ones(module, tmp_path):
+def test_an_unknown_model_is_named_with_the_known_ones(benchmark_module, tmp_path):
     with pytest.raises(KeyError, match="no model 'resnet' in the zoo; there are: ResNet50"):
-        module("zoo").load("resnet", tmp_path)
+        benchmark_module("zoo").load("resnet", tmp_path)
 
 
-def test_a_package_that_is_not_installed_is_told_with_its_install_line(module):
-    zoo = module("zoo")
+def test_a_package_that_is_not_installed_is_told_with_its_install_line(benchmark_module):
+    zoo = benchmark_module("zoo")
     with pytest.raises(zoo.UnavailableError, match=r"no_such_package is not installed \(pip install it\)"):
         zoo.package_file("no_such_package", "*.h5", "pip install it")
 
@@ -71,5 +55,5 @@ def test_a_package_that_is_not_installed_is_told_with_its_install_line(module):
         (["a"], ["b"], np.inf),
     ],
 )
-def test_relative_difference(module, actual, reference, expected):
-    assert module("_common").relative_difference(actual, reference) == expected
+def test_relative_difference(benchmark_module, actual, reference, expected):
+    assert benchmark_module("_common").relative_difference(actual, reference) == expected

@@ -257,6 +257,12 @@ def entry_to_json(entry: EngineEntry) -> dict[str, Any]:
     }
 
 
+def entry_summary(entry: EngineEntry) -> dict[str, Any]:
+    """What tells an engine from others, as the commands that add engines print it with `--json`."""
+    told = {"op": entry.op, "key": entry.key, "backend": entry.backend, "version": entry.version}
+    return {**told, "targets": list(entry.targets), "size": entry.size}
+
+
 def profile_to_json(profile: Profile) -> dict[str, Any]:
     """The JSON form of an optimization profile (also that of the node attribute `profiles`)."""
     return {

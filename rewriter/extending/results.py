@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rewriter.artifact.manifest import EngineEntry
+from rewriter.artifact.manifest import EngineEntry, entry_summary
 
 __all__ = ["AddedEngine", "Extended", "MissingEngine"]
 
@@ -27,17 +27,7 @@ class AddedEngine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `trt-rewriter build --json` prints it."""
-        entry = self.entry
-        return {
-            "signature": self.signature,
-            "op": entry.op,
-            "key": entry.key,
-            "backend": entry.backend,
-            "version": entry.version,
-            "targets": list(entry.targets),
-            "size": entry.size,
-            "seconds": self.seconds,
-        }
+        return {"signature": self.signature, **entry_summary(self.entry), "seconds": self.seconds}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from passes.engine_node import EngineAttributes, engine_nodes, read_attributes, 
 from passes.island_node import island_nodes, read_island
 from passes.model import Model
 from rewriter.artifact import Artifact, ArtifactPart, EngineEntry, check_output, load_artifact, save_artifact
-from rewriter.artifact.manifest import hash_file, profile_to_json
+from rewriter.artifact.manifest import entry_summary, hash_file, profile_to_json
 from rewriter.artifact.manifest_json import manifest_from_json
 from rewriter.artifact.paths import checked_path
 from rewriter.artifact.reading import read_manifest
@@ -43,18 +43,8 @@ class MergedEngine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `trt-rewriter merge --json` prints it."""
-        entry = self.entry
-        return {
-            "signature": self.signature,
-            "op": entry.op,
-            "key": entry.key,
-            "backend": entry.backend,
-            "version": entry.version,
-            "targets": list(entry.targets),
-            "size": entry.size,
-            "source": str(self.source),
-            **({"problem": entry.problem} if entry.problem else {}),
-        }
+        problem = {"problem": self.entry.problem} if self.entry.problem else {}
+        return {"signature": self.signature, **entry_summary(self.entry), "source": str(self.source), **problem}
 
 
 @dataclasses.dataclass(frozen=True)
