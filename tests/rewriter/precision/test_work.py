@@ -54,6 +54,8 @@ def test_what_is_no_model(tmp_path):
 @pytest.mark.rtx
 @pytest.mark.parametrize("mode", ["INT8", "FP8"])
 def test_artifacts_and_models_give_what_a_converter_asks_for(net, tmp_path, rtx, mode):
+    if rtx.version.startswith("1.4.") and mode == "INT8":
+        pytest.skip("TensorRT-RTX 1.4 has no INT8 convolution, so nothing of this network is calibrated")
     onnx.save(net, tmp_path / "net.onnx")
     options = {"model": str(tmp_path / "net.onnx"), "minimum_segment_size": 1, "backend": rtx}
     with Converter(**options, precision_mode=mode) as converter:
