@@ -222,12 +222,14 @@ def _handle(handle: Any) -> Send:
     )  # fmt: skip
 
     def send(inputs: Mapping[str, Any], timeout: float) -> Mapping[str, np.ndarray]:
+        response = None
         try:
             with _ROUTING:
                 response = handle.infer.remote(dict(inputs))
             found: Mapping[str, np.ndarray] = response.result(timeout_s=timeout)
         except TimeoutError as error:  # Ray's and Serve's are such, too
-            response.cancel()  # or what nobody waits for any more piles up at the replica
+            if response is not None:
+                response.cancel()  # or what nobody waits for any more piles up at the replica
             raise PassingError(type(error).__name__) from error
         except passing as error:
             raise PassingError(type(error).__name__) from error
